@@ -1,0 +1,154 @@
+"""One tap of a peer against truth and control: present → shape → dtype → finite → values.
+
+The statistic is a ratio per token: ‖peer − truth‖ / ‖control − truth‖, where truth is the float64 oracle and control
+is the same mathematics in the peer's own precision. 1 means: as far from the truth as this precision has to be. The
+denominator is never below u · ‖truth‖ (u: the unit roundoff), because no array of that type can promise to be closer.
+Ratios to a same-precision control are known practice: FlashAttention's tests, PyTorch's `same`, AWS Neuron and Huawei
+CANN judge accelerators this way. A NaN fails: it is looked for first, and every test is written so that it fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t5g2ref.numerics import unit_roundoff
+from t5g2ref.taps import Tap
+
+FAULTS = ("missing", "shape", "dtype", "nan", "values", "mask")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found at one tap of one call.
+
+    Args:
+        status: "pass", or the first of FAULTS that applies.
+        worst, median, p99: of the per-token ratios over valid tokens; NaN when values were not reached.
+        token: index of the worst token along the tap's token axes.
+        peer_error: that token's ‖peer − truth‖ / ‖truth‖; control_error likewise, after the floor.
+        tokens: how many valid tokens were compared.
+        detail: for a fault: expected and found, in words.
+    """
+
+    tap: str
+    call: int
+    status: str
+    worst: float = float("nan")
+    median: float = float("nan")
+    p99: float = float("nan")
+    token: tuple[int, ...] = ()
+    peer_error: float = float("nan")
+    control_error: float = float("nan")
+    tokens: int = 0
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "pass"
+
+
+def examine(
+    tap: Tap,
+    call: int,
+    peer: Any,
+    truth: np.ndarray[Any, Any],
+    controls: list[np.ndarray[Any, Any]],
+    valid: np.ndarray[Any, Any] | None,
+    *,
+    dtype: str,
+    limit: float,
+) -> Finding:
+    """Judge one tap.
+
+    Args:
+        peer: the peer's array, or None when it showed none.
+        truth: the float64 oracle's array.
+        controls: arrays of legal runs in the peer's precision; the largest of their errors is the yardstick.
+        valid: bool over the tap's token axes, False on padding; None for all.
+        dtype: the peer's precision.
+        limit: the largest ratio that passes.
+    """
+
+    def fault(status: str, detail: str) -> Finding:
+        return Finding(tap.name, call, status, detail=detail)
+
+    if peer is None:
+        return fault("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
+    if tuple(peer.shape) != tuple(truth.shape):
+        return fault("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
+    if str(peer.dtype) != ("bool" if tap.exact else dtype):
+        return fault("dtype", f"expected {'bool' if tap.exact else dtype}, found {peer.dtype}")
+    keep = np.ones([truth.shape[a] for a in tap.token_axes], bool) if valid is None else valid
+    if not keep.any():
+        return fault("missing", "no valid token to compare: an empty comparison is not a pass")
+    if tap.exact:
+        return _exact(tap, call, _tokens(tap, peer, keep), _tokens(tap, truth, keep), keep)
+    if not np.isfinite(peer).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(peer))[0])
+        return fault("nan", f"expected finite numbers, found {peer[where]} at {where}")
+    return _values(tap, call, peer, truth, controls, keep, dtype, limit)
+
+
+def _tokens(tap: Tap, array: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(valid tokens, features), in the array's own dtype."""
+    axes = tap.token_axes
+    moved = np.moveaxis(array, axes, range(len(axes)))
+    return moved[keep].reshape(int(keep.sum()), -1)
+
+
+def _exact(
+    tap: Tap, call: int, peer: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]
+) -> Finding:
+    wrong = (peer != truth).sum(axis=1)
+    worst = int(wrong.argmax())
+    token = tuple(int(i) for i in np.argwhere(keep)[worst])
+    if not wrong.any():
+        return Finding(tap.name, call, "pass", 0.0, 0.0, 0.0, token, 0.0, 0.0, len(wrong))
+    extra = int((peer[worst] & ~truth[worst]).sum())
+    detail = (
+        f"query {token}: {int(wrong[worst])} keys differ from the rule ({extra} too many, {int(wrong[worst]) - extra} "
+        f"too few); {int((wrong > 0).sum())} of {len(wrong)} queries are wrong"
+    )
+    return Finding(tap.name, call, "mask", token=token, tokens=len(wrong), detail=detail)
+
+
+def _values(
+    tap: Tap,
+    call: int,
+    peer: np.ndarray[Any, Any],
+    truth: np.ndarray[Any, Any],
+    controls: list[np.ndarray[Any, Any]],
+    keep: np.ndarray[Any, Any],
+    dtype: str,
+    limit: float,
+) -> Finding:
+    exact = _tokens(tap, truth, keep)
+    norm = _norms(exact)
+    error = _norms(_tokens(tap, peer, keep) - exact)
+    yardstick = np.max([_norms(_tokens(tap, control, keep) - exact) for control in controls], axis=0)
+    typical = np.median(np.divide(yardstick, norm, out=np.zeros_like(norm), where=norm > 0))
+    yardstick = np.maximum(yardstick, max(float(typical), unit_roundoff(dtype)) * norm)
+    ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
+    worst = int(ratio.argmax())
+    scale = norm[worst] or 1.0
+    passed = bool((ratio <= limit).all())  # a NaN compares false, and so fails
+    return Finding(
+        tap.name,
+        call,
+        "pass" if passed else "values",
+        float(ratio[worst]),
+        float(np.median(ratio)),
+        float(np.quantile(ratio, 0.99)),
+        tuple(int(i) for i in np.argwhere(keep)[worst]) if keep.ndim else (),
+        float(error[worst] / scale),
+        float(yardstick[worst] / scale),
+        len(ratio),
+        "" if passed else f"worst token is {ratio[worst]:.3g} times the control's error",
+    )
+
+
+def _norms(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.sqrt(np.einsum("tf,tf->t", rows, rows, dtype=np.float64))

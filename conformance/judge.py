@@ -1,0 +1,142 @@
+"""The judgement of one peer on one case: both anchors, every tap, and who is to blame.
+
+Local: after each tap is judged, all of our runs go on with the peer's own value, so a fault lights the row where it
+happens and no other. Cumulative: everyone starts from the ids; judged along the residual stream, where an error that
+no single operation owns up to would show.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conformance.cases import Case, Run
+from conformance.compare import Finding, examine
+from conformance.dump import Dump
+from conformance.lockstep import walk
+from conformance.oracle import models, program
+from conformance.peers import Peer, Target
+from t5g2ref import taps
+from t5g2ref.model import T5Gemma2
+from t5g2ref.taps import Tap
+
+LIMITS = {"local": 8.0, "cumulative": 8.0}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One peer on one case.
+
+    Args:
+        local, cumulative: findings in the order of the computation.
+        error: why the peer could not be judged (it raised); then there are no findings.
+        seconds: peer and reference, for the report.
+    """
+
+    peer: str
+    case: str
+    local: list[Finding] = field(default_factory=list)
+    cumulative: list[Finding] = field(default_factory=list)
+    error: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def culprit(self) -> Finding | None:
+        """The first failing local tap; the first failing cumulative one when every operation is right by itself."""
+        return next((f for f in (*self.local, *self.cumulative) if not f.passed), None)
+
+    @property
+    def passed(self) -> bool:
+        return not self.error and bool(self.local) and self.culprit is None
+
+    def worst(self, anchor: str = "local") -> Finding | None:
+        """The finding with the largest ratio; a fault without a ratio counts as the largest."""
+        found: list[Finding] = getattr(self, anchor)
+        return max(found, key=lambda f: (not f.passed, np.nan_to_num(f.worst, nan=np.inf)), default=None)
+
+
+def judge(peer: Peer, target: Target, case: Case, progress: Progress = lambda _: None) -> Judgement:
+    """Run `case` on an opened peer and on the reference, and compare. A peer that raises is reported, not passed."""
+    with Dump() as dump:
+        began = time.perf_counter()
+        progress(f"{case.name}: {peer.name}")
+        try:
+            peer.run(case, dump)
+        except Exception as error:  # whatever a foreign program raises is a finding, not our crash
+            return Judgement(peer.name, case.name, error=f"{type(error).__name__}: {error}")
+        ran = time.perf_counter()
+        ours = models(target.config, target.weights, case, peer.dtype)  # type: ignore[arg-type]
+        progress(f"{case.name}: local anchor of {peer.name}")
+        local = _Comparison(target, case, dump, peer.dtype, local=True).findings(ours)
+        progress(f"{case.name}: cumulative anchor of {peer.name}")
+        whole = _Comparison(target, case, dump, peer.dtype, local=False).findings(ours)
+    seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
+    return Judgement(peer.name, case.name, local, whole, seconds=seconds)
+
+
+class _Comparison:
+    """Meets truth and controls at each tap and compares the peer's value there."""
+
+    def __init__(self, target: Target, case: Case, dump: Dump, dtype: str, *, local: bool) -> None:
+        self._dump, self._dtype, self._local = dump, dtype, local
+        self._case = case
+        self._plan = list(_plan(target, case))
+        self._found: dict[tuple[int, str], Finding] = {}
+        self._rows = {call: (run, bounds) for call, run, bounds in _calls(case)}
+        self._taps = {(call, tap.name): tap for call, tap in self._plan}
+
+    def findings(self, ours: list[T5Gemma2]) -> list[Finding]:
+        walk(ours, program(self._case), self._meet)
+        judged = [(call, tap) for call, tap in self._plan if self._local or tap.spine]
+        unmet = [(call, tap.name) for call, tap in judged if (call, tap.name) not in self._found]
+        if unmet or not judged:
+            raise RuntimeError(f"the reference never came by {len(unmet)} declared taps, first {unmet[:1]}")
+        return [self._found[call, tap.name] for call, tap in judged]
+
+    def _meet(self, call: int, name: str, values: list[Any]) -> list[Any]:
+        tap = self._taps[call, name]
+        if not self._local and not tap.spine:
+            return values
+        given = self._dump.get(call, name)
+        truth, *controls = values
+        limit = LIMITS["local" if self._local else "cumulative"]
+        valid = self._valid(call, tap, truth)
+        finding = examine(tap, call, given, truth, controls, valid, dtype=self._dtype, limit=limit)
+        self._found[call, name] = finding
+        usable = self._local and finding.status in ("pass", "values") and not tap.exact
+        return [np.asarray(given, value.dtype) for value in values] if usable else values
+
+    def _valid(self, call: int, tap: Tap, truth: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """bool over the tap's token axes, from the padding that the case laid down."""
+        run, (first, last) = self._rows[call]
+        if tap.rows == "all":
+            return None
+        if tap.rows == "encoder":
+            return run.encoder_valid
+        held = run.decoder_valid[:, :last]
+        return held[:, first:] if tap.rows == "decoder" else held[:, last - truth.shape[2] :]
+
+
+def _calls(case: Case) -> list[tuple[int, Run, tuple[int, int]]]:
+    numbered, call = [], 0
+    for run in case.runs:
+        for bounds in run.bounds:
+            numbered.append((call, run, bounds))
+            call += 1
+    return numbered
+
+
+def _plan(target: Target, case: Case) -> list[tuple[int, Tap]]:
+    plan = []
+    for call, run, (first, _) in _calls(case):
+        images = run.pixel_values is not None
+        for tap in taps.table(target.config, images=images, task=case.task, loss=run.labels is not None):
+            if first == 0 or not tap.first_call:
+                plan.append((call, tap))
+    return plan

@@ -1,0 +1,64 @@
+"""t5g2ref: every component of T5Gemma 2 from scratch, in NumPy on the CPU or CuPy on the GPU.
+
+    import t5g2ref
+    model = t5g2ref.load(t5g2ref.bundled("tiny"))
+    output = model([[5, 17, 42]], [[5, 8]])
+    output.logits  # (1, 2, vocabulary), float64
+
+This is a reference: it is written to be read and to be right. Shapes are given in letters, everywhere the same:
+
+    B batch          D hidden width        N query heads     I images
+    S keys           H head dimension      K kv heads        P patches of an image
+    T queries        F feed-forward width  G = N / K         M tokens of an image
+    V vocabulary     C classes             W sliding window
+
+Lengths that differ between the stacks are S_enc (encoder) and T (decoder). `conformance`, beside this package, holds
+other implementations against it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.model import Encoded, Output, T5Gemma2
+from t5g2ref.numerics import EXACT, SDPA, DType, Numerics
+from t5g2ref.weights import WeightsError
+from t5g2ref.weights import load as load_weights
+
+__version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Encoded",
+    "Numerics",
+    "Output",
+    "T5Gemma2",
+    "WeightsError",
+    "bundled",
+    "load",
+    "preset",
+]
+
+
+def load(folder: str | Path, dtype: DType = "float64") -> T5Gemma2:
+    """The model of a checkpoint folder (config.json and safetensors, in either layout).
+
+    Args:
+        folder: see `weights.load`; nothing is downloaded and no code of the folder is run.
+        dtype: "float64" is the oracle; "float32" does what an implementation in float32 does.
+
+    Raises:
+        ConfigError, WeightsError: naming the field or the tensor, what was expected and found, and what to do.
+    """
+    config, weights = load_weights(folder, dtype)
+    return T5Gemma2(config, weights, Numerics(dtype, EXACT if dtype == "float64" else SDPA))
+
+
+def bundled(name: str = "tiny") -> Path:
+    """Folder of a checkpoint that comes with the package: "tiny" or "tiny-even"."""
+    folder = Path(__file__).parent / "checkpoints" / name
+    if not (folder / "config.json").is_file():
+        there = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+        raise ValueError(f"no bundled checkpoint is called {name!r}; there are: {', '.join(there)}")
+    return folder

@@ -1,0 +1,203 @@
+"""Attention: the encoder's, and the decoder's merged self- and cross-attention.
+
+`attend` is the one softmax of both. It works in blocks of queries: for each block it takes the keys that the band
+can reach, so a sliding layer costs O(S · W) and memory is bounded at any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from t5g2ref.cache import KeyValue
+from t5g2ref.config import TextConfig
+from t5g2ref.masks import EVERYTHING, Band
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.ops import masked_softmax, rms_norm, softcap
+from t5g2ref.rope import rotate
+from t5g2ref.trace import OFF, Trace
+
+BLOCK_ROWS = 128
+BLOCK_SCORES = 1 << 24  # elements of one block of scores: 128 MiB in float64
+
+
+@dataclass(frozen=True)
+class Source:
+    """One group of keys under the softmax.
+
+    Args:
+        kv: keys and values (B, K, S, H) with the absolute position of the first.
+        valid: bool (B, S), False for padding; None when nothing is padded.
+        band: which of them a query may see by position.
+    """
+
+    kv: KeyValue
+    valid: Array | None = None
+    band: Band = EVERYTHING
+
+    def block(self, nx: Numerics, first: int, last: int) -> tuple[Array, Array, Array]:
+        """keys, values (B, K, s, H) and allowed (B or 1, rows, s) for the queries first … last."""
+        low, high = self.band.span(first, last, self.kv.start + self.kv.length)
+        low = max(low, self.kv.start)
+        allowed = self.band.allows(nx.xp.arange(first, last + 1), nx.xp.arange(low, high))[None]
+        a, b = low - self.kv.start, high - self.kv.start
+        if self.valid is not None:
+            allowed = allowed & self.valid[:, None, a:b]
+        return self.kv.keys[:, :, a:b], self.kv.values[:, :, a:b], allowed
+
+
+def attend(
+    nx: Numerics,
+    q: Array,
+    sources: Sequence[Source],
+    *,
+    scale: float,
+    cap: float | None = None,
+    start: int = 0,
+    rows: int | None = None,
+) -> Array:
+    """One softmax over the keys of all sources, in order.
+
+    Shapes: q (B, N, T, H), keys and values (B, K, S, H) with N a multiple of K → (B, N, T, H). Query head h reads
+    kv head h // (N / K). `start` is the absolute position of the first query; `rows` the queries in a block.
+    """
+    batch, heads, length, _ = q.shape
+    keys = sum(source.kv.length for source in sources)
+    rows = rows or max(1, min(BLOCK_ROWS, BLOCK_SCORES // max(1, batch * heads * keys)))
+    out = nx.xp.empty(q.shape, dtype=q.dtype)
+    for t in range(0, length, rows):
+        block = q[:, :, t : t + rows]
+        first, last = start + t, start + t + block.shape[2] - 1
+        parts = [source.block(nx, first, last) for source in sources]
+        out[:, :, t : t + rows] = _block(nx, block, *_joined(nx, parts), scale, cap)
+    return out
+
+
+def _joined(nx: Numerics, parts: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Keys, values and allowed of all sources side by side. For one block this copies less than it multiplies."""
+    if len(parts) == 1:
+        return parts[0]
+    keys, values, allowed = zip(*parts, strict=True)
+    xp, batch = nx.xp, max(a.shape[0] for a in allowed)
+    allowed = [xp.broadcast_to(a, (batch, *a.shape[1:])) for a in allowed]
+    return xp.concatenate(keys, 2), xp.concatenate(values, 2), xp.concatenate(allowed, 2)
+
+
+def _block(nx: Numerics, q: Array, k: Array, v: Array, allowed: Array, scale: float, cap: float | None) -> Array:
+    """softmax(q kᵀ · scale) v for one block. The G = N / K query heads of a kv head are stacked as rows of one
+    product, so that keys are never repeated."""
+    batch, heads, rows, width = q.shape
+    kv_heads = k.shape[1]
+    stacked = q.reshape(batch, kv_heads, -1, width)  # (B, K, G·rows, H)
+    scores = _scores(nx, stacked, k, scale, cap)
+    scores = scores.reshape(batch, kv_heads, heads // kv_heads, rows, k.shape[2])
+    weights = masked_softmax(nx, scores, allowed[:, None, None])
+    out = nx.matmul(weights.reshape(batch, kv_heads, -1, k.shape[2]), v)
+    return out.reshape(batch, heads, rows, v.shape[-1])
+
+
+def _scores(nx: Numerics, q: Array, k: Array, scale: float, cap: float | None) -> Array:
+    """q kᵀ · scale with its softcap: rounded at each step on the unfused path, kept wide on the fused one."""
+    k = k.swapaxes(-1, -2)
+    if nx.profile.round_scores:
+        return softcap(nx, nx.mul(nx.matmul(q, k), scale), cap)
+    scores = nx.xp.matmul(nx.wide(q), nx.wide(k)) * scale
+    return scores if cap is None else cap * nx.xp.tanh(scores / cap)
+
+
+def dense_mask(nx: Numerics, sources: Sequence[Source], start: int, length: int) -> Array:
+    """bool (B or 1, T, S): what the rules allow, written out over all keys of all sources. For taps only."""
+    first, last, xp = start, start + length - 1, nx.xp
+    dense = []
+    for source in sources:
+        positions = xp.arange(source.kv.start, source.kv.start + source.kv.length)
+        allowed = source.band.allows(xp.arange(first, last + 1), positions)[None]
+        allowed = allowed if source.valid is None else allowed & source.valid[:, None]
+        dense.append(xp.broadcast_to(allowed, (source.kv.keys.shape[0], *allowed.shape[1:])))
+    return xp.concatenate(dense, axis=2)
+
+
+def split_heads(x: Array, head_dim: int) -> Array:
+    """(B, T, N·H) → (B, N, T, H)."""
+    return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)
+
+
+def merge_heads(x: Array) -> Array:
+    """(B, N, T, H) → (B, T, N·H)."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def project(
+    nx: Numerics, w: Any, config: TextConfig, x: Array, rope: tuple[Array, Array], trace: Trace
+) -> tuple[Array, Array, Array]:
+    """Queries (B, N, T, H), keys and values (B, K, T, H) of the rows x (B, T, D): project, norm each head of q and
+    k over head_dim, then turn by RoPE."""
+    width, eps = config.head_dim, config.rms_norm_eps
+    q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight)), width)
+    k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight)), width)
+    v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight)), width)
+    q = trace("q_norm", rms_norm(nx, q, w.q_norm.weight, eps))
+    k = trace("k_norm", rms_norm(nx, k, w.k_norm.weight, eps))
+    return trace("q_rope", rotate(nx, q, *rope)), trace("k_rope", rotate(nx, k, *rope)), v
+
+
+def project_cross(nx: Numerics, w: Any, config: TextConfig, encoded: Array, trace: Trace = OFF) -> KeyValue:
+    """Keys and values (B, K, S_enc, H) of the encoder's output (B, S_enc, D), by the decoder layer's own k_proj,
+    v_proj and k_norm. Cross keys get no RoPE."""
+    k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight)), config.head_dim)
+    v = split_heads(trace("cross_v_proj", nx.linear(encoded, w.v_proj.weight)), config.head_dim)
+    return KeyValue(trace("cross_k_norm", rms_norm(nx, k, w.k_norm.weight, config.rms_norm_eps)), v)
+
+
+def self_attention(
+    nx: Numerics,
+    w: Any,
+    config: TextConfig,
+    x: Array,
+    rope: tuple[Array, Array],
+    band: Band,
+    valid: Array | None,
+    trace: Trace = OFF,
+) -> Array:
+    """The encoder's attention: x (B, S, D) → (B, S, D), every query sees the keys of its band that are not padding."""
+    q, k, v = project(nx, w, config, x, rope, trace)
+    sources = [Source(KeyValue(k, v), valid, band)]
+    trace.lazy("mask", lambda: dense_mask(nx, sources, 0, x.shape[1]))
+    return _attended(nx, w, config, q, sources, 0, trace)
+
+
+def merged_attention(
+    nx: Numerics,
+    w: Any,
+    config: TextConfig,
+    x: Array,
+    rope: tuple[Array, Array],
+    own: Source,
+    cross: Source,
+    trace: Trace = OFF,
+) -> tuple[Array, KeyValue]:
+    """The decoder's attention: one softmax over [own past and present ‖ encoder], own keys first.
+
+    Shapes: x (B, T, D) → (B, T, D) and the own keys and values (B, K, past + T, H). `own.kv` holds the past,
+    `own.valid` covers past and present. Queries carry RoPE for both halves, cross keys carry none.
+    """
+    q, k, v = project(nx, w, config, x, rope, trace)
+    start = own.kv.start + own.kv.length
+    present = own.kv.extended(nx, k, v)
+    keys, values = trace("keys", present.keys), trace("values", present.values)
+    present = KeyValue(keys, values, present.start)
+    past_valid = None if own.valid is None else own.valid[:, present.start :]
+    crossed = KeyValue(trace("cross_keys", cross.kv.keys), trace("cross_values", cross.kv.values))
+    sources = [Source(present, past_valid, own.band), Source(crossed, cross.valid, cross.band)]
+    trace.lazy("mask", lambda: dense_mask(nx, sources, start, x.shape[1]))
+    return _attended(nx, w, config, q, sources, start, trace), present
+
+
+def _attended(
+    nx: Numerics, w: Any, config: TextConfig, q: Array, sources: list[Source], start: int, trace: Trace
+) -> Array:
+    scale = config.query_pre_attn_scalar**-0.5
+    out = attend(nx, q, sources, scale=scale, cap=config.attn_logit_softcapping, start=start)
+    out = trace("attention", merge_heads(out))
+    return trace("o_proj", nx.linear(out, w.o_proj.weight))

@@ -1,0 +1,104 @@
+"""Typed access to the objects of a `config.json`, whose every refusal names the field by its dotted path."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 1 << 20
+MAX_SIZE = (1 << 31) - 1
+ABSENT: Any = object()
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be computed: names the field, the value found and what to do."""
+
+
+def refuse(field: str, found: object, expected: str, remedy: str) -> ConfigError:
+    """Return the error for one field; `field` is its full dotted path in config.json."""
+    shown = repr(found)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ConfigError(f"{field} is {shown}, expected {expected}; {remedy}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One JSON object of the file and its dotted path; the accessors check the type and nothing else."""
+
+    raw: Mapping[str, Any]
+    where: str
+
+    def path(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+    def has(self, name: str) -> bool:
+        """True where the field is there and not null: transformers writes null for what is unset."""
+        return self.raw.get(name) is not None
+
+    def section(self, name: str) -> Section:
+        value = self._value(name, ABSENT, "a JSON object")
+        if not isinstance(value, Mapping):
+            raise refuse(self.path(name), value, "a JSON object", "give the nested part of the released config")
+        return Section(value, self.path(name))
+
+    def integer(self, name: str, default: int = ABSENT) -> int:
+        value = self._value(name, default, "an integer")
+        if type(value) is not int or abs(value) > MAX_SIZE:  # bool is an int to isinstance
+            raise refuse(self.path(name), value, "an integer below 2**31", "write one plain JSON integer")
+        return value
+
+    def number(self, name: str, default: float = ABSENT) -> float:
+        value = self._value(name, default, "a number")
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # false for NaN as well
+            raise refuse(self.path(name), value, "a finite number", "write one plain JSON number")
+        return float(value)
+
+    def fixed(self, name: str, only: object, remedy: str) -> None:
+        """Refuse the field where it is present with another value than the one that is implemented."""
+        if name in self.raw and (self.raw[name] != only or type(self.raw[name]) is not type(only)):
+            raise refuse(self.path(name), self.raw[name], repr(only), remedy)
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        value = self.raw.get(name)
+        if value is not None and value not in allowed:
+            raise refuse(self.path(name), value, "null or one of " + ", ".join(allowed), "use one of these")
+        return value
+
+    def _value(self, name: str, default: Any, expected: str) -> Any:
+        value = self.raw.get(name, default)
+        if value is ABSENT:
+            raise ConfigError(f"{self.path(name)} is missing, expected {expected}; add it to config.json")
+        return value
+
+
+def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """`json`'s object_pairs_hook, with a ValueError for a repeated key: readers differ in which one wins."""
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"the key {key!r} appears twice in one object")
+        out[key] = value
+    return out
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object of a config.json, by its path or its folder's; ConfigError for anything else."""
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; give a checkpoint folder or the path of its config.json")
+    with file.open("rb") as handle:
+        data = handle.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; a config.json has a few thousand")
+    try:
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: not JSON: {error}; download config.json again") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: holds a JSON {type(raw).__name__}, expected an object; download it again")
+    return raw

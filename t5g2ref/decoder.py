@@ -1,0 +1,88 @@
+"""The decoder: causal layers whose self- and cross-attention are one merged softmax, over an explicit cache.
+
+`start` projects the encoder's output once and returns an empty cache; `decode` consumes any number of new positions
+and returns their hidden states with the advanced cache. One call with all positions, one call a position, and any
+split between give the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t5g2ref.attention import Source, merged_attention, project_cross
+from t5g2ref.cache import Cache, KeyValue
+from t5g2ref.config import TextConfig
+from t5g2ref.masks import decoder_band
+from t5g2ref.mlp import feed_forward
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.ops import rms_norm
+from t5g2ref.rope import rope_tables
+from t5g2ref.trace import OFF, Trace
+
+
+def start(
+    nx: Numerics, w: Any, config: TextConfig, encoded: Array, valid: Array | None = None, trace: Trace = OFF
+) -> Cache:
+    """The cache before the first position: encoded (B, S_enc, D), valid bool (B, S_enc) or None for no padding."""
+    xp, batch = nx.xp, encoded.shape[0]
+    cross = tuple(
+        project_cross(nx, layer.self_attn, config, encoded, trace.at(f"layers.{i}.self_attn"))
+        for i, layer in enumerate(w.layers)
+    )
+    none = xp.zeros((batch, config.num_key_value_heads, 0, config.head_dim), dtype=encoded.dtype)
+    valid = xp.ones(encoded.shape[:2], dtype=bool) if valid is None else valid
+    return Cache(
+        own=tuple(KeyValue(none, none) for _ in w.layers),
+        cross=cross,
+        valid=xp.ones((batch, 0), dtype=bool),
+        cross_valid=valid,
+    )
+
+
+def decode(
+    nx: Numerics,
+    w: Any,
+    config: TextConfig,
+    embedded: Array,
+    positions: Array,
+    cache: Cache,
+    valid: Array | None = None,
+    trace: Trace = OFF,
+) -> tuple[Array, Cache]:
+    """New positions through the stack.
+
+    Shapes: embedded (B, T, D), positions (B, T), valid bool (B, T) or None → hidden states (B, T, D) after the last
+    norm, and the cache that the next call needs.
+    """
+    xp = nx.xp
+    new = xp.ones(embedded.shape[:2], dtype=bool) if valid is None else valid
+    seen = xp.concatenate([cache.valid, new], axis=1)
+    x = trace("inputs_embeds", embedded)
+    rope = rope_tables(nx, config, positions, trace)
+    kept = []
+    for i, (layer, kind) in enumerate(zip(w.layers, config.layer_types, strict=True)):
+        own = Source(cache.own[i], seen, decoder_band(config, kind))
+        cross = Source(cache.cross[i], cache.cross_valid)
+        x, present = _layer(nx, layer, config, x, rope[kind], own, cross, trace.at(f"layers.{i}"))
+        x = trace(f"layers.{i}", x)
+        window = config.window(kind)
+        kept.append(present.last(None if window is None else window - 1))
+    hidden = trace("norm", rms_norm(nx, x, w.norm.weight, config.rms_norm_eps))
+    return hidden, cache.advanced(kept, seen)
+
+
+def _layer(
+    nx: Numerics,
+    w: Any,
+    config: TextConfig,
+    x: Array,
+    rope: tuple[Array, Array],
+    own: Source,
+    cross: Source,
+    trace: Trace,
+) -> tuple[Array, KeyValue]:
+    eps = config.rms_norm_eps
+    y = trace("pre_self_attn_layernorm", rms_norm(nx, x, w.pre_self_attn_layernorm.weight, eps))
+    y, present = merged_attention(nx, w.self_attn, config, y, rope, own, cross, trace.at("self_attn"))
+    y = trace("post_self_attn_layernorm", rms_norm(nx, y, w.post_self_attn_layernorm.weight, eps))
+    return feed_forward(nx, w, config, nx.add(x, y), trace), present

@@ -1,0 +1,49 @@
+"""The text encoder: bidirectional layers with four norms each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t5g2ref.attention import self_attention
+from t5g2ref.config import TextConfig
+from t5g2ref.masks import Band, encoder_band
+from t5g2ref.mlp import feed_forward
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.ops import rms_norm
+from t5g2ref.rope import rope_tables
+from t5g2ref.trace import OFF, Trace
+
+
+def encode(
+    nx: Numerics,
+    w: Any,
+    config: TextConfig,
+    embedded: Array,
+    positions: Array,
+    valid: Array | None = None,
+    trace: Trace = OFF,
+) -> Array:
+    """embedded (B, S, D), positions (B, S), valid bool (B, S) or None → (B, S, D) after the last norm."""
+    x = trace("inputs_embeds", embedded)
+    rope = rope_tables(nx, config, positions, trace)
+    for i, (layer, kind) in enumerate(zip(w.layers, config.layer_types, strict=True)):
+        inner = trace.at(f"layers.{i}")
+        x = trace(f"layers.{i}", _layer(nx, layer, config, x, rope[kind], encoder_band(config, kind), valid, inner))
+    return trace("norm", rms_norm(nx, x, w.norm.weight, config.rms_norm_eps))
+
+
+def _layer(
+    nx: Numerics,
+    w: Any,
+    config: TextConfig,
+    x: Array,
+    rope: tuple[Array, Array],
+    band: Band,
+    valid: Array | None,
+    trace: Trace,
+) -> Array:
+    eps = config.rms_norm_eps
+    y = trace("pre_self_attn_layernorm", rms_norm(nx, x, w.pre_self_attn_layernorm.weight, eps))
+    y = self_attention(nx, w.self_attn, config, y, rope, band, valid, trace.at("self_attn"))
+    y = trace("post_self_attn_layernorm", rms_norm(nx, y, w.post_self_attn_layernorm.weight, eps))
+    return feed_forward(nx, w, config, nx.add(x, y), trace)

@@ -1,0 +1,59 @@
+"""The checks at the model's door: each returns an array of the backend or says what was expected and found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t5g2ref.config import Config
+from t5g2ref.numerics import Array, Numerics
+
+
+def token_ids(nx: Numerics, config: Config, name: str, value: Any) -> Array:
+    """(B, T) integers inside the vocabulary."""
+    ids = nx.xp.asarray(value)
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(f"{name}: expected a non-empty (batch, length) array, found shape {tuple(ids.shape)}")
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected integers, found dtype {ids.dtype}")
+    low, high, vocab = int(ids.min()), int(ids.max()), config.decoder.vocab_size
+    if low < 0 or high >= vocab:
+        raise ValueError(f"{name}: ids must lie in [0, {vocab}), found {low if low < 0 else high}")
+    return ids
+
+
+def keep_mask(nx: Numerics, name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """bool of the ids' shape from a mask of 1 (keep) and 0 (padding); all True for None."""
+    xp = nx.xp
+    if value is None:
+        return xp.ones(shape, dtype=bool)
+    mask = xp.asarray(value)
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)} as the ids, found {tuple(mask.shape)}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{name}: expected only 1 (keep) and 0 (padding), found other values")
+    return mask.astype(bool)
+
+
+def positions(nx: Numerics, name: str, value: Any, shape: tuple[int, ...], start: int) -> Array:
+    """(B, T) positions >= 0; start, start + 1, … for None."""
+    xp = nx.xp
+    given = xp.arange(start, start + shape[1])[None] if value is None else xp.asarray(value)
+    if given.ndim != 2 or given.shape[1] != shape[1] or given.shape[0] not in (1, shape[0]):
+        raise ValueError(f"{name}: expected shape {tuple(shape)} or (1, {shape[1]}), found {tuple(given.shape)}")
+    if given.dtype.kind not in "iu" or int(given.min()) < 0:
+        raise ValueError(f"{name}: expected integers >= 0, found dtype {given.dtype}, least {given.min()}")
+    return xp.broadcast_to(given, shape)
+
+
+def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
+    """(I, C, side, side) finite numbers."""
+    pixels, size = nx.array(value), config.vision
+    expected = (size.num_channels, size.image_size, size.image_size)
+    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not pixels.shape[0]:
+        raise ValueError(
+            f"pixel_values: expected (images, {', '.join(map(str, expected))}), found {tuple(pixels.shape)}; "
+            "t5g2ref.image.preprocess makes them from a picture"
+        )
+    if not bool(nx.xp.isfinite(pixels).all()):
+        raise ValueError("pixel_values: found NaN or infinity; expected finite numbers in [-1, 1]")
+    return pixels

@@ -1,0 +1,28 @@
+"""The second half of every text layer: x + post_norm(down(gelu_tanh(gate(y)) · up(y))) with y = pre_norm(x)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t5g2ref.config import TextConfig
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.ops import gelu_tanh, rms_norm
+from t5g2ref.trace import OFF, Trace
+
+
+def gated_mlp(nx: Numerics, w: Any, x: Array, trace: Trace = OFF) -> Array:
+    """x (B, T, D) → (B, T, D) through width F; no biases."""
+    gate = trace("gate_proj", nx.linear(x, w.gate_proj.weight))
+    up = trace("up_proj", nx.linear(x, w.up_proj.weight))
+    hidden = trace("product", nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up))
+    return trace("down_proj", nx.linear(hidden, w.down_proj.weight))
+
+
+def feed_forward(nx: Numerics, w: Any, config: TextConfig, x: Array, trace: Trace) -> Array:
+    """x (B, T, D) → (B, T, D): the second half of an encoder or decoder layer, with its residual."""
+    eps = config.rms_norm_eps
+    x = trace("attn_residual", x)
+    y = trace("pre_feedforward_layernorm", rms_norm(nx, x, w.pre_feedforward_layernorm.weight, eps))
+    y = gated_mlp(nx, w.mlp, y, trace.at("mlp"))
+    y = trace("post_feedforward_layernorm", rms_norm(nx, y, w.post_feedforward_layernorm.weight, eps))
+    return nx.add(x, y)

@@ -1,0 +1,186 @@
+"""The whole model: configuration, weights and numerics joined, with its inputs checked once at the door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from t5g2ref import decoder, encoder, heads, inputs, vision
+from t5g2ref.cache import Cache
+from t5g2ref.config import Config
+from t5g2ref.embedding import embed, place_images
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.trace import OFF, Trace
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The encoder's output: hidden (B, S, D) and valid bool (B, S), False on padding."""
+
+    hidden: Array
+    valid: Array
+
+
+@dataclass(frozen=True)
+class Output:
+    """One call's result: logits (B, T, V), or (B, T, labels), or (B, labels); the loss if labels were given; the
+    cache after it; and the encoder's output, to be used again."""
+
+    logits: Array
+    loss: Array | None
+    cache: Cache
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class T5Gemma2:
+    """T5Gemma 2 as pure functions over (config, weights, numerics).
+
+    Args:
+        config: the geometry, from `Config.load` or `preset`.
+        weights: the tree of parameters, named as in the checkpoint (`params.tree`).
+        nx: backend, dtype and rounding profile.
+    """
+
+    config: Config
+    weights: Any
+    nx: Numerics
+
+    def with_numerics(self, nx: Numerics) -> T5Gemma2:
+        """The same weights under other numerics (a float64 oracle beside a float32 control)."""
+        return replace(self, nx=nx)
+
+    def encode(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        pixel_values: Any = None,
+        trace: Trace = OFF,
+    ) -> Encoded:
+        """input_ids (B, S) integer, attention_mask (B, S) of 0/1, position_ids (B, S) or (1, S), pixel_values
+        (I, C, side, side) float in [-1, 1] → the encoder's output. Positions count from 0 over the padded row.
+
+        Raises:
+            ValueError: a wrong shape, dtype or id, an empty row, or images that do not match their tokens.
+        """
+        w, config, nx = self.weights.encoder, self.config, self.nx
+        ids = inputs.token_ids(nx, config, "input_ids", input_ids)
+        valid = inputs.keep_mask(nx, "attention_mask", attention_mask, ids.shape)
+        positions = inputs.positions(nx, "position_ids", position_ids, ids.shape, 0)
+        inner = trace.at("encoder")
+        x = embed(nx, w.text_model.embed_tokens, ids, config.eoi_token_index)
+        x = inner("text_model.embed_tokens", x)
+        if pixel_values is not None:
+            pixels = inputs.pixel_values(nx, config, pixel_values)
+            features = vision.image_features(nx, w, config, pixels, inner)
+            x = place_images(nx, x, ids, features, config.image_token_index)
+        x = encoder.encode(nx, w.text_model, config.encoder, x, positions, valid, inner.at("text_model"))
+        return Encoded(x, valid)
+
+    def start(self, encoded: Encoded, trace: Trace = OFF) -> Cache:
+        """An empty cache over this encoder output; its cross keys and values are projected here, once."""
+        stack = self.weights.decoder
+        return decoder.start(self.nx, stack, self.config.decoder, encoded.hidden, encoded.valid, trace.at("decoder"))
+
+    def decode(
+        self,
+        decoder_input_ids: Any,
+        cache: Cache,
+        decoder_attention_mask: Any = None,
+        decoder_position_ids: Any = None,
+        trace: Trace = OFF,
+    ) -> tuple[Array, Cache]:
+        """New decoder ids (B, T) → hidden states (B, T, D) and the advanced cache. Mask and positions are those of
+        the new ids alone; positions go on from the cache's length unless given."""
+        nx, config = self.nx, self.config
+        ids = inputs.token_ids(nx, config, "decoder_input_ids", decoder_input_ids)
+        if ids.shape[0] != cache.batch:
+            raise ValueError(f"decoder_input_ids have {ids.shape[0]} rows but the cache was started with {cache.batch}")
+        valid = inputs.keep_mask(nx, "decoder_attention_mask", decoder_attention_mask, ids.shape)
+        positions = inputs.positions(nx, "decoder_position_ids", decoder_position_ids, ids.shape, cache.length)
+        inner = trace.at("decoder")
+        table = self.weights.encoder.text_model.embed_tokens  # tied: one table for both stacks and the logits
+        x = inner("embed_tokens", embed(nx, table, ids, config.eoi_token_index))
+        return decoder.decode(nx, self.weights.decoder, config.decoder, x, positions, cache, valid, inner)
+
+    def logits(self, hidden: Array, trace: Trace = OFF) -> Array:
+        """hidden (B, T, D) → language-model logits (B, T, V)."""
+        return heads.lm_logits(self.nx, self.weights.encoder.text_model.embed_tokens.weight, self.config, hidden, trace)
+
+    def __call__(
+        self,
+        input_ids: Any,
+        decoder_input_ids: Any = None,
+        *,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        pixel_values: Any = None,
+        decoder_attention_mask: Any = None,
+        decoder_position_ids: Any = None,
+        labels: Any = None,
+        trace: Trace = OFF,
+    ) -> Output:
+        """The whole language model in one call; decoder ids default to the labels shifted right.
+
+        labels (B, T) integer, −100 to ignore: mean cross-entropy without a further shift.
+        """
+        targets = None if labels is None else self.nx.xp.asarray(labels)
+        if decoder_input_ids is None:
+            if targets is None:
+                raise ValueError("give decoder_input_ids, or labels from which they can be made by shifting right")
+            decoder_input_ids = self.shift_right(targets)
+        encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace)
+        cache = self.start(encoded, trace)
+        hidden, cache = self.decode(decoder_input_ids, cache, decoder_attention_mask, decoder_position_ids, trace)
+        logits = self.logits(hidden, trace)
+        loss = None if targets is None else trace("loss", heads.cross_entropy(self.nx, logits, targets))
+        return Output(logits, loss, cache, encoded)
+
+    def classify(
+        self,
+        input_ids: Any,
+        decoder_input_ids: Any = None,
+        *,
+        per_token: bool = False,
+        labels: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        pixel_values: Any = None,
+        decoder_attention_mask: Any = None,
+        decoder_position_ids: Any = None,
+        trace: Trace = OFF,
+    ) -> Output:
+        """A classifier (weights with `score.out_proj`): logits (B, labels), or (B, T, labels) with `per_token`.
+        Decoder ids default to the encoder's, shifted right."""
+        if not hasattr(self.weights, "score"):
+            raise ValueError(
+                "these weights have no score.out_proj: this is a language-model checkpoint, not a classifier"
+            )
+        nx, config = self.nx, self.config
+        encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace)
+        ids = self.shift_right(input_ids) if decoder_input_ids is None else decoder_input_ids
+        ids = inputs.token_ids(nx, config, "decoder_input_ids", ids)
+        cache = self.start(encoded, trace)
+        hidden, cache = self.decode(ids, cache, decoder_attention_mask, decoder_position_ids, trace)
+        scores = heads.classify_tokens(nx, self.weights.score, hidden, trace)
+        if not per_token:
+            scores = heads.pool_last(nx, scores, ids, config.decoder.pad_token_id)
+        scores = trace("logits", scores)
+        return Output(scores, self._class_loss(scores, labels, per_token, trace), cache, encoded)
+
+    def _class_loss(self, scores: Array, labels: Any, per_token: bool, trace: Trace) -> Array | None:
+        if labels is None:
+            return None
+        targets = self.nx.xp.asarray(labels)
+        loss = (
+            heads.cross_entropy(self.nx, scores, targets)
+            if per_token
+            else heads.sequence_loss(self.nx, self.config, scores, targets)
+        )
+        return trace("loss", loss)
+
+    def shift_right(self, labels: Any) -> Array:
+        """Decoder inputs made from labels or from encoder ids: bos in front, −100 becomes pad."""
+        stack = self.config.decoder
+        return heads.shift_right(self.nx, self.nx.xp.asarray(labels), stack.bos_token_id, stack.pad_token_id)

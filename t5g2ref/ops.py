@@ -1,0 +1,65 @@
+"""The operations of the model that are not products: norms, activation, softmax, softcap.
+
+Each is a pure function of arrays. All compute in `nx.wide` and round once at the end, which is where the released
+model rounds (transformers' T5Gemma2RMSNorm, torch's layer_norm, gelu and softmax on half types).
+"""
+
+from __future__ import annotations
+
+import math
+
+from t5g2ref.numerics import Array, Numerics
+
+
+def rms_norm(nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
+    """x / √(mean(x²) + eps) · (1 + weight) over the last axis.
+
+    Shapes: x (…, D), weight (D,) → (…, D). The stored weight is centred on zero, so the factor is 1 + weight; sum,
+    root and factor are formed wide and the result is rounded once (Gemma's order, not Llama's).
+    """
+    x = nx.wide(x)
+    scale = 1.0 / nx.xp.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    return nx.cast(x * scale * (1.0 + nx.wide(nx.weight(weight))))
+
+
+def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """(x − mean) / √(var + eps) · weight + bias over the last axis; var is the biased variance.
+
+    Shapes: x (…, D), weight and bias (D,) → (…, D).
+    """
+    x = nx.wide(x)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scale = 1.0 / nx.xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
+    return nx.cast(centred * scale * nx.wide(nx.weight(weight)) + nx.wide(nx.weight(bias)))
+
+
+def gelu_tanh(nx: Numerics, x: Array) -> Array:
+    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))): the tanh form of GELU (Hendrycks and Gimpel, 2016), which is
+    the released activation; the erf form differs by up to 4.7e-4."""
+    x = nx.wide(x)
+    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))
+    return nx.cast(0.5 * x * (1.0 + nx.xp.tanh(inner)))
+
+
+def softcap(nx: Numerics, x: Array, cap: float | None) -> Array:
+    """cap · tanh(x / cap), each step rounded to the model's type; `x` itself when cap is None."""
+    if cap is None:
+        return x
+    return nx.mul(nx.cast(nx.xp.tanh(nx.wide(nx.cast(x / cap)))), cap)
+
+
+def masked_softmax(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
+    """Softmax over the last axis, with weight exactly 0 where not allowed.
+
+    Shapes: scores (…, S) of any float type; allowed broadcastable to it, bool, or None for all.
+    A row with nothing allowed gets zeros: such a row has no defined output (FACTS: no valid row reads it), and
+    0 / 0 must not become a NaN that could. Hence select, and never multiply or add a large negative number.
+    """
+    xp = nx.xp
+    scores = nx.wide(scores)
+    if allowed is not None:
+        scores = xp.where(allowed, scores, -xp.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    weights = xp.exp(scores - xp.where(xp.isfinite(top), top, 0.0))
+    total = weights.sum(axis=-1, keepdims=True)
+    return nx.cast(weights / xp.where(total == 0.0, 1.0, total))

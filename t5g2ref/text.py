@@ -1,0 +1,134 @@
+"""Prompts with images in them, and a checkpoint's own tokenizer.
+
+`expand_images` is plain string work; `Tokenizer` needs the `tokenizers` library, imported at the first use:
+`pip install 't5g2ref[text]'`. Expand, then encode:
+
+    pixels, crops = preprocess_all([photo], image_size)
+    prompt = expand_images("<start_of_image> in this image, there is", crops)
+    ids = Tokenizer.from_folder(folder).encode(prompt)
+
+Source: transformers' `Gemma3Processor`, which T5Gemma 2 uses, and `GemmaTokenizer`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 256 * 2**20  # Gemma 3's tokenizer.json has 33 MB
+
+
+def expand_images(
+    prompt: str,
+    crops: Sequence[int],
+    *,
+    boi: str = "<start_of_image>",
+    image: str = "<image_soft_token>",
+    eoi: str = "<end_of_image>",
+    tokens_per_image: int = 256,
+) -> str:
+    """The prompt with each `boi` placeholder grown into the run of tokens that its image fills.
+
+    crops: one count an image, in the order of the placeholders; `t5g2ref.image.preprocess_all` returns it.
+    An image is two newlines, boi, tokens_per_image × image, eoi, two newlines; one with crops is a sentence
+    that has it and each crop in that form. Nothing is trimmed: a leading placeholder leaves leading newlines.
+
+    Raises ValueError where placeholders and images are not as many, a count is negative, or the prompt
+    already holds `image`, as one expanded before does: the model would look for features that do not exist.
+    Source: transformers `Gemma3Processor.replace_image_token`.
+    """
+    pieces = prompt.split(boi)
+    found = len(pieces) - 1
+    if found != len(crops):
+        raise ValueError(f"the prompt has {found} × {boi!r} for {len(crops)} images: write one an image")
+    if image in prompt:
+        raise ValueError(f"the prompt holds {image!r} already: pass it unexpanded, with one {boi!r} an image")
+    if min(crops, default=0) < 0 or tokens_per_image < 1:
+        raise ValueError(f"need crops >= 0, tokens_per_image >= 1; found {list(crops)}, {tokens_per_image}")
+    one = f"\n\n{boi}{image * tokens_per_image}{eoi}\n\n"
+    grown = [_with_crops(one, count) for count in crops]
+    return "".join(chain.from_iterable(zip_longest(pieces, grown, fillvalue="")))
+
+
+def _with_crops(one: str, count: int) -> str:
+    if count == 0:
+        return one
+    crops = " ".join([one] * count)
+    return f"Here is the original image {one} and here are some crops to help you see better {crops}"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A checkpoint's tokenizer.json: text to ids and back, nothing else."""
+
+    backend: Any  # tokenizers.Tokenizer
+    bos: str = "<bos>"
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Tokenizer:
+        """Read a checkpoint folder's tokenizer.json; no other file of it is looked at.
+
+        Raises FileNotFoundError without the file, ValueError for one above max_bytes or not valid,
+        ImportError without the tokenizers library.
+        """
+        path = Path(folder) / "tokenizer.json"
+        backend = _parse(_read(path, max_bytes), path)
+        # A file may carry the settings of whoever saved it, and a prompt cut short loses image tokens.
+        # (transformers 5.23 keeps the setting, and then refuses such a prompt.)
+        backend.no_truncation()
+        backend.no_padding()
+        return cls(backend)
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """The ids of one text. Special tokens written out in it, as by `expand_images`, become their ids.
+
+        add_bos: None follows tokenizer.json's own template, as the processor does for encoder inputs: Gemma's
+        puts a bos in front and no eos behind ("hello" is [2, 23391] in Gemma 3's). True gives a bos and False
+        none, whatever the template says; labels want none, their bos comes from the shift. Like the
+        processor, this does not look whether the text already begins with a bos.
+        Source: transformers `PreTrainedTokenizerBase._from_pretrained`, which drops tokenizer_config.json's
+        add_bos_token and add_eos_token where there is a tokenizer.json.
+        """
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_bos is None).ids
+        return [self.id_of(self.bos), *ids] if add_bos else ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of ids, without special tokens unless asked for. Ids that name no token give nothing.
+
+        Raises ValueError for a negative id: -100 marks a label to ignore and has no text.
+        """
+        plain = [int(i) for i in ids]  # NumPy integers are welcome
+        if min(plain, default=0) < 0:
+            raise ValueError(f"ids must be at least 0; found {min(plain)}: drop ignored labels first")
+        text: str = self.backend.decode(plain, skip_special_tokens=skip_special)
+        return text
+
+    def id_of(self, token: str) -> int:
+        """The id of one token by its exact text. Raises ValueError where the vocabulary has none."""
+        found: int | None = self.backend.token_to_id(token)
+        if found is None:
+            raise ValueError(f"the tokenizer has no token {token!r}")
+        return found
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path}: more than max_bytes={max_bytes} bytes; raise it if you trust the file")
+    return data
+
+
+def _parse(data: bytes, path: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer as Backend
+    except ImportError as error:
+        raise ImportError("tokenizers are read by a library: pip install 't5g2ref[text]'") from error
+    try:
+        return Backend.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path}: not a tokenizer of the tokenizers library: {error}") from error

@@ -1,0 +1,72 @@
+"""The SigLIP tower (Zhai et al., 2023) and the projector into the text model's width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from t5g2ref.attention import Source, attend, merge_heads, split_heads
+from t5g2ref.cache import KeyValue
+from t5g2ref.config import Config, VisionConfig
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm
+from t5g2ref.trace import OFF, Trace
+
+
+def image_features(nx: Numerics, w: Any, config: Config, pixels: Array, trace: Trace = OFF) -> Array:
+    """pixels (I, C, side, side) in [-1, 1] → features (I, M, D_text), M = mm_tokens_per_image."""
+    encoded = tower(nx, w.vision_tower, config.vision, pixels, trace.at("vision_tower"))
+    return project(nx, w.multi_modal_projector, config, encoded, trace.at("multi_modal_projector"))
+
+
+def tower(nx: Numerics, w: Any, config: VisionConfig, pixels: Array, trace: Trace = OFF) -> Array:
+    """pixels (I, C, side, side) → (I, P, D): patches, learned positions, pre-norm blocks, a last LayerNorm."""
+    x = trace("embeddings.patch_embedding", patches(nx, w.embeddings.patch_embedding, config, pixels))
+    position = nx.weight(w.embeddings.position_embedding.weight)
+    x = trace("embeddings", nx.add(x, position))
+    for i, layer in enumerate(w.encoder.layers):
+        x = block(nx, layer, config, x, trace.at(f"encoder.layers.{i}"))
+        x = trace(f"encoder.layers.{i}", x)
+    norm = w.post_layernorm
+    return trace("post_layernorm", layer_norm(nx, x, norm.weight, norm.bias, config.layer_norm_eps))
+
+
+def patches(nx: Numerics, w: Any, config: VisionConfig, pixels: Array) -> Array:
+    """A convolution whose stride is its kernel is a matrix product on the cut-out patches: (I, P, D), row by row.
+    What is left over at the right and lower edge is dropped ("valid")."""
+    size, grid = config.patch_size, config.patches_per_side
+    images, channels = pixels.shape[:2]
+    x = nx.array(pixels)[:, :, : grid * size, : grid * size]
+    x = x.reshape(images, channels, grid, size, grid, size).transpose(0, 2, 4, 1, 3, 5)
+    x = x.reshape(images, grid * grid, channels * size * size)
+    return nx.linear(x, w.weight.reshape(w.weight.shape[0], -1), w.bias)
+
+
+def block(nx: Numerics, w: Any, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
+    """One pre-norm transformer block: x (I, P, D) → (I, P, D)."""
+    normed = trace("layer_norm1", layer_norm(nx, x, w.layer_norm1.weight, w.layer_norm1.bias, config.layer_norm_eps))
+    x = trace("attn_residual", nx.add(x, attention(nx, w.self_attn, config, normed, trace.at("self_attn"))))
+    normed = trace("layer_norm2", layer_norm(nx, x, w.layer_norm2.weight, w.layer_norm2.bias, config.layer_norm_eps))
+    hidden = trace("mlp.fc1", nx.linear(normed, w.mlp.fc1.weight, w.mlp.fc1.bias))
+    hidden = trace("mlp.activation_fn", gelu_tanh(nx, hidden))
+    return nx.add(x, trace("mlp.fc2", nx.linear(hidden, w.mlp.fc2.weight, w.mlp.fc2.bias)))
+
+
+def attention(nx: Numerics, w: Any, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
+    """Every patch sees every patch, at scale 1/√head_dim, with biases on all four projections."""
+    q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight, w.q_proj.bias)), config.head_dim)
+    k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
+    v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight, w.v_proj.bias)), config.head_dim)
+    out = attend(nx, q, [Source(KeyValue(k, v))], scale=config.head_dim**-0.5)
+    out = trace("attention", merge_heads(out))
+    return trace("out_proj", nx.linear(out, w.out_proj.weight, w.out_proj.bias))
+
+
+def project(nx: Numerics, w: Any, config: Config, encoded: Array, trace: Trace = OFF) -> Array:
+    """(I, P, D) → (I, M, D_text): average the patch grid in squares, RMSNorm, then a matrix stored (vision, text)."""
+    side, images = config.tokens_per_side, encoded.shape[0]
+    kernel = config.vision.patches_per_side // side
+    squares = encoded.reshape(images, side, kernel, side, kernel, -1)
+    pooled = nx.cast(nx.wide(squares).mean(axis=(2, 4))).reshape(images, side * side, -1)
+    pooled = trace("avg_pool", pooled)
+    normed = trace("mm_soft_emb_norm", rms_norm(nx, pooled, w.mm_soft_emb_norm.weight, config.vision.layer_norm_eps))
+    return trace("projected", nx.linear(normed, w.mm_input_projection_weight.T))

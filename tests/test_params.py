@@ -1,0 +1,182 @@
+"""params: the declared names and shapes against transformers' own, the name map, and the tree."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5g2ref.config import Config, Rope, Ropes, TextConfig, VisionConfig, preset
+from t5g2ref.params import TIED, canonical, count, hub_name, shapes, tree
+
+
+def tiny() -> Config:
+    """Every size differs from every other, encoder from decoder too, so that no two can be mistaken."""
+    text = TextConfig(
+        vocab_size=211,
+        hidden_size=48,
+        intermediate_size=72,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=10,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-6,
+        query_pre_attn_scalar=14,
+        sliding_window=5,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
+        rope_parameters=Ropes(Rope(1e4), Rope(1e6, 8.0)),
+    )
+    other = replace(
+        text,
+        intermediate_size=74,
+        num_hidden_layers=2,
+        layer_types=text.layer_types[:2],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=14,
+    )
+    vision = VisionConfig(20, 28, 2, 5, 32, 8)
+    return Config(text, other, vision, 4, 150, 151, 152, num_labels=7)
+
+
+def torch_shapes(config: Config, name: str) -> dict[str, tuple[int, ...]]:
+    pytest.importorskip("torch", reason="compares with transformers' modules")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers' modules")
+    model = getattr(transformers, name)(transformers.T5Gemma2Config(**config.to_dict()))
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [("lm", "T5Gemma2ForConditionalGeneration"), ("classification", "T5Gemma2ForSequenceClassification")],
+)
+def test_shapes_are_those_of_transformers(head: Any, name: str) -> None:
+    theirs = torch_shapes(tiny(), name)
+    ours = shapes(tiny(), head)
+    aliases = {alias: ours[source] for alias, source in TIED.items() if head == "lm" or "lm_head" not in alias}
+    assert {hub_name(key, "transformers"): shape for key, shape in (ours | aliases).items()} == theirs
+    assert {canonical(key): shape for key, shape in theirs.items()} == ours | aliases
+
+
+def test_order_and_corners() -> None:
+    names = list(shapes(tiny(), "classification"))
+    assert names[0] == "encoder.text_model.embed_tokens.weight"
+    assert names[-2:] == ["score.out_proj.weight", "score.out_proj.bias"]
+    ours = shapes(tiny())
+    assert ours["encoder.multi_modal_projector.mm_input_projection_weight"] == (20, 48)  # (vision, text)
+    assert ours["encoder.vision_tower.embeddings.patch_embedding.weight"] == (20, 3, 8, 8)
+    assert ours["encoder.text_model.layers.2.self_attn.k_proj.weight"] == (30, 48)
+    assert ours["decoder.layers.1.self_attn.o_proj.weight"] == (48, 56)
+    assert not set(TIED) & set(ours)
+    assert set(TIED.values()) <= set(ours)
+
+
+# FACTS.md; KerasHub publishes the same numbers
+@pytest.mark.parametrize(("name", "number"), [("270m", 786029296), ("1b", 2115977456), ("4b", 7508928880)])
+def test_counts_of_the_releases(name: str, number: int) -> None:
+    assert count(preset(name)) == number
+
+
+@pytest.mark.parametrize(
+    ("hub", "newer"),
+    [
+        ("model.encoder.embed_tokens.weight", "encoder.text_model.embed_tokens.weight"),
+        ("model.encoder.embed_tokens.eoi_embedding", "encoder.text_model.embed_tokens.eoi_embedding"),
+        ("model.encoder.layers.3.mlp.up_proj.weight", "encoder.text_model.layers.3.mlp.up_proj.weight"),
+        ("model.encoder.norm.weight", "encoder.text_model.norm.weight"),
+        (
+            "model.encoder.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias",
+            "encoder.vision_tower.encoder.layers.1.mlp.fc1.bias",
+        ),
+        (
+            "model.encoder.vision_tower.vision_model.embeddings.patch_embedding.bias",
+            "encoder.vision_tower.embeddings.patch_embedding.bias",
+        ),
+        ("model.encoder.multi_modal_projector.mm_soft_emb_norm.weight",) * 2,
+        ("model.decoder.layers.0.self_attn.q_norm.weight", "decoder.layers.0.self_attn.q_norm.weight"),
+        ("model.decoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+        ("lm_head.out_proj.weight", "lm_head.out_proj.weight"),
+        ("score.out_proj.bias", "score.out_proj.bias"),
+    ],
+)
+def test_names(hub: str, newer: str) -> None:
+    name = newer.removeprefix("model.")
+    for key in (hub, hub.removeprefix("model."), name, hub_name(name, "transformers")):
+        assert canonical(key) == name
+    assert hub_name(name, "hub") == hub
+
+
+@pytest.mark.parametrize("layout", ["hub", "transformers"])
+def test_every_name_comes_back(layout: Any) -> None:
+    names = [*shapes(tiny(), "classification"), *TIED]
+    keys = [hub_name(name, layout) for name in names]
+    assert len(set(keys)) == len(names)
+    assert [canonical(key) for key in keys] == names
+    with pytest.raises(ValueError, match="'keras'"):
+        hub_name(names[0], "keras")  # type: ignore[arg-type]
+
+
+PARTS = ["model", "encoder", "decoder", "vision_tower", "vision_model", "text_model", "layers", "0", "norm", "weight"]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=8).map(".".join))
+def test_canonical_is_idempotent(key: str) -> None:
+    assert canonical(canonical(key)) == canonical(key)
+
+
+def test_tree_is_a_walk_over_the_names() -> None:
+    flat = {name: object() for name in shapes(tiny())}
+    root = tree(flat)
+    assert list(root) == ["encoder", "decoder"]
+    assert isinstance(root.encoder.text_model.layers, tuple)
+    assert (len(root.encoder.text_model.layers), len(root.decoder.layers)) == (3, 2)
+    for name, value in flat.items():
+        at = root
+        for part in name.split("."):
+            at = at[int(part)] if isinstance(at, tuple) else getattr(at, part)
+        assert at is value
+
+
+def test_tree_orders_layers_by_number() -> None:
+    root = tree({f"layers.{i}.weight": i for i in (10, 2, *range(2), *range(3, 10))})
+    assert [layer.weight for layer in root.layers] == list(range(11))
+
+
+def test_tree_is_read_only_and_says_what_it_has() -> None:
+    root = tree({"decoder.layers.0.mlp.up": 1, "decoder.layers.0.mlp.down": 2})
+    mlp = root.decoder.layers[0].mlp
+    with pytest.raises(AttributeError, match=r"'decoder\.layers\.0\.mlp\.gate'; decoder\.layers\.0\.mlp has up, down"):
+        _ = mlp.gate
+    with pytest.raises(AttributeError, match="'lm_head'; the root has decoder"):
+        _ = root.lm_head
+    with pytest.raises(AttributeError, match=r"decoder\.layers\.0\.mlp\.up cannot be set"):
+        mlp.up = 3
+    with pytest.raises(AttributeError, match="read-only"):
+        del mlp.up
+    with pytest.raises(TypeError):
+        root.decoder.layers[0] = None
+    for again in (copy.deepcopy(root), pickle.loads(pickle.dumps(root))):
+        assert again.decoder.layers[0].mlp.down == 2
+    assert dir(mlp) == ["down", "up"]  # sorted by dir itself
+    assert repr(mlp) == "Node(decoder.layers.0.mlp: up, down)"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.b", "a"], "'a' is both"),
+        (["a", "a.b"], "'a.b' lies under 'a'"),
+        (["a.0.x", "a.2.x"], "numbered children must be 0 to n - 1"),
+        (["a.0.x", "a.b.x"], "numbered children must be 0 to n - 1"),
+        (["a.0.x", "a.00.x"], "numbered children must be 0 to n - 1"),
+    ],
+)
+def test_tree_refuses_names_that_make_none(names: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tree(dict.fromkeys(names, 1))

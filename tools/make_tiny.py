@@ -1,0 +1,121 @@
+"""Make the bundled checkpoints `tiny` and `tiny-even`: small, and no two hyper-parameters equal.
+
+    python tools/make_tiny.py [FOLDER]
+
+Every branch of the model bites in them: groups and several kv heads, head_dim unlike hidden / heads, a query scale of
+its own, windows of a few tokens (odd in the encoder and even in the decoder of `tiny`, the other way round in
+`tiny-even`), linear RoPE factors, strange thetas and ids, both layer types in both stacks with two full layers each,
+an encoder whose settings differ from the decoder's, an 8 × 8 patch grid pooled to 4 × 4, and no parameter at zero:
+norms, biases, EOI row and projector included. Every tensor comes from a generator seeded by its name, so the files
+can be made again bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import t5g2ref
+from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
+from t5g2ref.params import shapes
+from t5g2ref.weights import save
+
+S, F = "sliding_attention", "full_attention"
+
+ENCODER = TextConfig(
+    vocab_size=311,
+    hidden_size=48,
+    intermediate_size=88,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    head_dim=14,
+    max_position_embeddings=4096,
+    rms_norm_eps=2e-3,
+    query_pre_attn_scalar=20,
+    sliding_window=7,
+    layer_types=(S, F, S, S, F),
+    rope_parameters={S: Rope(777.0), F: Rope(31000.0, 4.0)},
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+    pad_token_id=3,
+    bos_token_id=5,
+    eos_token_id=(9,),
+)
+DECODER = replace(
+    ENCODER,
+    intermediate_size=104,
+    num_hidden_layers=7,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=10,
+    max_position_embeddings=3000,
+    rms_norm_eps=5e-3,
+    query_pre_attn_scalar=12,
+    sliding_window=6,
+    layer_types=(S, S, F, S, S, F, S),
+    rope_parameters={S: Rope(1234.0), F: Rope(52000.0, 6.0)},
+    final_logit_softcapping=30.0,
+)
+VISION = VisionConfig(
+    hidden_size=36,
+    intermediate_size=56,
+    num_hidden_layers=4,
+    num_attention_heads=3,
+    num_channels=3,
+    image_size=34,  # two pixels more than the patches cover: the valid convolution drops them
+    patch_size=4,
+    layer_norm_eps=1e-3,
+)
+TINY = Config(
+    encoder=ENCODER,
+    decoder=DECODER,
+    vision=VISION,
+    mm_tokens_per_image=16,
+    boi_token_index=298,
+    eoi_token_index=301,
+    image_token_index=307,
+    num_labels=2,
+    problem_type=None,
+    dtype="bfloat16",
+)
+EVEN = replace(
+    TINY,
+    encoder=replace(ENCODER, sliding_window=8),
+    decoder=replace(DECODER, sliding_window=5, final_logit_softcapping=None),
+)
+
+
+def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
+    """(name, float64 array) of every parameter: products keep their scale, norms and biases are far from neutral."""
+    for name, shape in shapes(config).items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        if len(shape) > 1:
+            transposed = name.endswith("mm_input_projection_weight")
+            fan_in = shape[0] if transposed else int(np.prod(shape[1:]))
+            yield name, rng.normal(0, 1.2 * fan_in**-0.5, shape)
+        elif "norm" in name and name.endswith("weight"):
+            centre = 1.0 if "layer_norm" in name or "post_layernorm" in name else 0.25
+            yield name, rng.uniform(centre - 0.6, centre + 0.6, shape)
+        else:
+            yield name, rng.normal(0, 0.5, shape)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(t5g2ref.__file__).parent / "checkpoints"
+    for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2)):
+        for old in (folder / name).glob("model.safetensors"):
+            old.unlink()
+        save(folder / name, config, weights(config, seed), dtype="bfloat16", layout="hub")
+        size = (folder / name / "model.safetensors").stat().st_size
+        print(f"{folder / name}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
