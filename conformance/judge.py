@@ -105,9 +105,18 @@ class _Comparison:
             return values
         given = self._dump.get(call, name)
         truth, *controls = values
-        limit = LIMITS["local" if self._local else "cumulative"]
-        valid = self._valid(call, tap, truth)
-        finding = examine(tap, call, given, truth, controls, valid, dtype=self._dtype, limit=limit)
+        anchor, gate = ("local", "worst") if self._local else ("cumulative", "median")
+        finding = examine(
+            tap,
+            call,
+            given,
+            truth,
+            controls,
+            self._valid(call, tap, truth),
+            dtype=self._dtype,
+            limit=LIMITS[anchor],
+            gate=gate,  # type: ignore[arg-type]
+        )
         self._found[call, name] = finding
         usable = self._local and finding.status in ("pass", "values") and not tap.exact
         return [np.asarray(given, value.dtype) for value in values] if usable else values

@@ -24,6 +24,7 @@ from t5g2ref.params import shapes
 Array = np.ndarray[Any, Any]
 
 BOS_LAYERS = (1, 2, 3)  # where the massive activation is written
+QUIET = 1e-5  # the factor on everything else that would write into bos's channel
 _NORMS = {  # name: centre and spread of 1 + weight
     "pre_self_attn_layernorm": (1.5, 0.4),
     "post_self_attn_layernorm": (0.4, 0.15),
@@ -68,12 +69,12 @@ class Synthetic(Mapping[str, Array]):
         """Plant the massive activation: the channel is nearly silent everywhere but on bos's path."""
         channel = self._config.decoder.hidden_size // 3
         if name.endswith("embed_tokens.weight"):
-            value[:, channel] *= 2e-3
+            value[:, channel] *= QUIET
             value[self._config.decoder.bos_token_id, channel] = 0.8
         elif name.endswith(("eoi_embedding", "o_proj.weight")):
-            value[channel] *= 1e-3
+            value[channel] *= QUIET
         elif name.endswith("down_proj.weight"):
-            value[channel] *= 1e-3
+            value[channel] *= QUIET
             if self._plants(name):
                 value[channel, 0] = 1.0
         elif name.endswith(("gate_proj.weight", "up_proj.weight")) and self._plants(name):

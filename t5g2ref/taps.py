@@ -164,5 +164,6 @@ def _heads(task: str, loss: bool) -> list[Tap]:
         ]
     else:
         taps = [Tap("score", "B T C", "decoder", "score.out_proj:out"), Tap("logits", "B C", "all", "logits")]
-    taps = [*taps[:-1], replace(taps[-1], spine=True)]
+    # one number a row is no spine: whether its error is large or small by luck, nothing averages it out
+    taps[-1] = replace(taps[-1], spine=task != "sequence")
     return [*taps, Tap("loss", "", "all", "loss")] if loss else taps

@@ -108,6 +108,8 @@ class Capture:
         rows = self._seen[f"{path}:query"][0].shape[2]
         cross = self.cross_length if path.startswith("decoder.") else 0
         own = merged.shape[2] - cross
+        if own < rows:  # fewer keys than there must be: shown as they are, for the judge to find the wrong length
+            return merged
         cut = {"new": slice(own - rows, own), "own": slice(0, own), "cross": slice(own, None)}
         return merged[:, :, cut[what.split("_")[0]]]
 
@@ -126,7 +128,7 @@ def _visible(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     shown = mask if mask.dtype == torch.bool else mask == 0
     if (shown != shown[:, :1]).any():
         raise ValueError("the peer's attention mask differs between heads; this model has none such")
-    return shown[:, 0].expand(q.shape[0], q.shape[2], k.shape[2])
+    return shown[:, 0].expand(q.shape[0], -1, -1)
 
 
 def _numpy(value: torch.Tensor) -> np.ndarray[Any, Any]:

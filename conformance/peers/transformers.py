@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,7 @@ class TransformersPeer:
     def _build(self, case: Case) -> Any:
         assert self._target is not None
         transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         if self._target.folder is not None:
             model = self._from_folder(case)
         else:
@@ -151,7 +153,9 @@ class TransformersPeer:
         model = _CLASSES[case.task]._from_config(config, dtype=torch.float32, attn_implementation=self._attention)
         head = case.head(self._target.config.decoder.hidden_size)
         arrays = {hub_name(n, "transformers"): w for n, w in (*self._target.weights.items(), *head.items())}
-        state = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+        with warnings.catch_warnings():  # the arrays are read-only, and nothing here writes to a parameter
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            state = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
         for alias, source in TIED.items():
             if case.task == "lm" or not alias.startswith("lm_head"):
                 state[hub_name(alias, "transformers")] = state[hub_name(source, "transformers")]

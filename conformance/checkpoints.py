@@ -1,0 +1,123 @@
+"""Which checkpoint `--ckpt` means, and where it comes from. Nothing is ever put in another's place silently."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from conformance.peers import Target
+from t5g2ref import bundled
+from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.synthetic import Synthetic
+from t5g2ref.weights import Checkpoint, WeightsError, check
+
+HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
+BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",)}
+FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class CheckpointError(RuntimeError):
+    """The checkpoint is not to be had or not usable; the message says what to do."""
+
+
+def variable(size: str) -> str:
+    """Name of the environment variable that points to a size's folder."""
+    return f"T5G2REF_{size.upper()}"
+
+
+def resolve(name: str, *, synthetic: bool, progress: Progress = lambda *_: None) -> list[Target]:
+    """The targets that `name` stands for, weights in float32.
+
+    Args:
+        name: "tiny", "270m", "1b", "4b", a folder, or an id on the Hugging Face Hub.
+        synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
+        progress: called with (what, done, total) while tensors are read or made.
+
+    Raises:
+        CheckpointError: it cannot be had or read; with the remedy.
+    """
+    if synthetic:
+        return [_synthetic(name, progress)]
+    if name in BUNDLED:
+        return [_opened(variant, bundled(variant), progress) for variant in BUNDLED[name]]
+    return [_opened(name, _folder(name), progress)]
+
+
+def _synthetic(name: str, progress: Progress) -> Target:
+    if name in HUB:
+        config = preset(name)
+    elif Path(name, "config.json").is_file():
+        config = Config.load(name)
+    else:
+        raise CheckpointError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
+    tensors = Synthetic(config)
+    weights = {}
+    for done, tensor in enumerate(tensors):
+        progress(tensor, done, len(tensors))
+        weights[tensor] = tensors[tensor]
+    return Target(f"{name} (synthetic weights)", config, weights)
+
+
+def _opened(name: str, folder: Path, progress: Progress) -> Target:
+    try:
+        config = Config.load(folder)
+        checkpoint = Checkpoint.open(folder)
+        names = check(checkpoint, config)
+        if any(n.startswith("score.") for n in names):
+            raise CheckpointError(f"{folder}: this is a classifier's checkpoint; give the language model's")
+        weights = {}
+        for done, tensor in enumerate(names):
+            progress(tensor, done, len(names))
+            weights[tensor] = checkpoint.read(tensor, "float32")
+    except (ConfigError, WeightsError) as error:
+        raise CheckpointError(str(error)) from error
+    return Target(name, config, weights, folder)
+
+
+def _folder(name: str) -> Path:
+    """A folder on disk for a path, a size or a Hub id: path, environment variable, cache, then download."""
+    if Path(name).is_dir():
+        return Path(name)
+    given = os.environ.get(variable(name)) if name in HUB else None
+    if given:
+        if not Path(given, "config.json").is_file():
+            raise CheckpointError(f"{variable(name)} is {given!r}, where there is no config.json; set it to a folder")
+        return Path(given)
+    repo = HUB.get(name, name)
+    if repo.count("/") != 1 or repo.startswith((".", "/")):
+        raise CheckpointError(
+            f"--ckpt {name}: no such folder, and not a name I know; give tiny, {', '.join(HUB)}, a folder or OWNER/REPO"
+        )
+    return _from_hub(name, repo)
+
+
+def _from_hub(name: str, repo: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(_remedies(name, repo, "huggingface_hub is not installed")) from None
+    reason = "not in the cache"
+    for local in (True, False):
+        try:
+            return Path(snapshot_download(repo, allow_patterns=FILES, local_files_only=local))
+        except Exception as error:  # the library's errors are many; each means: not to be had this way
+            if not local:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    raise CheckpointError(_remedies(name, repo, reason))
+
+
+def _remedies(name: str, repo: str, reason: str) -> str:
+    lines = [f"--ckpt {name}: the weights of {repo} are not here ({reason}). Any of these helps:"]
+    if name in HUB:
+        lines.append(f"  - set {variable(name)} to a folder with config.json and model.safetensors")
+    lines += [
+        "  - give that folder itself: --ckpt /path/to/folder",
+        f"  - accept the licence at https://huggingface.co/{repo}, then: huggingface-cli login, and",
+        f"      huggingface-cli download {repo}",
+    ]
+    if name in HUB:
+        lines.append(f"  - or ask for seeded weights at the real geometry: --ckpt {name} --synthetic")
+    return "\n".join(lines)

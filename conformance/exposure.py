@@ -1,0 +1,143 @@
+"""What a run could and could not have seen: the catalogue of defects, and what hides each of them.
+
+A verdict over inputs that cannot show a defect says nothing about it; so that is printed with the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from conformance.cases import Case
+from t5g2ref.config import Config, TextConfig
+
+DEFECTS: dict[str, str] = {
+    "D01": "embedding scale omitted",
+    "D02": "embedding scale not rounded to the weights' dtype",
+    "D03": "embedding scale applied twice",
+    "D04": "image features scaled too",
+    "D05": "EOI row missing, scaled, or replaced on one side only",
+    "D06": "image or EOI id hard-coded",
+    "D07": "tied table not tied, or a stale copy",
+    "D08": "decoder starts from pad instead of bos",
+    "D09": "RMSNorm without + 1",
+    "D10": "+ 1 twice",
+    "D11": "(1 + w) formed in bf16",
+    "D12": "cast, then times (1 + w)",
+    "D13": "variance in bf16",
+    "D14": "post norms missing, or pre and post exchanged",
+    "D15": "q_norm or k_norm missing",
+    "D16": "k_norm missing on cross keys",
+    "D17": "q/k norm after RoPE, or over all heads at once",
+    "D18": "encoder's final norm skipped before the cross projection",
+    "D19": "local and global theta exchanged, or one for all",
+    "D20": "linear factor ignored on full layers",
+    "D21": "linear factor on sliding layers too",
+    "D22": "linear factor applied twice",
+    "D23": "theta hard-coded",
+    "D24": "RoPE on cross keys",
+    "D25": "query not rotated for the cross half",
+    "D26": "interleaved pairs instead of half-split",
+    "D27": "RoPE angles in bf16",
+    "D28": "position restarts or slips after the cache",
+    "D29": "left padding shifts the positions",
+    "D30": "encoder window read as W - 1 on each side",
+    "D31": "encoder window off by one on one side",
+    "D32": "encoder window dropped",
+    "D33": "layer pattern shifted or inverted",
+    "D34": "decoder window <= instead of <",
+    "D35": "encoder causal",
+    "D36": "cross keys truncated by the window",
+    "D37": "window laid over the cross half",
+    "D38": "padding mask dropped in the encoder",
+    "D39": "padding mask dropped in the cross half",
+    "D40": "keep-mask added as if additive",
+    "D41": "NaN from a fully masked row",
+    "D42": "decoder padding mask missing",
+    "D43": "mask halves or attention halves exchanged",
+    "D44": "two softmaxes instead of one",
+    "D45": "T5 relative position bias added",
+    "D46": "scale from head_dim, not query_pre_attn_scalar",
+    "D47": "GQA heads tiled instead of repeated",
+    "D48": "head_dim taken as hidden / heads",
+    "D49": "attention softcap added, or ignored where set",
+    "D50": "final logit softcap added or missing",
+    "D51": "softmax or scores in bf16",
+    "D52": "erf GELU instead of tanh",
+    "D53": "gate and up exchanged",
+    "D54": "sliding cache keeps one token too few or too many",
+    "D55": "cross keys kept from an earlier source, or not reordered with the beams",
+    "D56": "prefill n + m differs from prefill n then m",
+    "D57": "unfilled cache slots attended",
+    "D58": "image mean, std or rescale twice, wrong resize",
+    "D59": "patch grid or projection transposed",
+    "D60": "projector norm without + 1, or before pooling",
+    "D61": "image features in the wrong order",
+    "D62": "SigLIP post-norm, position embedding or bias missing",
+    "D63": "fp16 overflow",
+    "D64": "classification pools the last position, pad or not",
+    "D65": "LM loss shifted once more, or pads counted",
+    "D66": "NaN in a tensor passes a comparison",
+}
+
+_ALWAYS = {"D49", "D50", "D51", "D66"}  # any case of the fp32 lane shows these
+_LANE = "needs a half-precision lane, which is not in this version"
+_ELSEWHERE = {
+    "D02": _LANE,
+    "D11": _LANE,
+    "D12": _LANE,
+    "D13": _LANE,
+    "D63": _LANE,
+    "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
+}
+
+
+def _stacks(config: Config) -> tuple[TextConfig, TextConfig]:
+    return config.encoder, config.decoder
+
+
+_HIDDEN: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "D46": (
+        lambda c: all(s.query_pre_attn_scalar == s.head_dim for s in _stacks(c)),
+        "query_pre_attn_scalar equals head_dim",
+    ),
+    "D47": (
+        lambda c: all(s.num_key_value_heads < 2 or s.groups < 2 for s in _stacks(c)),
+        "one kv head, or one query head for each: tiled and repeated heads are the same",
+    ),
+    "D48": (
+        lambda c: all(s.head_dim * s.num_attention_heads == s.hidden_size for s in _stacks(c)),
+        "head_dim is hidden / heads",
+    ),
+    "D23": (
+        lambda c: all(
+            s.rope_parameters["sliding_attention"].theta == 1e4 and s.rope_parameters["full_attention"].theta == 1e6
+            for s in _stacks(c)
+        ),
+        "the thetas are the usual ones, so hard-coding them changes nothing",
+    ),
+    "D06": (
+        lambda c: (c.image_token_index, c.eoi_token_index) == (256001, 256000),
+        "the image ids are the usual ones (an id of another model would still show)",
+    ),
+}
+for _id in ("D20", "D21", "D22"):
+    _HIDDEN[_id] = (
+        lambda c: all(s.rope_parameters["full_attention"].factor == 1 for s in _stacks(c)),
+        "the linear factor is 1",
+    )
+
+
+def hidden(configs: Iterable[Config], cases: Iterable[Case]) -> dict[str, str]:
+    """Defect id → why these cases on these checkpoints could not have shown it. A defect is exposed when any
+    checkpoint and any case can show it."""
+    configs, shown = list(configs), _ALWAYS | {d for case in cases for d in case.exposes}
+    reasons: dict[str, str] = {}
+    for defect in DEFECTS:
+        hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))
+        if defect in _ELSEWHERE:
+            reasons[defect] = _ELSEWHERE[defect]
+        elif defect not in shown:
+            reasons[defect] = "no case that was run exposes it"
+        elif all(hides(config) for config in configs):
+            reasons[defect] = reason
+    return reasons

@@ -1,0 +1,291 @@
+"""A judge that cannot fail is no judge: faults put into a copy of transformers must be found at the right tap.
+
+Each fault is injected from outside into the peer's own model, the way a port gets it wrong, and the case named with it
+is judged. The first failing local tap has to be the one where that fault happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: the faults are injected into transformers")
+pytest.importorskip("transformers", reason="needs transformers: the faults are injected into it")
+
+import torch
+from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
+
+from conformance import cases
+from conformance.checkpoints import resolve
+from conformance.dump import Dump
+from conformance.judge import LIMITS, Judgement, judge
+from conformance.peers.transformers import TransformersPeer
+
+Inject = Callable[[Any, pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One defect: how it is injected, the case that shows it, the first tap that must fail and its status."""
+
+    name: str
+    case: str
+    tap: str
+    inject: Inject
+    status: str = "values"
+
+
+def encoder(model: Any) -> Any:
+    return model.model.encoder.text_model
+
+
+def decoder(model: Any) -> Any:
+    return model.model.decoder
+
+
+def on_output(pick: Callable[[Any], Any], change: Callable[[torch.Tensor], torch.Tensor], call: int = 0) -> Inject:
+    """Change what a module gives back, on its call-th call in a forward (the cross keys are k_norm's second)."""
+
+    def inject(model: Any, _: pytest.MonkeyPatch) -> None:
+        seen = [0]
+
+        def hook(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+            seen[0] += 1
+            return change(output.clone()) if (seen[0] - 1) % (call + 1) == call else output
+
+        pick(model).register_forward_hook(hook)
+
+    return inject
+
+
+def on_weight(pick: Callable[[Any], Any], change: Callable[[torch.Tensor], torch.Tensor]) -> Inject:
+    """Change a parameter in place (tied ones stay tied)."""
+
+    def inject(model: Any, _: pytest.MonkeyPatch) -> None:
+        with torch.no_grad():
+            weight = pick(model)
+            weight.copy_(change(weight.clone()))
+
+    return inject
+
+
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """RoPE at positions 0, 1, 2, … over (B, K, S, H), theta 1234 as in tiny's sliding layers."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[2])[:, None] * 1234.0 ** (-torch.arange(half) / half)
+    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
+
+
+def one_nan(x: torch.Tensor) -> torch.Tensor:
+    x.view(-1)[7] = float("nan")
+    return x
+
+
+def window(back: int, ahead: int) -> Inject:
+    """Encoder windows that are wrong by `back` and `ahead` keys."""
+
+    def inject(model: Any, patch: pytest.MonkeyPatch) -> None:
+        def rule(sliding_window: int, is_causal: bool = True) -> Callable[..., Any]:
+            left, right = (sliding_window + 1) // 2 + back, sliding_window // 2 + 1 + ahead
+
+            def inner(batch: Any, head: Any, q: Any, k: Any) -> Any:
+                distance = q - k
+                return ((distance >= 0) & (distance < left)) | ((distance < 0) & (-distance < right))
+
+            return inner
+
+        patch.setattr(modeling, "sliding_window_mask_function", rule)
+
+    return inject
+
+
+def exchange_thetas(model: Any, _: pytest.MonkeyPatch) -> None:
+    rope = encoder(model).rotary_emb
+    rope.sliding_attention_inv_freq, rope.full_attention_inv_freq = (
+        rope.full_attention_inv_freq.clone(),
+        rope.sliding_attention_inv_freq.clone(),
+    )
+
+
+def erf_gelu(model: Any, _: pytest.MonkeyPatch) -> None:
+    decoder(model).layers[3].mlp.act_fn = torch.nn.GELU()
+
+
+def causal_encoder(model: Any, patch: pytest.MonkeyPatch) -> None:
+    true = modeling.create_bidirectional_mask
+
+    def causal(**kwargs: Any) -> Any:
+        mask = true(**kwargs)
+        if kwargs.get("encoder_hidden_states") is not None:
+            return mask
+        length = kwargs["inputs_embeds"].shape[1]
+        below = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        return below if mask is None else mask & below if mask.dtype == torch.bool else mask.masked_fill(~below, -1e38)
+
+    patch.setattr(modeling, "create_bidirectional_mask", causal)
+
+
+def truncated_cross_cache(model: Any, patch: pytest.MonkeyPatch) -> None:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    def pair(own: Any, _: Any) -> Any:
+        return EncoderDecoderCache(own, DynamicCache(config=model.config.decoder))
+
+    def trimmed(**kwargs: Any) -> Any:
+        mask = true(**kwargs)
+        cached = caches[-1].cross_attention_cache.layers[0].keys.shape[2] if calls[0] else 0
+        if kwargs.get("encoder_hidden_states") is not None:
+            calls[0] += 1
+            return mask[..., -cached:] if cached else mask
+        return mask
+
+    true, calls, caches = modeling.create_bidirectional_mask, [0], []
+    patch.setattr("conformance.peers.transformers.EncoderDecoderCache", lambda *a: caches.append(pair(*a)) or caches[-1])
+    patch.setattr(modeling, "create_bidirectional_mask", trimmed)
+
+
+def exchanged_gate_and_up(model: Any, _: pytest.MonkeyPatch) -> None:
+    mlp = encoder(model).layers[2].mlp
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+
+
+def scaled_images(model: Any, _: pytest.MonkeyPatch) -> None:
+    scale = model.config.decoder.hidden_size**0.5
+    model.model.encoder.multi_modal_projector.register_forward_hook(lambda m, a, out: out * scale)
+
+
+ENC, DEC = "encoder.text_model", "decoder"
+FAULTS = [
+    Fault(
+        "cross keys rotated",
+        "short",
+        f"{DEC}.layers.0.self_attn.cross_k_norm",
+        on_output(lambda m: decoder(m).layers[0].self_attn.k_norm, rotated, call=1),
+    ),
+    Fault(
+        "+ 1 dropped from one norm",
+        "short",
+        f"{DEC}.layers.1.pre_feedforward_layernorm",
+        on_weight(lambda m: decoder(m).layers[1].pre_feedforward_layernorm.weight, lambda w: w - 1),
+    ),
+    Fault("window one short on the left", "window", f"{ENC}.layers.0.self_attn.mask", window(-1, 0), "mask"),
+    Fault("window one long on the right", "window", f"{ENC}.layers.0.self_attn.mask", window(0, 1), "mask"),
+    Fault(
+        "EOI row scaled",
+        "eoi",
+        f"{ENC}.embed_tokens",
+        on_weight(lambda m: encoder(m).embed_tokens.eoi_embedding, lambda w: w * 48**0.5),
+    ),
+    Fault("theta exchanged", "window", f"{ENC}.rotary_emb.full_attention.cos", exchange_thetas),
+    Fault("erf GELU", "short", f"{DEC}.layers.3.mlp.act_fn", erf_gelu),
+    Fault(
+        "a NaN in one element",
+        "short",
+        f"{ENC}.layers.3.self_attn.o_proj",
+        on_output(lambda m: encoder(m).layers[3].self_attn.o_proj, one_nan),
+        "nan",
+    ),
+    Fault("encoder causal", "short", f"{ENC}.layers.0.self_attn.mask", causal_encoder, "mask"),
+    Fault(
+        "cross cache truncated",
+        "cross-cached",
+        f"{DEC}.layers.0.self_attn.keys",
+        truncated_cross_cache,
+        "shape",
+    ),
+    Fault("gate and up exchanged", "short", f"{ENC}.layers.2.mlp.gate_proj", exchanged_gate_and_up),
+    Fault("image features scaled", "image", "encoder.multi_modal_projector.projected", scaled_images),
+    Fault(
+        "lm_head not tied: a stale copy",
+        "short",
+        "lm_head",
+        lambda m, _: setattr(m.lm_head.out_proj, "weight", torch.nn.Parameter(m.lm_head.out_proj.weight + 0.01)),
+    ),
+    Fault(
+        "one weight off in the last bit of bfloat16",
+        "short",
+        f"{DEC}.layers.4.self_attn.o_proj",
+        on_weight(lambda m: decoder(m).layers[4].self_attn.o_proj.weight[5:6, 5:6], lambda w: w * (1 + 2**-7)),
+    ),
+]
+
+
+class Faulty(TransformersPeer):
+    """transformers with one fault."""
+
+    def __init__(self, inject: Inject, patch: pytest.MonkeyPatch) -> None:
+        super().__init__("sdpa")
+        self._inject, self._patch = inject, patch
+
+    def _build(self, case: cases.Case) -> Any:
+        model = super()._build(case)
+        self._inject(model, self._patch)
+        return model
+
+
+@pytest.fixture(scope="module")
+def target() -> Any:
+    return resolve("tiny", synthetic=False)[0]
+
+
+def judged(peer: TransformersPeer, target: Any, name: str) -> Judgement:
+    peer.open(target)
+    (case,) = cases.select(cases.build(target.config), [name])
+    return judge(peer, target, case)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name)
+def test_fault_is_found_at_its_tap(fault: Fault, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = judged(Faulty(fault.inject, monkeypatch), target, fault.case)
+    assert not result.error
+    assert result.culprit is not None, "the fault went unseen"
+    assert (result.culprit.tap, result.culprit.status) == (fault.tap, fault.status), result.culprit
+    if fault.status == "values":
+        # far above what passes, so that the limit needs no tuning (DESIGN: defects are 1e2 to 1e5 in float32);
+        # a single weight's last bit is the smallest thing there is
+        least = 2.0 if "last bit" in fault.name else 10.0
+        assert result.culprit.worst > least * LIMITS["local"]
+
+
+@pytest.mark.parametrize("name", [f"{ENC}.layers.1.mlp.act_fn", f"{DEC}.norm", "logits"])
+def test_missing_tap_is_a_failure(name: str, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Dump.put
+    monkeypatch.setattr(Dump, "put", lambda self, tap, value: None if tap == name else true(self, tap, value))
+    result = judged(TransformersPeer("sdpa"), target, "short")
+    assert result.culprit is not None
+    assert (result.culprit.tap, result.culprit.status) == (name, "missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda x: x[..., :-1], "shape"),
+        (lambda x: x.astype(np.float64), "dtype"),
+        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.inf, x).astype(x.dtype), "nan"),
+        (lambda x: x + np.float32(1e-3), "values"),
+    ],
+)
+def test_every_gate_can_fail(
+    change: Callable[[Any], Any], status: str, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, name = Dump.put, f"{DEC}.layers.2"
+    monkeypatch.setattr(
+        Dump, "put", lambda self, tap, value: true(self, tap, change(value) if tap == name else value)
+    )
+    result = judged(TransformersPeer("eager"), target, "short")
+    assert result.culprit is not None
+    assert (result.culprit.tap, result.culprit.status) == (name, status)
+
+
+def test_a_peer_that_raises_is_not_passed(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def boom(model: Any, _: pytest.MonkeyPatch) -> None:
+        decoder(model).layers[0].register_forward_hook(lambda *_: 1 / 0)
+
+    result = judged(Faulty(boom, monkeypatch), target, "short")
+    assert not result.passed
+    assert "ZeroDivisionError" in result.error
