@@ -28,6 +28,8 @@ class Run:
         decoder_input_ids, decoder_attention_mask, decoder_position_ids: (B, T).
         labels: for a loss; (B, T), (B,) or (B, labels).
         splits: lengths of the cached decoder calls, summing to T; None for one call without a cache.
+        logits_to_keep: only the last so many positions of a call get logits; None for all. A vocabulary of 262144
+            times 500 positions is 1 GB in float64, and says no more than 16 positions do.
     """
 
     input_ids: Array
@@ -39,6 +41,7 @@ class Run:
     decoder_position_ids: Array | None = None
     labels: Array | None = None
     splits: tuple[int, ...] | None = None
+    logits_to_keep: int | None = None
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -89,6 +92,9 @@ class Case:
         }
 
 
+LOGITS = 1 << 24  # more than so many in one call, and only the last 16 positions get theirs
+
+
 @dataclass(frozen=True)
 class _Kit:
     """Draws inputs for one case on one geometry."""
@@ -114,6 +120,10 @@ class _Kit:
             mask[row, kept] = 1
             ids[row, kept.start] = self.config.decoder.bos_token_id
         return np.where(mask == 1, ids, self.config.decoder.pad_token_id), mask
+
+    def keep(self, decoder_ids: Array) -> int | None:
+        """`logits_to_keep` for these decoder ids."""
+        return 16 if decoder_ids.size * self.config.decoder.vocab_size > LOGITS else None
 
     def pixels(self, images: int) -> Array:
         """Pictures unlike their own mirror and transpose: a slanted ramp under noise, float32 in [-1, 1]."""
@@ -151,7 +161,8 @@ def _padded(side: str) -> Callable[[_Kit], Case]:
         w, v = k.config.encoder.sliding_window, k.config.decoder.sliding_window
         ids, mask = k.padded([w + 5, 3, w // 2 + 1], side)
         decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
-        run = Run(ids, decoder_ids, attention_mask=mask, decoder_attention_mask=decoder_mask)
+        keep = k.keep(decoder_ids)
+        run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
         exposes = "D29 D38 D39 D40 D41 D42".split()
         return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=tuple(exposes))
 
@@ -169,7 +180,8 @@ def _past_window(splits: Callable[[int], tuple[int, ...]], name: str, title: str
         w = k.config.decoder.sliding_window
         lengths = splits(w)
         ids = k.ids(1, w + 4)
-        run = Run(k.ids(1, 7), ids, splits=None if len(lengths) == 1 else lengths)
+        splits_ = None if len(lengths) == 1 else lengths
+        run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids))
         return Case(name, title, (run,), exposes=("D28", "D34", "D54", "D56", "D57"))
 
     return make

@@ -17,6 +17,7 @@ import numpy as np
 from t5g2ref.numerics import unit_roundoff
 from t5g2ref.taps import Tap
 
+CHUNK = 1 << 22  # elements looked at together: the tap itself may be a gigabyte
 FAULTS = ("missing", "shape", "dtype", "nan", "values", "mask")
 
 
@@ -130,10 +131,10 @@ def _values(
     limit: float,
     gate: str,
 ) -> Finding:
-    exact = _tokens(tap, truth, keep)
-    norm = _norms(exact)
-    error = _norms(_tokens(tap, peer, keep) - exact)
-    yardstick = np.max([_norms(_tokens(tap, control, keep) - exact) for control in controls], axis=0)
+    arrays = [_tokens(tap, array, keep) for array in (truth, peer, *controls)]
+    step = max(1, CHUNK // max(1, arrays[0].shape[1]))
+    chunks = [_errors([a[t : t + step] for a in arrays]) for t in range(0, len(arrays[0]), step)]
+    norm, error, yardstick = np.concatenate(chunks, axis=1)
     typical = np.median(np.divide(yardstick, norm, out=np.zeros_like(norm), where=norm > 0))
     yardstick = np.maximum(yardstick, max(float(typical), unit_roundoff(dtype)) * norm)
     ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
@@ -154,6 +155,12 @@ def _values(
         len(ratio),
         "" if passed else f"the {gate} token is {np.max(judged):.3g} times the control's error away from the truth",
     )
+
+
+def _errors(rows: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """(3, tokens): ‖truth‖, ‖peer − truth‖ and the largest ‖control − truth‖."""
+    truth, peer, *controls = rows
+    return np.stack([_norms(truth), _norms(peer - truth), np.max([_norms(c - truth) for c in controls], axis=0)])
 
 
 def _norms(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

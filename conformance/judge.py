@@ -129,7 +129,10 @@ class _Comparison:
         if tap.rows == "encoder":
             return run.encoder_valid
         held = run.decoder_valid[:, :last]
-        return held[:, first:] if tap.rows == "decoder" else held[:, last - truth.shape[2] :]
+        if tap.rows == "own":
+            return held[:, last - truth.shape[2] :]
+        keep = run.logits_to_keep if tap.rows == "logits" else None
+        return held[:, first if keep is None else max(first, last - keep) :]
 
 
 def _calls(case: Case) -> list[tuple[int, Run, tuple[int, int]]]:

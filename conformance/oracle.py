@@ -70,4 +70,4 @@ def _walk(model: T5Gemma2, case: Case, run: Run, trace_of: TraceOfCall) -> None:
             None if positions is None else positions[:, first:last],
             trace,
         )
-        model.logits(hidden, trace)
+        model.logits(hidden if run.logits_to_keep is None else hidden[:, -run.logits_to_keep :], trace)

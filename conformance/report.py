@@ -234,7 +234,9 @@ def _summary(result: Result) -> Text:
     for name, place in (("local", worst), ("whole", whole)):
         if place is not None and not math.isnan(place[2].worst):
             target, j, f = place
-            text.append(f"worst {name} ratio {f.worst:.3g} (limit {LIMITS['local' if name == 'local' else 'cumulative']:g})")
+            text.append(
+                f"worst {name} ratio {f.worst:.3g} (limit {LIMITS['local' if name == 'local' else 'cumulative']:g})"
+            )
             text.append(f" at {_shortened(f.tap)}, {j.peer}, case {j.case}, {target}\n")
     taps = sum(len(j.local) for _, j in result.judgements)
     text.append(f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, ")

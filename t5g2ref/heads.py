@@ -58,7 +58,7 @@ def cross_entropy(nx: Numerics, logits: Array, labels: Array) -> Array:
     picked = logits[xp.arange(labels.shape[0]), xp.where(kept, labels, 0)]
     if not bool(kept.any()):
         return xp.full((), xp.nan, dtype=nx.wide_dtype)
-    return xp.where(kept, normaliser - picked, 0.0).sum() / kept.sum()
+    return xp.where(kept, normaliser - picked, 0.0).sum() / kept.sum(dtype=nx.wide_dtype)
 
 
 def sequence_loss(nx: Numerics, config: Config, pooled: Array, labels: Array) -> Array:

@@ -2,7 +2,8 @@
 transformers shows it. It is the shape documentation, the name map and the comparison plan at once.
 
 Letters: see the package's legend. `rows` names the padding mask that says which rows mean something:
-encoder (B, S_enc), decoder (B, T), own (all decoder positions still held), or all.
+encoder (B, S_enc), decoder (B, T), own (all decoder positions still held), logits (the decoder positions whose logits
+were asked for), or all.
 
 `peer` says where to look in transformers, relative to the stack's module: `PATH:out`, `PATH:in`, `PATH:out:1` (the
 second call of that module in one forward: the cross keys go through the same k_proj), `PATH:query|keys|mask|…`
@@ -24,7 +25,7 @@ class Tap:
     Args:
         name: full dotted name (in the templates: relative to its stack).
         shape: one letter an axis, separated by spaces.
-        rows: whose padding applies: "encoder", "decoder", "own" or "all".
+        rows: whose padding applies: "encoder", "decoder", "own", "logits" or "all".
         peer: where transformers shows it, relative to `module`.
         spine: on the residual stream: judged from the ids as well, so that error can be followed along depth.
         first_call: made only when a new source is encoded.

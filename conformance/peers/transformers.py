@@ -107,6 +107,7 @@ class TransformersPeer:
             inputs["labels"] = inputs["labels"].float()
         if case.task == "lm":
             inputs |= {"past_key_values": cache, "use_cache": cache is not None}
+            inputs["logits_to_keep"] = run.logits_to_keep or 0
         if encoded is not None:
             inputs["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=encoded[0])
         return inputs
