@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
+import textwrap
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,16 +48,23 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m conformance", description=HELP, epilog=EXAMPLES, formatter_class=form)
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    run = commands.add_parser("run", help="judge peers (the default)", description=HELP, formatter_class=form)
+    run = commands.add_parser(
+        "run",
+        help="judge peers (the default)",
+        description=HELP,
+        formatter_class=form,
+        argument_default=argparse.SUPPRESS,  # a default here would undo an option given before the word `run`
+    )
     for target in (top, run):
         _run_options(target)
+    top.set_defaults(ckpt="tiny")
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("cases", "taps", "faults", "checkpoints", "peers"))
     return top
 
 
 def _run_options(target: argparse.ArgumentParser) -> None:
-    target.add_argument("--ckpt", default="tiny", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
+    target.add_argument("--ckpt", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
     target.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
     target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; default: {', '.join(names())}")
     target.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")
@@ -67,14 +77,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        if options.command == "list":
-            return _list(options.what)
-        return _run(options)
-    except (CheckpointError, PeerUnavailable, ConfigError) as error:
+        status = _list(options.what) if options.command == "list" else _run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `list taps | head`: the reader has had enough, and Python must not try once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INCOMPLETE
+    except (CheckpointError, PeerUnavailable, ConfigError, OSError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("conformance: interrupted", file=sys.stderr)
+        print("VERDICT: INCOMPLETE - interrupted")
+        return INCOMPLETE
+    except Exception:  # Python's own exit status for this is 1, which says that a peer deviates
+        traceback.print_exc()
+        print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
+        print("VERDICT: INCOMPLETE - the suite itself failed")
         return INCOMPLETE
 
 
@@ -87,8 +106,10 @@ def _run(options: argparse.Namespace) -> int:
         raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[conformance]"') from error
     if options.json is not None and not options.json.parent.is_dir():
         raise CheckpointError(f"--json {options.json}: there is no folder {options.json.parent}")
+    if options.json is not None and options.json.is_dir():
+        raise CheckpointError(f"--json {options.json}: this is a folder; name a file")
     began, console = time.perf_counter(), Console(stderr=False)
-    peers = [create(name) for name in options.peer or names()]
+    peers = [create(name) for name in dict.fromkeys(options.peer or names())]
     with _progress(console, quiet=options.no_progress) as progress:
         targets = resolve(options.ckpt, synthetic=options.synthetic, progress=progress.tensors)
         plan = _plan(targets, options.case or [])
@@ -96,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
     result = report.Result(
         judgements=found,
         exposes={case.name: case.exposes for _, case in plan},
-        hidden=hidden([t.config for t in targets], [case for _, case in plan]),
+        hidden=hidden([t.config for t in targets], _compared(plan, found)),
         versions={k: v for peer in peers for k, v in peer.versions().items()},
         selected=len(plan),
         available=sum(len(case_list.build(t.config)) for t in targets),
@@ -136,6 +157,12 @@ def _judged(peers: list[Peer], plan: list[tuple[Target, Case]], progress: Any) -
     return sorted(found, key=lambda item: order[item[0]])
 
 
+def _compared(plan: list[tuple[Target, Case]], found: list[tuple[str, Judgement]]) -> list[Case]:
+    """The cases that every peer could be judged on: the others exposed nothing."""
+    failed = {(target, judgement.case) for target, judgement in found if judgement.error}
+    return [case for target, case in plan if (target.name, case.name) not in failed]
+
+
 @contextmanager
 def _progress(console: Any, *, quiet: bool) -> Iterator[_Progress]:
     """A bar on standard error, only where someone watches."""
@@ -173,7 +200,8 @@ def _list(what: str) -> int:
     config = Config.load(bundled("tiny"))
     if what == "cases":
         for case in case_list.build(config):
-            print(f"{case.name:20} {case.title:52} {' '.join(case.exposes)}")
+            ids = textwrap.wrap(" ".join(case.exposes), 25)  # 100 columns in all
+            print("\n".join([f"{case.name:20} {case.title:52} {ids[0]}", *(f"{'':74}{more}" for more in ids[1:])]))
     elif what == "taps":
         for tap in taps.table(config, loss=True):
             print(f"{tap.name:62} {tap.shape:10} {'mask' if tap.exact else ''}")
@@ -184,7 +212,7 @@ def _list(what: str) -> int:
         for name in BUNDLED:
             print(f"{name:10} bundled")
         for name, repo in HUB.items():
-            print(f"{name:10} {repo}, or ${variable(name)}; --synthetic for seeded weights at its geometry")
+            print(f"{name:10} {repo}, or ${variable(name)}; --synthetic: seeded weights")
     else:
         print("\n".join(names()))
     return CONFORMS

@@ -26,7 +26,8 @@ class Run:
     Args:
         input_ids, attention_mask, position_ids: (B, S); pixel_values (I, C, side, side) float32.
         decoder_input_ids, decoder_attention_mask, decoder_position_ids: (B, T).
-        labels: for a loss; (B, T), (B,) or (B, labels).
+        labels: for a loss; (B, T), (B,) or (B, labels). In a language model's run the decoder ids are these shifted
+            right, which is what a peer has to make of them.
         splits: lengths of the cached decoder calls, summing to T; None for one call without a cache.
         logits_to_keep: only the last so many positions of a call get logits; None for all. A vocabulary of 262144
             times 500 positions is 1 GB in float64, and says no more than 16 positions do.
@@ -163,7 +164,8 @@ def _padded(side: str) -> Callable[[_Kit], Case]:
         decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
         keep = k.keep(decoder_ids)
         run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
-        exposes = "D29 D38 D39 D40 D41 D42".split()
+        exposes = ["D29"] if side == "left" else []  # padding on the right shifts no position
+        exposes += ["D38", "D39", "D40", "D41", "D42"]
         return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=tuple(exposes))
 
     return make
@@ -182,7 +184,8 @@ def _past_window(splits: Callable[[int], tuple[int, ...]], name: str, title: str
         ids = k.ids(1, w + 4)
         splits_ = None if len(lengths) == 1 else lengths
         run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids))
-        return Case(name, title, (run,), exposes=("D28", "D34", "D54", "D56", "D57"))
+        cached = ("D28", "D54", "D56", "D57") if splits_ else ()
+        return Case(name, title, (run,), exposes=("D34", *cached))
 
     return make
 

@@ -102,7 +102,9 @@ def _from_hub(name: str, repo: str) -> Path:
     reason = "not in the cache"
     for local in (True, False):
         try:
-            return Path(snapshot_download(repo, allow_patterns=FILES, local_files_only=local))
+            folder = Path(snapshot_download(repo, allow_patterns=FILES, local_files_only=local))
+            if not local or any(folder.glob("*.safetensors")):  # a cache may hold the config.json alone
+                return folder
         except Exception as error:  # the library's errors are many; each means: not to be had this way
             if not local:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -115,8 +117,8 @@ def _remedies(name: str, repo: str, reason: str) -> str:
         lines.append(f"  - set {variable(name)} to a folder with config.json and model.safetensors")
     lines += [
         "  - give that folder itself: --ckpt /path/to/folder",
-        f"  - accept the licence at https://huggingface.co/{repo}, then: huggingface-cli login, and",
-        f"      huggingface-cli download {repo}",
+        f"  - accept the licence at https://huggingface.co/{repo}, then: hf auth login, and",
+        f"      hf download {repo}",
     ]
     if name in HUB:
         lines.append(f"  - or ask for seeded weights at the real geometry: --ckpt {name} --synthetic")

@@ -2,7 +2,8 @@
 
 The statistic is a ratio per token: ‖peer − truth‖ / ‖control − truth‖, where truth is the float64 oracle and control
 is the same mathematics in the peer's own precision. 1 means: as far from the truth as this precision has to be. The
-denominator is never below u · ‖truth‖ (u: the unit roundoff), because no array of that type can promise to be closer.
+denominator is never below u · ‖truth‖ (u: the unit roundoff), because no array of that type can promise to be closer,
+nor below the control's median relative error over the tokens times ‖truth‖, because one token's may be small by luck.
 Ratios to a same-precision control are known practice: FlashAttention's tests, PyTorch's `same`, AWS Neuron and Huawei
 CANN judge accelerators this way. A NaN fails: it is looked for first, and every test is written so that it fails.
 """
@@ -87,7 +88,7 @@ def examine(
     if str(peer.dtype) != ("bool" if tap.exact else dtype):
         return fault("dtype", f"expected {'bool' if tap.exact else dtype}, found {peer.dtype}")
     keep = np.ones([truth.shape[a] for a in tap.token_axes], bool) if valid is None else valid
-    if not keep.any():
+    if not keep.any() or not truth.size:
         return fault("missing", "no valid token to compare: an empty comparison is not a pass")
     if tap.exact:
         return _exact(tap, call, _tokens(tap, peer, keep), _tokens(tap, truth, keep), keep)
@@ -138,10 +139,14 @@ def _values(
     typical = np.median(np.divide(yardstick, norm, out=np.zeros_like(norm), where=norm > 0))
     yardstick = np.maximum(yardstick, max(float(typical), unit_roundoff(dtype)) * norm)
     ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
+    ratio = np.where(np.isfinite(error) & np.isfinite(yardstick), ratio, np.nan)  # a broken reference excuses nobody
     worst = int(ratio.argmax())
     scale = norm[worst] or 1.0
     judged = ratio if gate == "worst" else np.median(ratio)
     passed = bool((judged <= limit).all())  # a NaN compares false, and so fails
+    detail = f"the {gate} token is {np.max(judged):.3g} times the control's error away from the truth"
+    if np.isnan(np.max(judged)):
+        detail = "the reference's own numbers are not finite here: nothing to judge by"
     return Finding(
         tap.name,
         call,
@@ -153,7 +158,7 @@ def _values(
         float(error[worst] / scale),
         float(yardstick[worst] / scale),
         len(ratio),
-        "" if passed else f"the {gate} token is {np.max(judged):.3g} times the control's error away from the truth",
+        "" if passed else detail,
     )
 
 

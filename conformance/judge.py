@@ -21,6 +21,7 @@ from conformance.lockstep import walk
 from conformance.oracle import models, program
 from conformance.peers import Peer, Target
 from t5g2ref import taps
+from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2
 from t5g2ref.taps import Tap
 
@@ -86,9 +87,8 @@ class _Comparison:
     def __init__(self, target: Target, case: Case, dump: Dump, dtype: str, *, local: bool) -> None:
         self._dump, self._dtype, self._local = dump, dtype, local
         self._case = case
-        self._plan = list(_plan(target, case))
+        self._plan = plan_of(target.config, case)
         self._found: dict[tuple[int, str], Finding] = {}
-        self._rows = {call: (run, bounds) for call, run, bounds in _calls(case)}
         self._taps = {(call, tap.name): tap for call, tap in self._plan}
 
     def findings(self, ours: list[T5Gemma2]) -> list[Finding]:
@@ -112,7 +112,7 @@ class _Comparison:
             given,
             truth,
             controls,
-            self._valid(call, tap, truth),
+            validity(self._case, call, tap, truth.shape),
             dtype=self._dtype,
             limit=LIMITS[anchor],
             gate=gate,  # type: ignore[arg-type]
@@ -121,18 +121,19 @@ class _Comparison:
         usable = self._local and finding.status in ("pass", "values") and not tap.exact
         return [np.asarray(given, value.dtype) for value in values] if usable else values
 
-    def _valid(self, call: int, tap: Tap, truth: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-        """bool over the tap's token axes, from the padding that the case laid down."""
-        run, (first, last) = self._rows[call]
-        if tap.rows == "all":
-            return None
-        if tap.rows == "encoder":
-            return run.encoder_valid
-        held = run.decoder_valid[:, :last]
-        if tap.rows == "own":
-            return held[:, last - truth.shape[2] :]
-        keep = run.logits_to_keep if tap.rows == "logits" else None
-        return held[:, first if keep is None else max(first, last - keep) :]
+
+def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
+    """bool over the tap's token axes, False on the padding that the case laid down; None where nothing is padded."""
+    run, (first, last) = {c: (run, bounds) for c, run, bounds in _calls(case)}[call]
+    if tap.rows == "all":
+        return None
+    if tap.rows == "encoder":
+        return run.encoder_valid
+    held = run.decoder_valid[:, :last]
+    if tap.rows == "own":
+        return held[:, last - shape[2] :]
+    keep = run.logits_to_keep if tap.rows == "logits" else None
+    return held[:, first if keep is None else max(first, last - keep) :]
 
 
 def _calls(case: Case) -> list[tuple[int, Run, tuple[int, int]]]:
@@ -144,11 +145,12 @@ def _calls(case: Case) -> list[tuple[int, Run, tuple[int, int]]]:
     return numbered
 
 
-def _plan(target: Target, case: Case) -> list[tuple[int, Tap]]:
+def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
+    """Every (call, tap) that a peer has to show in this case, in order."""
     plan = []
     for call, run, (first, _) in _calls(case):
         images = run.pixel_values is not None
-        for tap in taps.table(target.config, images=images, task=case.task, loss=run.labels is not None):
+        for tap in taps.table(config, images=images, task=case.task, loss=run.labels is not None):
             if first == 0 or not tap.first_call:
                 plan.append((call, tap))
     return plan

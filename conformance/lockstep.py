@@ -34,7 +34,6 @@ class _Walk:
         self._values: list[Any] = [None] * count
         self._errors: list[BaseException] = []
         self._barrier = threading.Barrier(count, action=self._at_tap)
-        self._lock = threading.Lock()
 
     def run(self, models: Sequence[Any], program: Program) -> None:
         threads = [
@@ -65,17 +64,16 @@ class _Walk:
     def _at_tap(self) -> None:
         place = self._places[0]
         if place is None or any(other != place for other in self._places):
-            self._fail(LockstepError(f"the runs are at different taps: {self._places}"))
+            self._errors.append(LockstepError(f"the runs are at different taps: {self._places}"))
             raise threading.BrokenBarrierError
         if place == (-1, "end"):
             return
         try:
             self._values = list(self._meet(*place, self._values))
         except BaseException as error:
-            self._fail(error)
-            raise threading.BrokenBarrierError from error
+            self._errors.append(error)
+            raise threading.BrokenBarrierError from error  # breaks the barrier; abort() here would wait for itself
 
     def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            self._errors.append(error)
+        self._errors.append(error)
         self._barrier.abort()

@@ -146,17 +146,17 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
 def _table(target: str, judgements: list[Judgement]) -> Table:
     """A row a case, a column a peer: worst local ratio, then worst cumulative ratio."""
     peers = list(dict.fromkeys(j.peer for j in judgements))
-    title = f"checkpoint {target}: worst ratio, local / cumulative"
+    title = Text(f"checkpoint {target}: worst ratio, local / cumulative")  # no markup: a path may hold brackets
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", no_wrap=True)
     for peer in peers:
         table.add_column(peer.removeprefix("transformers:"), justify="right", no_wrap=True)
-    table.add_column("worst place (local)", no_wrap=True, overflow="ellipsis")
+    table.add_column("worst place (local)")  # the only one that a narrow terminal may cut
     table.add_column("", no_wrap=True, min_width=5)
     for case in dict.fromkeys(j.case for j in judgements):
         rows = {j.peer: j for j in judgements if j.case == case}
         cells = [f"{_ratio(j.worst())} / {_ratio(j.worst('cumulative'))}" for j in rows.values()]
-        table.add_row(case, *cells, _place(list(rows.values())), _passed(list(rows.values())))
+        table.add_row(case, *cells, _cut(_place(list(rows.values()))), _passed(list(rows.values())))
     return table
 
 
@@ -181,6 +181,11 @@ def _ratio(finding: Finding | None) -> str:
     return finding.status if math.isnan(finding.worst) else f"{finding.worst:.3g}"
 
 
+def _cut(text: str) -> Text:
+    """One line whatever the width: its column gives way first, and its end is left out."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
 def _shortened(tap: str) -> str:
     """A tap's name that fits: the tower's prefix says nothing that its layer does not."""
     for long, short in (("encoder.text_model.", "encoder."), ("encoder.vision_tower.encoder.", "vision.")):
@@ -189,15 +194,15 @@ def _shortened(tap: str) -> str:
 
 
 def _details(target: str, judgement: Judgement) -> Table:
-    title = f"{judgement.peer} on {judgement.case} ({target}): local ratio at every tap"
+    title = Text(f"{judgement.peer} on {judgement.case} ({target}): local ratio at every tap")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("call", "tap", "tokens", "median", "99 %", "worst", "token", ""):
-        table.add_column(name, justify="left" if name in ("tap", "token") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("tap", "token") else "right", no_wrap=name != "tap")
     for f in judgement.local:
         numbers = [f"{x:.2f}" for x in (f.median, f.p99, f.worst)]
         token = ",".join(map(str, f.token))
         status = Text("pass", "green") if f.passed else Text(f.status, "bold red")
-        table.add_row(str(f.call), _shortened(f.tap), str(f.tokens), *numbers, token, status)
+        table.add_row(str(f.call), _cut(_shortened(f.tap)), str(f.tokens), *numbers, token, status)
     return table
 
 

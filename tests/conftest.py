@@ -60,7 +60,7 @@ def small_config() -> Config:
     encoder = TextConfig(
         vocab_size=311,
         hidden_size=48,
-        intermediate_size=80,
+        intermediate_size=88,
         num_hidden_layers=5,
         num_attention_heads=6,
         num_key_value_heads=3,

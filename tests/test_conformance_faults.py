@@ -136,6 +136,7 @@ def window_over_cross(model: Any, patch: pytest.MonkeyPatch) -> None:
     def cut(**kwargs: Any) -> Any:
         mask = true(**kwargs)
         if kwargs.get("encoder_hidden_states") is not None:
+            mask = mask.clone()
             mask[..., :-width] = False
         return mask
 

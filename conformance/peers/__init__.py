@@ -70,8 +70,12 @@ def create(name: str) -> Peer:
     module, argument = _BUILT_IN[name]
     try:
         peer: Peer = importlib.import_module(module).create(argument)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise PeerUnavailable(
             f'peer {name} needs {error.name}, which is not installed: pip install "t5g2ref[conformance]"'
+        ) from error
+    except ImportError as error:  # it is installed, but too old or broken
+        raise PeerUnavailable(
+            f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[conformance]"'
         ) from error
     return peer

@@ -85,9 +85,10 @@ class TransformersPeer:
 
     def _inputs(self, case: Case, run: Run, first: int, last: int, cache: Any, encoded: Any) -> dict[str, Any]:
         """Keyword arguments of one forward, left out where the case gives nothing."""
+        shifts = case.task == "lm" and run.labels is not None  # it makes its decoder ids from the labels, as we do
         given: dict[str, Any] = {
             "attention_mask": run.attention_mask,
-            "decoder_input_ids": run.decoder_input_ids[:, first:last],
+            "decoder_input_ids": None if shifts else run.decoder_input_ids[:, first:last],
             "decoder_attention_mask": None
             if run.decoder_attention_mask is None
             else run.decoder_attention_mask[:, :last],
