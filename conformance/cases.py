@@ -108,7 +108,7 @@ class _Kit:
         c = self.config
         special = {c.boi_token_index, c.eoi_token_index, c.image_token_index, c.decoder.pad_token_id}
         special |= {c.decoder.bos_token_id, *c.decoder.eos_token_id}
-        ordinary = np.setdiff1d(np.arange(c.decoder.vocab_size), list(special))
+        ordinary = np.delete(np.arange(c.decoder.vocab_size), list(special))
         ids = self.rng.choice(ordinary, size=(batch, length))
         ids[:, 0] = c.decoder.bos_token_id
         return ids.astype(np.int64)

@@ -19,7 +19,7 @@ def embed(nx: Numerics, w: Any, ids: Array, eoi_id: int) -> Array:
     """ids (B, T) → (B, T, D): row · √D, rounded once. The end-of-image id has a row of its own, which is not scaled."""
     rows = nx.array(w.weight[ids])
     scaled = nx.mul(rows, embed_scale(nx, rows.shape[-1]))
-    return nx.xp.where((ids == eoi_id)[..., None], nx.array(w.eoi_embedding), scaled)
+    return nx.cast(nx.xp.where((ids == eoi_id)[..., None], nx.array(w.eoi_embedding), scaled))
 
 
 def place_images(nx: Numerics, embedded: Array, ids: Array, features: Array, image_id: int) -> Array:

@@ -155,8 +155,8 @@ def _vision(config: Config) -> Iterator[Tap]:
 def _heads(task: str, loss: bool) -> list[Tap]:
     if task == "lm":
         taps = [
-            Tap("lm_head", "B T V", "decoder", "lm_head.out_proj:out"),
-            Tap("logits", "B T V", "decoder", "logits"),
+            Tap("lm_head", "B T V", "logits", "lm_head.out_proj:out"),
+            Tap("logits", "B T V", "logits", "logits"),
         ]
     elif task == "token":
         taps = [

@@ -28,7 +28,9 @@ def close(actual: Any, expected: Any, *, rtol: float = 0.0, atol: Any = 0.0, dty
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
-    assert actual.dtype == np.dtype(dtype or expected.dtype), f"dtype {actual.dtype}, expected {dtype or expected.dtype}"
+    assert actual.dtype == np.dtype(dtype or expected.dtype), (
+        f"dtype {actual.dtype}, expected {dtype or expected.dtype}"
+    )
     assert actual.size, "an empty comparison proves nothing"
     assert np.isfinite(expected).all(), "the expectation itself is not finite"
     assert np.isfinite(actual).all(), f"{int((~np.isfinite(actual)).sum())} values are not finite"
@@ -90,7 +92,8 @@ def precisely(function: Callable[..., Any], *arrays: Any) -> Array:
     with mp.workdps(DIGITS):
         first = np.asarray(arrays[0])
         rows = [
-            [float(v) for v in function(*(exact(np.asarray(a)[at]) for a in arrays))] for at in np.ndindex(*first.shape[:-1])
+            [float(v) for v in function(*(exact(np.asarray(a)[at]) for a in arrays))]
+            for at in np.ndindex(*first.shape[:-1])
         ]
     return np.array(rows, dtype=np.float64).reshape(*first.shape[:-1], -1)
 

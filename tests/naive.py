@@ -66,7 +66,9 @@ class Naive:
     def heads(self, name: str, x: Array, width: int) -> Array:
         return self.linear(name, x).reshape(*x.shape[:2], -1, width)
 
-    def layer(self, at: str, text: TextConfig, kind: str, x: Array, positions: Array, allowed: Array, seen: Any) -> Array:
+    def layer(
+        self, at: str, text: TextConfig, kind: str, x: Array, positions: Array, allowed: Array, seen: Any
+    ) -> Array:
         """One layer of either stack; `seen` is the encoder's output for the decoder, None for the encoder. `allowed`
         covers own keys, then the encoder's."""
         norm = lambda name, y: rms(y, self.w[f"{at}.{name}.weight"], text.rms_norm_eps)  # noqa: E731
@@ -121,7 +123,9 @@ class Naive:
             for column in range(side):
                 part = (slice(row * v.patch_size, (row + 1) * v.patch_size),)
                 part += (slice(column * v.patch_size, (column + 1) * v.patch_size),)
-                x[:, row * side + column] = np.einsum("icyx,dcyx->id", pixels[(slice(None), slice(None), *part)], kernel)
+                x[:, row * side + column] = np.einsum(
+                    "icyx,dcyx->id", pixels[(slice(None), slice(None), *part)], kernel
+                )
         x += self.w[f"{at}.embeddings.patch_embedding.bias"]
         x += self.w[f"{at}.embeddings.position_embedding.weight"]
         for i in range(v.num_hidden_layers):

@@ -47,8 +47,7 @@ def visible(part: Source, row: int, query: int) -> list[int]:
     return [
         i
         for i in keys
-        if (back is None or query - back <= part.kv.start + i)
-        and (ahead is None or part.kv.start + i <= query + ahead)
+        if (back is None or query - back <= part.kv.start + i) and (ahead is None or part.kv.start + i <= query + ahead)
     ]
 
 
@@ -274,7 +273,9 @@ def test_a_sliding_layer_needs_no_square_in_memory() -> None:
     # a handful are alive at once, and the result 0.26 MB. 8 MB leaves room and is a sixteenth of the square.
     length, window = 4096, 16
     part = Source(
-        KeyValue(*(normal(name, 1, 1, length, 4) for name in "kv")), frozen(np.ones((1, length), bool)), Band(window - 1, 0)
+        KeyValue(*(normal(name, 1, 1, length, 4) for name in "kv")),
+        frozen(np.ones((1, length), bool)),
+        Band(window - 1, 0),
     )
     q = normal("q", 1, 2, length, 4)
     tracemalloc.start()

@@ -272,9 +272,7 @@ def test_every_gate_can_fail(
     change: Callable[[Any], Any], status: str, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true, name = Dump.put, f"{DEC}.layers.2"
-    monkeypatch.setattr(
-        Dump, "put", lambda self, tap, value: true(self, tap, change(value) if tap == name else value)
-    )
+    monkeypatch.setattr(Dump, "put", lambda self, tap, value: true(self, tap, change(value) if tap == name else value))
     result = judged(TransformersPeer("eager"), target, "short")
     assert result.culprit is not None
     assert (result.culprit.tap, result.culprit.status) == (name, status)

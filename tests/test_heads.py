@@ -206,6 +206,12 @@ def test_multi_label_loss(config: Config) -> None:
     close(found, exact_multi_label(POOLED, labels), atol=13 * 1001 * U64)
 
 
+def test_a_sure_and_right_multi_label_score_still_has_a_loss(config: Config) -> None:
+    # −ln(1 − σ(−40)) = ln(1 + e⁻⁴⁰) = 4.248354255291588977…e−18 (mpmath, 50 digits); ln(1 + x) without log1p gives 0.
+    found = sequence_loss(ORACLE, replace(config, num_labels=2), frozen([[-40.0, -40.0]]), frozen([[0.0, 0.0]]))
+    close(found, np.float64(4.248354255291589e-18), rtol=8 * U64)  # exp, log1p, a sum and a mean of two
+
+
 def test_single_label_loss(config: Config) -> None:
     labels = frozen([2, 0, 1])
     found = sequence_loss(ORACLE, replace(config, num_labels=3), POOLED, labels)

@@ -70,7 +70,9 @@ def own(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, rest[0]
             elif top == PACKAGE.name:  # `from t5g2ref import x`: the module x where there is one
                 for alias in node.names:
-                    is_module = (PACKAGE / f"{alias.name}.py").exists() or (PACKAGE / alias.name / "__init__.py").exists()
+                    is_module = (PACKAGE / f"{alias.name}.py").exists() or (
+                        PACKAGE / alias.name / "__init__.py"
+                    ).exists()
                     yield node.lineno, alias.name if is_module else "__init__"
 
 

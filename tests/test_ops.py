@@ -11,7 +11,21 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 import pytest
-from helpers import HALF, ROUNDOFF, U32, U64, Array, close, exact, frozen, normal, on_grid, precisely, rounded, same_bits
+from helpers import (
+    HALF,
+    ROUNDOFF,
+    U32,
+    U64,
+    Array,
+    close,
+    exact,
+    frozen,
+    normal,
+    on_grid,
+    precisely,
+    rounded,
+    same_bits,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

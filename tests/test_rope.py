@@ -158,9 +158,7 @@ def test_a_score_depends_on_the_distance_alone(m: int, n: int, shift: int) -> No
     q, k = normal("relative q", 1, 1, 1, width), normal("relative k", 1, 1, 1, width)
 
     def score(at_q: int, at_k: int) -> float:
-        turned = [
-            rotate(ORACLE, x, *tables(ORACLE, rope, width, frozen([[p]]))) for x, p in ((q, at_q), (k, at_k))
-        ]
+        turned = [rotate(ORACLE, x, *tables(ORACLE, rope, width, frozen([[p]]))) for x, p in ((q, at_q), (k, at_k))]
         return float((turned[0] * turned[1]).sum())
 
     # Four tables with their angles' errors up to position 8000, and the roundings of the sum of H products.

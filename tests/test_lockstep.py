@@ -1,0 +1,147 @@
+"""Runs side by side: they meet at every tap, go on with what they are given, and never hang."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from conformance.lockstep import LockstepError, walk
+
+SECONDS = 20  # far above what these take; a hang fails here and not in the runner
+
+
+def within(call: Callable[[], Any]) -> Any:
+    """The call's result or its error, in a thread of its own: a hang is a failure."""
+    outcome: dict[str, Any] = {}
+
+    def body() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=body, daemon=True)
+    before = threading.active_count()
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive(), f"still running after {SECONDS} s"
+    assert threading.active_count() <= before, "a run was left behind"
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome.get("value")
+
+
+def script(model: Any, trace_of: Callable[[int], Any]) -> None:
+    """Visit the model's own list of (call, name); its value starts at `start` and is doubled at every tap."""
+    value = model["start"]
+    for call, name in model["taps"]:
+        if name == "raise":
+            raise ZeroDivisionError(f"from the model that starts at {value}")
+        value = trace_of(call)(name, value) * 2
+    model["end"] = value
+
+
+def made(start: int, *taps: str) -> dict[str, Any]:
+    return {"start": start, "taps": [(i // 2, name) for i, name in enumerate(taps)]}
+
+
+def same(call: int, name: str, values: list[Any]) -> list[Any]:
+    return values
+
+
+def test_meets_once_at_every_tap_in_order() -> None:
+    models = [made(start, "a", "b", "c") for start in (1, 10, 100)]
+    met: list[Any] = []
+
+    def meet(call: int, name: str, values: list[Any]) -> list[Any]:
+        met.append((call, name, list(values)))
+        return values
+
+    within(lambda: walk(models, script, meet))
+    assert met == [(0, "a", [1, 10, 100]), (0, "b", [2, 20, 200]), (1, "c", [4, 40, 400])]
+    assert [m["end"] for m in models] == [8, 80, 800]
+
+
+def test_replacements_reach_their_models() -> None:
+    models = [made(start, "a", "b") for start in (1, 10, 100)]
+
+    def meet(call: int, name: str, values: list[Any]) -> list[Any]:
+        return [7, 8, 9] if name == "a" else values
+
+    within(lambda: walk(models, script, meet))
+    assert [m["end"] for m in models] == [7 * 4, 8 * 4, 9 * 4]
+
+
+def test_many_taps_never_mix_the_values() -> None:
+    """The fast run may be at its next tap before the slow one has taken its value."""
+    models = [made(start, *(f"t{i}" for i in range(300))) for start in range(4)]
+    seen: list[Any] = []
+
+    def meet(call: int, name: str, values: list[Any]) -> list[Any]:
+        seen.append(list(values))
+        return [i for i, _ in enumerate(values)]
+
+    within(lambda: walk(models, script, meet))
+    assert seen[0] == [0, 1, 2, 3]
+    assert all(values == [0, 2, 4, 6] for values in seen[1:])
+
+
+def test_prefixes_are_part_of_the_name() -> None:
+    met: list[str] = []
+
+    def program(model: Any, trace_of: Callable[[int], Any]) -> None:
+        trace_of(0).at("layers.3")("mlp", model)
+
+    within(lambda: walk([1, 2], program, lambda call, name, values: met.append(name) or values))
+    assert met == ["layers.3.mlp"]
+
+
+def test_one_model_alone() -> None:
+    model = made(3, "a")
+    within(lambda: walk([model], script, same))
+    assert model["end"] == 6
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("taps", [("raise",), ("a", "raise"), ("a", "b", "raise")])
+def test_error_in_one_model_is_raised(which: int, taps: tuple[str, ...]) -> None:
+    models = [made(start, "a", "b", "c") for start in range(3)]
+    models[which] = made(5, *taps)
+    with pytest.raises(ZeroDivisionError, match="from the model that starts at"):
+        within(lambda: walk(models, script, same))
+
+
+@pytest.mark.parametrize("error", [ValueError("in meet"), KeyboardInterrupt(), SystemExit(4)])
+def test_error_in_meet_is_raised(error: BaseException) -> None:
+    def meet(call: int, name: str, values: list[Any]) -> list[Any]:
+        if name == "b":
+            raise error
+        return values
+
+    with pytest.raises(type(error)) as caught:
+        within(lambda: walk([made(1, "a", "b", "c"), made(2, "a", "b", "c")], script, meet))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("a", "b"), ("a", "c")),
+        (("a", "b"), ("b", "a")),
+        (("a",), ("a", "b")),  # one is at its end while the other still has something to show
+        (("a", "b"), ("a",)),
+        ((), ("a",)),
+        (("a", "a"), ("a", "a", "a")),  # the same name in another call
+    ],
+)
+def test_different_taps_are_an_error_of_ours(first: tuple[str, ...], second: tuple[str, ...]) -> None:
+    with pytest.raises(LockstepError, match="the runs are at different taps"):
+        within(lambda: walk([made(1, *first), made(2, *second)], script, same))
+
+
+def test_too_few_values_from_meet_do_not_hang() -> None:
+    with pytest.raises(IndexError):
+        within(lambda: walk([made(1, "a", "b"), made(2, "a", "b")], script, lambda call, name, values: values[:1]))
