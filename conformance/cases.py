@@ -132,7 +132,7 @@ class _Kit:
         y, x = np.mgrid[0 : v.image_size, 0 : v.image_size] / v.image_size
         ramp = 0.7 * x + 0.3 * y**2 - 0.5
         noise = self.rng.integers(0, 256, (images, v.num_channels, v.image_size, v.image_size)) / 255.0 - 0.5
-        return np.clip(ramp + noise, -1, 1).astype(np.float32)
+        return np.asarray(np.clip(ramp + noise, -1, 1), np.float32)
 
     def image_row(self, words: int, images: int) -> Array:
         """One row (1, S): words, then per image boi, image tokens, eoi, then words."""

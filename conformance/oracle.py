@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from conformance.cases import Case, Run
@@ -31,20 +32,25 @@ def program(case: Case) -> Callable[[T5Gemma2, TraceOfCall], None]:
     def walk(model: T5Gemma2, trace_of: TraceOfCall) -> None:
         call = 0
         for run in case.runs:
-            _walk(model, case, run, lambda n, base=call: trace_of(base + n))
+            _walk(model, case, run, partial(_shifted, trace_of, call))
             call += len(run.bounds)
 
     return walk
 
 
+def _shifted(trace_of: TraceOfCall, base: int, call: int) -> Trace:
+    """The trace of a run's call, numbered over all runs of the case."""
+    return trace_of(base + call)
+
+
 def _walk(model: T5Gemma2, case: Case, run: Run, trace_of: TraceOfCall) -> None:
-    masks = {
+    masks: dict[str, Any] = {
         "attention_mask": run.attention_mask,
         "position_ids": run.position_ids,
         "pixel_values": run.pixel_values,
     }
     if case.task != "lm" or run.labels is not None:
-        call = model.classify if case.task != "lm" else model
+        call: Callable[..., Any] = model.classify if case.task != "lm" else model
         extra = {"per_token": case.task == "token"} if case.task != "lm" else {}
         call(
             run.input_ids,

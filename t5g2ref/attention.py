@@ -78,9 +78,9 @@ def _joined(nx: Numerics, parts: list[tuple[Array, Array, Array]]) -> tuple[Arra
     """Keys, values and allowed of all sources side by side. For one block this copies less than it multiplies."""
     if len(parts) == 1:
         return parts[0]
-    keys, values, allowed = zip(*parts, strict=True)
-    xp, batch = nx.xp, max(a.shape[0] for a in allowed)
-    allowed = [xp.broadcast_to(a, (batch, *a.shape[1:])) for a in allowed]
+    keys, values, masks = zip(*parts, strict=True)
+    xp, batch = nx.xp, max(mask.shape[0] for mask in masks)
+    allowed = [xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks]
     return xp.concatenate(keys, 2), xp.concatenate(values, 2), xp.concatenate(allowed, 2)
 
 

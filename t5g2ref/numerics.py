@@ -82,8 +82,9 @@ class Numerics:
     def storage(self) -> np.dtype[Any]:
         """The dtype that activations have in memory."""
         if self.dtype in HALF and not self.emulated:
-            return np.dtype(HALF[self.dtype])
-        return np.dtype("float64" if self.dtype == "float64" else "float32")
+            half: np.dtype[Any] = np.dtype(HALF[self.dtype])
+            return half
+        return self.wide_dtype
 
     @property
     def wide_dtype(self) -> np.dtype[Any]:

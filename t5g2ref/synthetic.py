@@ -61,7 +61,7 @@ class Synthetic(Mapping[str, Array]):
         value = _drawn(rng, name, shape)
         if not name.startswith(("encoder.vision_tower", "encoder.multi_modal")):
             self._give_channel_to_bos(name, value)
-        value = to_grid(value, "bfloat16")
+        value = np.asarray(to_grid(value, "bfloat16"))
         value.flags.writeable = False
         return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def small_config() -> Config:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def weight(name: str, shape: tuple[int, ...]) -> Array:
     """One parameter, seeded by its name: float32 on the bfloat16 grid, so that every precision runs the same model.
 

@@ -131,11 +131,12 @@ class Naive:
         for i in range(v.num_hidden_layers):
             x = self.block(f"{at}.encoder.layers.{i}", x, eps)
         x = layer_norm(x, self.w[f"{at}.post_layernorm.weight"], self.w[f"{at}.post_layernorm.bias"], eps)
-        square, tokens = side // self.config.tokens_per_side, []
-        grid = x.reshape(-1, side, side, x.shape[-1])
-        for row in range(0, side, square):
-            for column in range(0, side, square):
-                tokens.append(grid[:, row : row + square, column : column + square].mean(axis=(1, 2)))
+        square, grid = side // self.config.tokens_per_side, x.reshape(-1, side, side, x.shape[-1])
+        tokens = [
+            grid[:, row : row + square, column : column + square].mean(axis=(1, 2))
+            for row in range(0, side, square)
+            for column in range(0, side, square)
+        ]
         at = "encoder.multi_modal_projector"
         y = rms(np.stack(tokens, axis=1), self.w[f"{at}.mm_soft_emb_norm.weight"], eps)
         return y @ self.w[f"{at}.mm_input_projection_weight"]

@@ -269,8 +269,8 @@ def test_a_block_of_a_sliding_layer_holds_its_band_and_no_more(
 
 
 def test_a_sliding_layer_needs_no_square_in_memory() -> None:
-    # 4096 × 4096 in float64 is 128 MiB. A block of 128 rows has 2 · 128 · (128 + 15) scores of 8 bytes, 0.3 MB, of which
-    # a handful are alive at once, and the result 0.26 MB. 8 MB leaves room and is a sixteenth of the square.
+    # 4096 × 4096 in float64 is 128 MiB. A block of 128 rows has 2 · 128 · (128 + 15) scores of 8 bytes, 0.3 MB,
+    # of which a handful are alive at once, and the result 0.26 MB. 8 MB leaves room and is a sixteenth of the square.
     length, window = 4096, 16
     part = Source(
         KeyValue(*(normal(name, 1, 1, length, 4) for name in "kv")),

@@ -338,7 +338,7 @@ def test_released_geometries_hide_some(name: str, more: str) -> None:
 
 @pytest.mark.parametrize("dropped", ["loss", "padded-left", "two-images", "second-source", "cross-cached"])
 def test_a_case_left_out_is_noticed(dropped: str) -> None:
-    only = {d for d in case("tiny", dropped).exposes}
+    only = set(case("tiny", dropped).exposes)
     rest = [c for c in built("tiny") if c.name != dropped]
     only -= {d for c in rest for d in c.exposes}
     reasons = hidden([geometry("tiny")], rest)

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: found where it was said to be, or refused with every remedy; never another in its place."""
+"""Which checkpoint is meant: found where it was said to be, or refused with every remedy; never another instead."""
 
 from __future__ import annotations
 

@@ -34,8 +34,9 @@ DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for place in layer fo
 FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
 PEERS = {"torch", "transformers"}
 JUDGES = ("judge", "compare", "cases", "oracle", "lockstep", "dump", "report")  # of conformance
-MODEL_FILES = (
-    "ops rope masks cache attention mlp embedding vision encoder decoder heads model".split()  # written over Numerics
+MODEL_FILES = (  # written over Numerics
+    *("ops", "rope", "masks", "cache", "attention", "mlp", "embedding"),
+    *("vision", "encoder", "decoder", "heads", "model"),
 )
 SCALAR_HELPERS = {"rope": {"inverse_frequencies"}, "embedding": {"embed_scale"}}  # where `np` is a scalar's type
 

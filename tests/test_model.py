@@ -1,8 +1,8 @@
 """The whole model: against a naive one, cache against no cache, what moves what, the door, and the taps.
 
-NOISE: two float64 runs that differ in the order of sums alone (another split, batch or layout) differ by some u = 1.1e-16
-an operation, which eleven layers of norms and products magnify; 1e-12 of the largest value is 10⁴ u, found are 1e-15 to
-1e-14. A defect of the catalogue moves 1e-3 and more.
+NOISE: two float64 runs that differ in the order of sums alone (another split, batch or layout) differ by u = 1.1e-16 an
+operation, which eleven layers of norms and products magnify; 1e-12 of the largest value is 10⁴ u, found is 1e-15. A
+defect of the catalogue moves 1e-3 and more.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def check_naive(config: Config, given: dict[str, Any], model: Factory) -> None:
 
 
 def test_text(model: Factory, config: Config) -> None:
-    # Past both windows in both stacks. Kills norms exchanged (D14), missing (D09, D15, D16) or applied after RoPE (D17),
-    # gate and up exchanged (D53), the scale from head_dim (D46), RoPE on cross keys (D24), each by 1e-2 and more.
+    # Past both windows in both stacks. Broken by norms exchanged (D14), missing (D09, D15, D16) or after RoPE (D17), by
+    # gate and up exchanged (D53), the scale from head_dim (D46), RoPE on cross keys (D24).
     check_naive(config, {"input_ids": tokens("a", 2, 17), "decoder_input_ids": tokens("b", 2, 14)}, model)
 
 
@@ -126,7 +126,7 @@ def image_ids() -> Array:
 
 
 def test_images(model: Factory, config: Config) -> None:
-    # Kills a transposed patch grid or projection (D59), missing biases, position embedding or post-norm (D62), the
+    # Broken by a transposed patch grid or projection (D59), missing biases, position embedding or post-norm (D62), the
     # projector's norm (D60), scaled features (D04).
     given = {"input_ids": image_ids(), "decoder_input_ids": tokens("b", 2, 4), "pixel_values": pictures("p", 3)}
     check_naive(config, given, model)
@@ -157,8 +157,8 @@ def test_attention_softcap_is_applied_where_set(model: Factory, config: Config) 
 
 @pytest.fixture(scope="module")
 def cached(model: Factory) -> tuple[T5Gemma2, Cache, Array, Array, Array]:
-    """A model, an empty cache over 20 encoder positions (beyond both windows), decoder ids (2, 15) with padding here and
-    there, their mask, and the hidden states of one call with all of them."""
+    """A model, an empty cache over 20 encoder positions (beyond both windows), decoder ids (2, 15) with some padding,
+    their mask, and the hidden states of one call with all of them."""
     net = model()
     cache = net.start(net.encode(tokens("source", 2, 20), frozen(generator("source mask").random((2, 20)) > 0.2)))
     ids, mask = tokens("target", 2, 15), np.ones((2, 15), np.int64)
@@ -499,25 +499,25 @@ def distance(a: Array, b: Array) -> float:
 
 @pytest.mark.parametrize("profile", [SDPA, EAGER], ids=lambda p: p.name)
 def test_float32_is_float32_away_from_the_oracle(model: Factory, profile: Any) -> None:
-    # u = 6e-8; eleven layers of a dozen roundings that add like a random walk are tens of u. A float64 island would not
-    # be seen, one in half precision (2e-3) would; below u it would not be float32 at all.
+    # u = 6e-8; eleven layers of a dozen roundings that add like a random walk are some u; found is 5. A float64 island
+    # would not be seen, one in half precision (2e-3) would; below u it would not be float32 at all.
     truth = model()(**BOTH).logits
     found = model(numerics=Numerics("float32", profile))(**BOTH).logits
     assert found.dtype == np.float32
-    assert U32 < distance(found, truth) < 100 * U32
+    assert U32 < distance(found, truth) < 50 * U32
 
 
 @pytest.mark.parametrize("profile", [SDPA, EAGER], ids=lambda p: p.name)
 @pytest.mark.parametrize(("dtype", "u"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11)])
 def test_half_types_stay_on_their_grid_at_every_tap(model: Factory, dtype: Any, u: float, profile: Any) -> None:
-    # Every activation is a value of the type, or some rounding point was left out; and the result is that many u away.
+    # Every activation is a value of the type, or a rounding point was left out; the result is some u away, found is 2.
     truth = model()(**BOTH).logits
     found = model(numerics=Numerics(dtype, profile))(**BOTH, trace=recorder(seen := {})).logits
     for name, value in seen.items():
         if not name.endswith(".mask"):
             assert value.dtype == np.float32, name
             assert on_grid(value, dtype), name
-    assert u / 4 < distance(found, truth) < 30 * u
+    assert u / 4 < distance(found, truth) < 20 * u
 
 
 def test_same_weights_under_other_numerics(model: Factory) -> None:
@@ -765,7 +765,7 @@ def test_recorded_masks_are_the_rules(model: Factory, config: Config) -> None:
         trace=recorder(seen := {}),
     )
     q, k = np.mgrid[:13, :13]
-    near_by = (0 <= q - k) & (q - k < 4) | (0 < k - q) & (k - q < 4)  # W = 7: three on each side
+    near_by = (q >= k) & (q - k < 4) | (k > q) & (k - q < 4)  # W = 7: three on each side
     own_q, own_k = np.mgrid[:9, :9]
     cross = np.broadcast_to(mask[:, None] == 1, (2, 9, 13))
     for i, kind in enumerate(config.encoder.layer_types):

@@ -82,7 +82,7 @@ def test_rms_norm(dtype: Any) -> None:
     found = rms_norm(NX[dtype], ROWS.astype(dtype), WEIGHT.astype(dtype), EPS)
     expected = over_rows(exact_rms_norm, ROWS, exact(WEIGHT), EPS)
     # D squares, D − 1 additions, the division, eps and its own rounding: (D + 3) u, halved by the root; root, its
-    # reciprocal, 1 + w and two products: 5 u more. All terms are positive, so nothing cancels and the error is relative.
+    # reciprocal, 1 + w and two products: 5 u more. All terms are positive, so nothing cancels: it is relative.
     close(found, expected, rtol=1.01 * ((WIDTH + 3) / 2 + 5) * ROUNDOFF[dtype], dtype=dtype)
 
 

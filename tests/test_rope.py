@@ -69,7 +69,7 @@ def test_tables_at_far_positions(rope: Rope, width: int) -> None:
 @CASES
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_float32_angles_are_off_by_no_more_than_their_roundings(rope: Rope, width: int, dtype: Any) -> None:
-    # The peers' angle: every step in float32. Near 131071 that is up to 0.1 radians, and no defect (D27 is one in
+    # The peers' angle: every step in float32. Near 131071 that is up to 0.015 radians, and no defect (D27 is one in
     # bfloat16: 256 times as much, from position 20 on).
     found = tables(Numerics(dtype, SDPA), rope, width, POSITIONS)
     expected = exact_tables(rope, width, POSITIONS)
