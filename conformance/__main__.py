@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         raise CheckpointError(f"--json {options.json}: this is a folder; name a file")
     began, console = time.perf_counter(), Console(stderr=False)
     peers = [create(name) for name in dict.fromkeys(options.peer or names())]
-    with _progress(console, quiet=options.no_progress) as progress:
+    with _progress(quiet=options.no_progress) as progress:
         targets = resolve(options.ckpt, synthetic=options.synthetic, progress=progress.tensors)
         plan = _plan(targets, options.case or [])
         found = _judged(peers, plan, progress)
@@ -164,7 +164,7 @@ def _compared(plan: list[tuple[Target, Case]], found: list[tuple[str, Judgement]
 
 
 @contextmanager
-def _progress(console: Any, *, quiet: bool) -> Iterator[_Progress]:
+def _progress(*, quiet: bool) -> Iterator[_Progress]:
     """A bar on standard error, only where someone watches."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

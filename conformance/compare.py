@@ -172,10 +172,10 @@ def _yardstick(
     over tokens, of the error relative to the value) and than one rounding.
 
     Where a token has only a handful of numbers, its control's error can be near zero by luck, and so can the value:
-    there the median of the absolute errors is what is typical.
+    there the largest of the control's errors stands for all.
     """
     if features < FEW:
-        return np.asarray(np.maximum(np.maximum(control, np.median(control)), unit_roundoff(dtype) * norm))
+        return np.asarray(np.maximum(control.max(), unit_roundoff(dtype) * norm))
     typical = np.median(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0))
     return np.asarray(np.maximum(control, max(float(typical), unit_roundoff(dtype)) * norm))
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conformance import compare
-from conformance.compare import FAULTS, Finding, examine
+from conformance.compare import FAULTS, FEW, Finding, examine
 from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.taps import Tap
@@ -22,6 +22,7 @@ from t5g2ref.taps import Tap
 VALUES = Tap("decoder.norm", "B T D", "decoder", "norm:out")
 MASK = Tap("decoder.layers.0.self_attn.mask", "B T S", "decoder", "self_attn:mask")
 LIMIT = 8.0
+WIDTHS = [5, 24]  # few numbers a token, and enough
 
 # Every shape of the tap table: the axes that count tokens, one array shape, and the index of one of its tokens.
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -60,8 +61,8 @@ def off_by(truth: Array, error: float, *tokens: tuple[int, ...]) -> Array:
 
 @pytest.fixture
 def truth() -> Array:
-    """(2, 5, 4) of ones: every token's norm is 2, and 1 + 2⁻¹⁰ is exact in float32."""
-    return frozen(np.ones((2, 5, 4)))
+    """(2, 5, 16) of ones: every token's norm is 4, and 1 + 2⁻¹⁰ is exact in float32."""
+    return frozen(np.ones((2, 5, FEW)))
 
 
 # Gates
@@ -69,7 +70,7 @@ def truth() -> Array:
 
 def test_passes_with_figures(truth: Array) -> None:
     found = see(off_by(truth, 2**-10), truth, [off_by(truth, 2**-10)], call=3)
-    figures = {"worst": 1.0, "median": 1.0, "p99": 1.0, "peer_error": 2**-11, "control_error": 2**-11}
+    figures = {"worst": 1.0, "median": 1.0, "p99": 1.0, "peer_error": 2**-12, "control_error": 2**-12}
     assert found == Finding("decoder.norm", 3, "pass", token=(0, 0), tokens=10, **figures)
     assert found.passed
 
@@ -85,11 +86,11 @@ def one(value: float, at: tuple[int, ...] = (1, 2, 3)) -> Any:
 @pytest.mark.parametrize(
     ("status", "change", "detail"),
     [
-        ("missing", lambda p: None, r"expected B T D \(2, 5, 4\), the peer shows nothing here"),
-        ("shape", lambda p: p[:, :4], r"expected B T D = \(2, 5, 4\), found \(2, 4, 4\)"),
-        ("shape", lambda p: p[0], r"found \(5, 4\)"),
-        ("shape", lambda p: p[None], r"found \(1, 2, 5, 4\)"),
-        ("shape", lambda p: p.swapaxes(0, 1), r"found \(5, 2, 4\)"),
+        ("missing", lambda p: None, r"expected B T D \(2, 5, 16\), the peer shows nothing here"),
+        ("shape", lambda p: p[:, :4], r"expected B T D = \(2, 5, 16\), found \(2, 4, 16\)"),
+        ("shape", lambda p: p[0], r"found \(5, 16\)"),
+        ("shape", lambda p: p[None], r"found \(1, 2, 5, 16\)"),
+        ("shape", lambda p: p.swapaxes(0, 1), r"found \(5, 2, 16\)"),
         ("dtype", lambda p: p.astype(np.float64), "expected float32, found float64"),
         ("dtype", lambda p: p.astype(np.float16), "expected float32, found float16"),
         ("dtype", lambda p: p.astype(bool), "expected float32, found bool"),
@@ -154,7 +155,7 @@ def test_mask_must_be_bool_and_ignores_padding_queries() -> None:
 # Nothing empty passes
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 0), (2, 0, 4), (0, 5, 4)])
+@pytest.mark.parametrize("shape", [(2, 5, 0), (2, 0, 16), (0, 5, 16)])
 def test_array_without_elements_never_passes(shape: tuple[int, ...]) -> None:
     found = see(np.zeros(shape, np.float32), np.zeros(shape), [np.zeros(shape, np.float32)])
     assert (found.status, found.detail) == ("missing", "no valid token to compare: an empty comparison is not a pass")
@@ -219,15 +220,27 @@ def test_worst_token_counts_over_the_padded_array(truth: Array) -> None:
     assert (found.token, found.worst) == ((1, 3), 3.0)
 
 
-# Ratios by hand. ‖truth‖ is 2 at every token, so that an error of e is e / 2 of the value.
+# Ratios by hand. ‖truth‖ is 4 at every token, so that an error of e is e / 4 of the value.
 
 
 @pytest.mark.parametrize(("error", "ratio"), [(0.0, 0.0), (2**-10, 1.0), (2**-9, 2.0), (-(2**-9), 2.0), (2**-7, 8.0)])
 def test_ratio_of_two_distances(error: float, ratio: float, truth: Array) -> None:
     found = see(off_by(truth, error), truth, [off_by(truth, 2**-10)])
     assert (found.worst, found.median, found.p99) == (ratio, ratio, ratio)
-    assert (found.peer_error, found.control_error) == (abs(error) / 2, 2**-11)
+    assert (found.peer_error, found.control_error) == (abs(error) / 4, 2**-12)
     assert found.passed  # 8.0 is the limit, and passes
+
+
+def test_figures_over_tokens() -> None:
+    """Ratios 1 to 200: the 198th is the 99 % one, and the median lies between the two in the middle."""
+    truth = np.ones((1, 200, FEW))
+    peer = truth.astype(np.float32)
+    peer[0, :, 0] += np.arange(1, 201, dtype=np.float32) * np.float32(2**-10)
+    found = see(peer, truth, [off_by(truth, 2**-10)])
+    assert (found.worst, found.p99, found.median) == (200.0, 198.0, 100.5)
+    assert (found.token, found.status) == ((0, 199), "values")
+    assert see(peer, truth, [off_by(truth, 2**-10)], gate="median", limit=100.5).passed
+    assert not see(peer, truth, [off_by(truth, 2**-10)], gate="median", limit=100.4).passed
 
 
 def test_the_limit_is_the_last_ratio_that_passes(truth: Array) -> None:
@@ -243,46 +256,65 @@ def test_largest_control_is_the_yardstick(truth: Array) -> None:
 
 
 def test_exact_control_leaves_the_roundoff_as_floor(truth: Array) -> None:
-    """u · ‖truth‖ = 2⁻²⁴ · 2: no float32 array can promise to be closer."""
+    """u · ‖truth‖ = 2⁻²⁴ · 4: no float32 array can promise to be closer."""
     exact = truth.astype(np.float32)
     found = see(off_by(truth, 2**-20), truth, [exact])
-    assert (found.worst, found.control_error) == (2**-20 / (U32 * 2), U32)
-    half = see(off_by(truth, 2**-7), truth, [exact], dtype="float32")
-    assert half.worst == 2**-7 / (U32 * 2)
+    assert (found.worst, found.control_error) == (2**-20 / (U32 * 4), U32)
+    few = truth[..., :4]
+    assert see(off_by(few, 2**-20), few, [exact[..., :4]]).worst == 2**-20 / (U32 * 2)
 
 
 def test_floor_follows_the_type(truth: Array) -> None:
     """In float16 the same distance is 2¹³ times less: its unit roundoff is 2⁻¹¹."""
     peer, exact = off_by(truth, 2**-10).astype(np.float16), truth.astype(np.float32)
-    assert see(peer, truth, [exact], dtype="float16").worst == 2**-10 / (2**-11 * 2)
+    assert see(peer, truth, [exact], dtype="float16").worst == 2**-10 / (2**-11 * 4)
 
 
-def test_a_lucky_control_does_not_make_a_bad_peer(truth: Array) -> None:
-    """Where one token of the control happens to be exact, its median over the tokens stands in."""
+@pytest.mark.parametrize("width", [1, FEW - 1, FEW])
+def test_a_lucky_control_does_not_make_a_bad_peer(width: int, truth: Array) -> None:
+    """Where one token of the control happens to be exact, the median over the tokens stands in."""
+    truth = truth[..., :width]
     control = off_by(truth, 2**-10)
     control[1, 1] = 1
     found = see(off_by(truth, 2**-9), truth, [control])
     assert (found.worst, found.median) == (2.0, 2.0)
 
 
-def test_all_zero_is_exact() -> None:
-    zero = np.zeros((2, 5, 4))
+@pytest.mark.parametrize(("width", "ratio"), [(4, 1.0), (FEW - 1, 1.0), (FEW, 32.0)])
+def test_what_is_typical(width: int, ratio: float, truth: Array) -> None:
+    """A token of 2⁻⁵ with an exact control, among tokens of 1 whose control is 2⁻¹⁰ off. With enough numbers in a
+    token it may be off by their relative error, 2⁻¹² · (2⁻⁵ · 4); with few by their absolute one, 2⁻¹⁰."""
+    mixed = truth[..., :width].copy()
+    mixed[1, 1] = 2**-5
+    control = off_by(mixed, 2**-10)
+    control[1, 1] = 2**-5
+    found = see(off_by(mixed, 2**-10), mixed, [control], limit=100.0)
+    assert (found.worst, found.median) == (ratio, 1.0)
+    assert found.token == ((1, 1) if ratio > 1 else (0, 0))
+
+
+@pytest.mark.parametrize("width", [4, FEW])
+def test_all_zero_is_exact(width: int) -> None:
+    zero = np.zeros((2, 5, width))
     found = see(zero.astype(np.float32), zero, [zero.astype(np.float32)])
     assert (found.status, found.worst, found.peer_error) == ("pass", 0.0, 0.0)
 
 
+@pytest.mark.parametrize("width", [4, FEW])
 @pytest.mark.parametrize("gate", ["worst", "median"])
-def test_anything_where_all_is_zero_is_infinitely_off(gate: Any) -> None:
-    zero = np.zeros((2, 5, 4))
-    found = see(np.full((2, 5, 4), 1e-30, np.float32), zero, [zero.astype(np.float32)], gate=gate)
+def test_anything_where_all_is_zero_is_infinitely_off(gate: Any, width: int) -> None:
+    zero = np.zeros((2, 5, width))
+    found = see(np.full(zero.shape, 1e-30, np.float32), zero, [zero.astype(np.float32)], gate=gate)
     assert (found.status, found.worst) == ("values", math.inf)
 
 
 @pytest.mark.parametrize("gate", ["worst", "median"])
 @pytest.mark.parametrize("which", ["truth", "control"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_reference_excuses_nobody(value: float, which: str, gate: Any, truth: Array) -> None:
+@pytest.mark.parametrize("width", [4, FEW])
+def test_a_broken_reference_excuses_nobody(width: int, value: float, which: str, gate: Any, truth: Array) -> None:
     """NaN and infinity on our own side must not read as ‘no error’ or as ‘any error is allowed’."""
+    truth = truth[..., :width]
     peer, control, true = off_by(truth, 1e3, (1, 2)), off_by(truth, 2**-10), truth.copy()
     (true if which == "truth" else control)[1, 2, 3] = value
     with np.errstate(invalid="ignore"):
@@ -318,7 +350,7 @@ def test_scalar() -> None:
 # Properties
 
 
-def drawn(seed: int, tokens: int = 37, width: int = 11) -> tuple[Array, Array, list[Array]]:
+def drawn(seed: int, width: int, tokens: int = 37) -> tuple[Array, Array, list[Array]]:
     """Random (peer, truth, controls) whose control is 1e-7 and whose peer about 3e-7 off."""
     rng = np.random.default_rng([seed, generator("compare").integers(1 << 30)])
     truth = rng.normal(size=(1, tokens, width))
@@ -326,27 +358,28 @@ def drawn(seed: int, tokens: int = 37, width: int = 11) -> tuple[Array, Array, l
     return arrays[0], truth, arrays[1:]
 
 
-@pytest.mark.parametrize("chunk", [1, 11, 12, 100, 1 << 22])
-def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    peer, truth, controls = drawn(1)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("chunk", [1, 24, 25, 100, 1 << 22])
+def test_chunks_change_nothing(chunk: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, truth, controls = drawn(1, width)
     valid = np.arange(37)[None] % 5 > 0
     whole = see(peer, truth, controls, valid)
     monkeypatch.setattr(compare, "CHUNK", chunk)
     assert see(peer, truth, controls, valid) == whole
 
 
-@given(seed=st.integers(0, 1 << 20), exponent=st.integers(-60, 60))
-def test_ratio_has_no_unit(seed: int, exponent: int) -> None:
+@given(seed=st.integers(0, 1 << 20), width=st.sampled_from(WIDTHS), exponent=st.integers(-60, 60))
+def test_ratio_has_no_unit(seed: int, width: int, exponent: int) -> None:
     """Everything times 2ᵏ, which is exact: the same finding to the bit."""
-    peer, truth, controls = drawn(seed)
+    peer, truth, controls = drawn(seed, width)
     factor = np.float32(2.0**exponent)
     scaled = see(peer * factor, truth * factor, [c * factor for c in controls])
     assert scaled == see(peer, truth, controls)
 
 
-@given(seed=st.integers(0, 1 << 20))
-def test_order_of_tokens_does_not_matter(seed: int) -> None:
-    peer, truth, controls = drawn(seed)
+@given(seed=st.integers(0, 1 << 20), width=st.sampled_from(WIDTHS))
+def test_order_of_tokens_does_not_matter(seed: int, width: int) -> None:
+    peer, truth, controls = drawn(seed, width)
     order = np.random.default_rng(seed).permutation(truth.shape[1])
     plain = see(peer, truth, controls)
     moved = see(peer[:, order], truth[:, order], [c[:, order] for c in controls])
@@ -354,9 +387,9 @@ def test_order_of_tokens_does_not_matter(seed: int) -> None:
     assert replace(moved, token=plain.token) == plain
 
 
-@given(seed=st.integers(0, 1 << 20), factor=st.floats(1.0, 1e6))
-def test_a_worse_peer_has_a_larger_ratio(seed: int, factor: float) -> None:
-    peer, truth, controls = drawn(seed)
+@given(seed=st.integers(0, 1 << 20), width=st.sampled_from(WIDTHS), factor=st.floats(1.0, 1e6))
+def test_a_worse_peer_has_a_larger_ratio(seed: int, width: int, factor: float) -> None:
+    peer, truth, controls = drawn(seed, width)
     worse = (truth + factor * (peer - truth)).astype(np.float32)
     # one rounding to float32 moves a token by at most u · ‖peer‖, and the yardstick is never below u · ‖truth‖
     slack = 1.0 + 1e-3

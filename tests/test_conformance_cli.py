@@ -428,16 +428,20 @@ def test_error_text_is_printed_as_it_is(text: str, run: Run) -> None:
     assert text.replace("\n", "") in "".join(lines)
 
 
-def test_checkpoint_path_is_printed_as_it_is(run: Run, tmp_path: Path) -> None:
-    """A path may hold what the console takes for markup: here `[red]` and, as two folders, `[/]`."""
-    folder = tmp_path / "[red]" / "[" / "]"
-    shutil.copytree(bundled("tiny-even"), folder)
+def test_checkpoint_path_is_printed_as_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path may hold what the console takes for markup: `[red]` and, as two folders, `[/]`, which closes nothing."""
+    shutil.copytree(bundled("tiny-even"), tmp_path / "[" / "]" / "[red]")
+    monkeypatch.chdir(tmp_path)
     wrong = Ours("wrong", at("decoder.norm", lambda value: value + np.float32(1)))
-    status, lines, _ = run("--ckpt", str(folder), "--case", "short", "--detail", peers=[wrong])
+    status, lines, _ = run("--ckpt", "[/]/[red]", "--case", "short", "--detail", peers=[wrong])
     assert status == 1
-    assert "[red]/[/]" in lines[-1]
-    joined = "".join(line.rstrip() for line in lines)
-    assert joined.count("[red]/[/]") >= 3, "in the table's title, the details' and the explanation"
+    for line in (
+        "checkpoint [/]/[red]: worst ratio, local / cumulative",
+        "wrong on short ([/]/[red]): local ratio at every tap",
+        "wrong fails case short on [/]/[red]",
+        "VERDICT: DEVIATES (on 1 of 20 cases) at decoder.norm (values; wrong, case short, [/]/[red])",
+    ):
+        assert line in [found.rstrip() for found in lines]
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
