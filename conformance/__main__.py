@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import textwrap
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from conformance import cases as case_list
-from conformance.cases import Case
-from conformance.checkpoints import BUNDLED, HUB, CheckpointError, resolve, variable
-from conformance.exposure import DEFECTS, hidden
-from conformance.judge import Judgement, judge
-from conformance.peers import Peer, PeerUnavailable, Target, create, names
+from conformance.checkpoints import BUNDLED, HUB, CheckpointError, variable
+from conformance.exposure import DEFECTS
+from conformance.peers import PeerUnavailable, names
 from t5g2ref.config import ConfigError
 
 CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
@@ -99,98 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from rich.console import Console
-
-        from conformance import report
+        from conformance.run import run
     except ImportError as error:
         raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[conformance]"') from error
-    if options.json is not None and not options.json.parent.is_dir():
-        raise CheckpointError(f"--json {options.json}: there is no folder {options.json.parent}")
-    if options.json is not None and options.json.is_dir():
-        raise CheckpointError(f"--json {options.json}: this is a folder; name a file")
-    began, console = time.perf_counter(), Console(stderr=False)
-    peers = [create(name) for name in dict.fromkeys(options.peer or names())]
-    with _progress(quiet=options.no_progress) as progress:
-        targets = resolve(options.ckpt, synthetic=options.synthetic, progress=progress.tensors)
-        plan = _plan(targets, options.case or [])
-        found = _judged(peers, plan, progress)
-    result = report.Result(
-        judgements=found,
-        exposes={case.name: case.exposes for _, case in plan},
-        hidden=hidden([t.config for t in targets], _compared(plan, found)),
-        versions={k: v for peer in peers for k, v in peer.versions().items()},
-        selected=len(plan),
-        available=sum(len(case_list.build(t.config)) for t in targets),
-        seconds=time.perf_counter() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        environment=report.environment(),
-    )
-    report.show(result, console, detail=options.detail)
-    if options.json is not None:
-        report.write_json(result, options.json)
-    print(result.last_line())
-    return result.status
-
-
-def _plan(targets: list[Target], patterns: list[str]) -> list[tuple[Target, Case]]:
-    plan = [(t, case) for t in targets for case in case_list.select(case_list.build(t.config), patterns)]
-    if not plan:
-        known = ", ".join(case.name for case in case_list.build(targets[0].config))
-        raise CheckpointError(f"--case {' '.join(patterns)}: no case matches; there are: {known}")
-    return plan
-
-
-def _judged(peers: list[Peer], plan: list[tuple[Target, Case]], progress: Any) -> list[tuple[str, Judgement]]:
-    """Every peer on every case, one model in memory at a time."""
-    found = []
-    progress.start(len(peers) * len(plan))
-    for peer in peers:
-        opened = None
-        for target, case in plan:
-            if opened is not target:
-                peer.open(target)
-                opened = target
-            found.append((target.name, judge(peer, target, case, progress.say)))
-            progress.step()
-        peer.close()
-    order = {target.name: i for i, (target, _) in enumerate(plan)}
-    return sorted(found, key=lambda item: order[item[0]])
-
-
-def _compared(plan: list[tuple[Target, Case]], found: list[tuple[str, Judgement]]) -> list[Case]:
-    """The cases that every peer could be judged on: the others exposed nothing."""
-    failed = {(target, judgement.case) for target, judgement in found if judgement.error}
-    return [case for target, case in plan if (target.name, case.name) not in failed]
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[_Progress]:
-    """A bar on standard error, only where someone watches."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty())
-    with bar:
-        yield _Progress(bar)
-
-
-class _Progress:
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._task = bar.add_task("reading the checkpoint", total=None)
-
-    def tensors(self, name: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=f"weights: {name}", completed=done, total=total)
-
-    def start(self, total: int) -> None:
-        self._bar.update(self._task, completed=0, total=total)
-
-    def say(self, what: str) -> None:
-        self._bar.update(self._task, description=what)
-
-    def step(self) -> None:
-        self._bar.advance(self._task)
+    return run(options)
 
 
 def _list(what: str) -> int:

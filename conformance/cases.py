@@ -144,17 +144,21 @@ class _Kit:
         return np.concatenate(parts)[None].astype(np.int64)
 
 
+def _ids(defects: str) -> tuple[str, ...]:
+    return tuple(defects.split())
+
+
 def _short(k: _Kit) -> Case:
     run = Run(k.ids(1, 5), k.ids(1, 4))
-    exposes = "D01 D03 D07 D09 D10 D14 D15 D16 D17 D18 D24 D25 D26 D43 D44 D45 D46 D47 D48 D52 D53"
-    return Case("short", "five tokens to four", (run,), exposes=tuple(exposes.split()))
+    exposes = _ids("D01 D03 D07 D09 D10 D14 D15 D16 D17 D18 D24 D25 D26 D43 D44 D45 D46 D47 D48 D52 D53")
+    return Case("short", "five tokens to four", (run,), exposes=exposes)
 
 
 def _window(k: _Kit) -> Case:
     w = k.config.encoder.sliding_window
     run = Run(k.ids(1, 2 * w + 3), k.ids(1, 6))
-    exposes = "D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37"
-    return Case("window", "encoder past its window, no padding", (run,), exposes=tuple(exposes.split()))
+    exposes = _ids("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37")
+    return Case("window", "encoder past its window, no padding", (run,), exposes=exposes)
 
 
 def _padded(side: str) -> Callable[[_Kit], Case]:
@@ -164,9 +168,8 @@ def _padded(side: str) -> Callable[[_Kit], Case]:
         decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
         keep = k.keep(decoder_ids)
         run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
-        exposes = ["D29"] if side == "left" else []  # padding on the right shifts no position
-        exposes += ["D38", "D39", "D40", "D41", "D42"]
-        return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=tuple(exposes))
+        exposes = _ids("D38 D39 D40 D41 D42" + (" D29" if side == "left" else ""))  # on the right it shifts nothing
+        return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=exposes)
 
     return make
 
@@ -204,7 +207,7 @@ def _eoi_cached(k: _Kit) -> Case:
     return Case("eoi-cached", "end-of-image id in a cached decoder step", (run,), exposes=("D05", "D28"))
 
 
-_IMAGE = tuple("D04 D05 D06 D59 D60 D62".split())
+_IMAGE = _ids("D04 D05 D06 D59 D60 D62")
 
 
 def _image(k: _Kit) -> Case:
@@ -226,8 +229,8 @@ def _far(k: _Kit) -> Case:
         position_ids=np.arange(enc.max_position_embeddings - s, enc.max_position_embeddings)[None],
         decoder_position_ids=np.arange(dec.max_position_embeddings - t, dec.max_position_embeddings)[None],
     )
-    exposes = "D19 D20 D21 D22 D23 D27".split()
-    return Case("far-positions", "position_ids up to the last position", (run,), exposes=tuple(exposes))
+    exposes = _ids("D19 D20 D21 D22 D23 D27")
+    return Case("far-positions", "position_ids up to the last position", (run,), exposes=exposes)
 
 
 def _equal(k: _Kit) -> Case:
@@ -284,7 +287,7 @@ _BUILDERS: tuple[Callable[[_Kit], Case], ...] = (
     _loss,
     _classifier("sequence-single", "sequence classes", "sequence", lambda k, n: k.rng.integers(0, n, 3), 3),
     _classifier("sequence-multi", "several labels", "sequence", lambda k, n: k.rng.random((3, n)).round() + 0.0, 4),
-    _classifier("sequence-regression", "one number", "sequence", lambda k, n: k.rng.normal(size=3), 1),
+    _classifier("sequence-regression", "one number", "sequence", lambda k, _: k.rng.normal(size=3), 1),
     _classifier("token", "a class per decoder token", "token", _token_labels, 3),
 )
 

@@ -130,7 +130,8 @@ for _id in ("D20", "D21", "D22"):
 def hidden(configs: Iterable[Config], cases: Iterable[Case]) -> dict[str, str]:
     """Defect id → why these cases on these checkpoints could not have shown it. A defect is exposed when any
     checkpoint and any case can show it."""
-    configs, shown = list(configs), _ALWAYS | {d for case in cases for d in case.exposes}
+    configs, cases = list(configs), list(cases)
+    shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
     reasons: dict[str, str] = {}
     for defect in DEFECTS:
         hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))

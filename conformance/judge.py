@@ -150,10 +150,9 @@ def _calls(case: Case) -> list[tuple[int, Run, tuple[int, int]]]:
 
 def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
     """Every (call, tap) that a peer has to show in this case, in order."""
-    plan = []
+    plan: list[tuple[int, Tap]] = []
     for call, run, (first, _) in _calls(case):
         images = run.pixel_values is not None
-        for tap in taps.table(config, images=images, task=case.task, loss=run.labels is not None):
-            if first == 0 or not tap.first_call:
-                plan.append((call, tap))
+        table = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
+        plan += [(call, tap) for tap in table if first == 0 or not tap.first_call]
     return plan

@@ -33,6 +33,7 @@ class Result:
         versions: of the peers.
         selected, available: cases chosen and cases there are, for each target together.
         seconds, peak_bytes: of the whole command.
+        interrupted: how far it came, when someone stopped it.
     """
 
     judgements: list[tuple[str, Judgement]]
@@ -44,13 +45,14 @@ class Result:
     seconds: float = 0.0
     peak_bytes: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+    interrupted: str = ""
 
     @property
     def verdict(self) -> str:
         """CONFORMS, DEVIATES, or INCOMPLETE when a peer could not be judged on something it was asked."""
         if any(not j.passed and not j.error for _, j in self.judgements):
             return "DEVIATES"
-        if not self.judgements or any(j.error for _, j in self.judgements):
+        if self.interrupted or not self.judgements or any(j.error for _, j in self.judgements):
             return "INCOMPLETE"
         return "CONFORMS"
 
@@ -69,6 +71,8 @@ class Result:
         return f"VERDICT: {self.verdict}{scope}{self._blame()}"
 
     def _blame(self) -> str:
+        if self.verdict == "INCOMPLETE" and self.interrupted:
+            return f" - interrupted after {self.interrupted}"
         for target, judgement in self.judgements:
             culprit = judgement.culprit
             if self.verdict == "DEVIATES" and culprit is not None:

@@ -66,8 +66,8 @@ def _describe(options: argparse.Namespace) -> int:
         config = Config.load(folder)
         checkpoint = Checkpoint.open(folder)
         check(checkpoint, config)
-        dtypes = sorted({checkpoint.dtype(name) for name in checkpoint.keys()})
-        print(f"{folder}: {len(checkpoint.keys())} tensors in {', '.join(dtypes)}, all in place")
+        dtypes = sorted({checkpoint.dtype(name) for name in checkpoint.tensors})
+        print(f"{folder}: {len(checkpoint.tensors)} tensors in {', '.join(dtypes)}, all in place")
     print(f"  {params.count(config):,} parameters, vocabulary {config.decoder.vocab_size}")
     for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
         print(f"  {name:8} {_stack(stack)}")

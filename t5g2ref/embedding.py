@@ -22,7 +22,7 @@ def embed(nx: Numerics, w: Any, ids: Array, eoi_id: int) -> Array:
     return nx.cast(nx.xp.where((ids == eoi_id)[..., None], nx.array(w.eoi_embedding), scaled))
 
 
-def place_images(nx: Numerics, embedded: Array, ids: Array, features: Array, image_id: int) -> Array:
+def place_images(embedded: Array, ids: Array, features: Array, image_id: int) -> Array:
     """Put image features (I, M, D), unscaled, on the rows of embedded (B, S, D) whose id is `image_id`, in reading
     order over the batch. Raises ValueError unless there are exactly I · M such rows."""
     slots = ids == image_id

@@ -74,7 +74,7 @@ class T5Gemma2:
         if pixel_values is not None:
             pixels = inputs.pixel_values(nx, config, pixel_values)
             features = vision.image_features(nx, w, config, pixels, inner)
-            x = place_images(nx, x, ids, features, config.image_token_index)
+            x = place_images(x, ids, features, config.image_token_index)
         x = encoder.encode(nx, w.text_model, config.encoder, x, positions, valid, inner.at("text_model"))
         return Encoded(x, valid)
 

@@ -14,6 +14,7 @@ rounding. In float64 and float32 both are free.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import ml_dtypes
@@ -144,7 +145,7 @@ class Numerics:
 
     def _product(self, rows: Array, matrix: Array) -> Array:
         cuts = np.linspace(0, rows.shape[1], min(self.profile.split, rows.shape[1]) + 1).astype(int)
-        parts = [rows[:, a:b] @ matrix[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [rows[:, a:b] @ matrix[a:b] for a, b in pairwise(cuts)]
         return sum(parts[1:], parts[0])
 
 

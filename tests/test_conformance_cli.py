@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
 from conformance import __main__ as command
+from conformance import run as running
 from conformance.cases import Case
 from conformance.compare import Finding
 from conformance.dump import Dump
@@ -94,8 +95,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str, peers: list[Ours] | None = None) -> tuple[int, list[str], str]:
         if peers is not None:
             known = {peer.name: peer for peer in peers}
-            monkeypatch.setattr(command, "names", lambda: list(known))
-            monkeypatch.setattr(command, "create", known.__getitem__)
+            monkeypatch.setattr(running, "names", lambda: list(known))
+            monkeypatch.setattr(running, "create", known.__getitem__)
         capsys.readouterr()
         status = command.main(list(arguments))
         out, err = capsys.readouterr()
@@ -235,7 +236,7 @@ def test_json_that_cannot_be_written(
         raise AssertionError("work was begun")
 
     for name in ("resolve", "judge"):
-        monkeypatch.setattr(command, name, work)
+        monkeypatch.setattr(running, name, work)
     status, lines, err = run("--json", str(tmp_path / path), peers=[Ours()])
     assert (status, lines) == (2, [])
     assert message in err
@@ -444,11 +445,31 @@ def test_checkpoint_path_is_printed_as_it_is(run: Run, tmp_path: Path, monkeypat
         assert line in [found.rstrip() for found in lines]
 
 
-def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(*_: Any) -> Any:
+def test_an_interruption_loses_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was judged before Ctrl-C is shown and written; the verdict claims no more than that."""
+    judge, calls = running.judge, []
+
+    def twice(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(running, "judge", twice)
+    status, lines, _ = run("--case", "s[he]*", "--json", str(tmp_path / "out.json"), peers=[Ours()])
+    assert status == 3
+    assert lines[-1].startswith("VERDICT: INCOMPLETE")
+    assert "interrupted after 1 of " in lines[-1]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [j["case"] for j in written["judgements"]] == ["short"]
+    assert written["verdict"] == "INCOMPLETE"
+
+
+def test_an_interruption_before_any_case(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "judge", judge)
+    monkeypatch.setattr(running, "resolve", resolve)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines, err) == (3, ["VERDICT: INCOMPLETE - interrupted"], "conformance: interrupted\n")
 
@@ -459,7 +480,7 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
     def judge(*_: Any) -> Any:
         raise RuntimeError("the reference never came by 3 declared taps")
 
-    monkeypatch.setattr(command, "judge", judge)
+    monkeypatch.setattr(running, "judge", judge)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines) == (3, ["VERDICT: INCOMPLETE - the suite itself failed"])
     assert "RuntimeError: the reference never came by 3 declared taps" in err

@@ -25,8 +25,9 @@ LAYERS = (
     ("attention", "mlp", "embedding"),
     ("vision", "encoder", "decoder", "heads"),
     ("model + inputs",),
-    ("weights", "safetensors_file", "image", "text", "generate", "synthetic"),
-    ("__init__", "__main__"),
+    ("weights + weights_write + safetensors_file", "image", "text", "generate", "synthetic"),
+    ("__init__",),
+    ("__main__",),
 )
 PLACES = [frozenset(place.split(" + ")) for layer in LAYERS for place in layer]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for place in layer for name in place.split(" + ")}

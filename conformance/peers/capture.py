@@ -55,7 +55,7 @@ class Capture:
                 dump.put(tap.name, _numpy(value) if torch.is_tensor(value) else value)
 
     def _hook(self, path: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def hook(_: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = args[0] if args else kwargs.get("hidden_states")
             kind = args[2] if len(args) > 2 else kwargs.get("layer_type")
             seen = {"in": given, "out": output[0] if isinstance(output, tuple) else output}

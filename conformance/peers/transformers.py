@@ -117,10 +117,7 @@ class TransformersPeer:
         assert self._target is not None
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        if self._target.folder is not None:
-            model = self._from_folder(case)
-        else:
-            model = self._from_arrays(case)
+        model = self._from_arrays(case) if self._target.folder is None else self._from_folder(case)
         head = case.head(self._target.config.decoder.hidden_size)
         for name, value in head.items():
             model.get_parameter(name).data = torch.from_numpy(value)
