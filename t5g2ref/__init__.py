@@ -1,4 +1,4 @@
-"""t5g2ref: every component of T5Gemma 2 from scratch, in NumPy on the CPU or CuPy on the GPU.
+"""t5g2ref: every component of T5Gemma 2 from scratch, in NumPy.
 
     import t5g2ref
     model = t5g2ref.load(t5g2ref.bundled("tiny"))

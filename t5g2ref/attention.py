@@ -39,7 +39,7 @@ class Source:
     def block(self, nx: Numerics, first: int, last: int) -> tuple[Array, Array, Array]:
         """keys, values (B, K, s, H) and allowed (B or 1, rows, s) for the queries first … last."""
         low, high = self.band.span(first, last, self.kv.start + self.kv.length)
-        low = max(low, self.kv.start)
+        low, high = max(low, self.kv.start), max(high, self.kv.start)
         allowed = self.band.allows(nx.xp.arange(first, last + 1), nx.xp.arange(low, high))[None]
         a, b = low - self.kv.start, high - self.kv.start
         if self.valid is not None:
@@ -107,7 +107,7 @@ def _scores(nx: Numerics, q: Array, k: Array, scale: float, cap: float | None) -
 
 
 def dense_mask(nx: Numerics, sources: Sequence[Source], start: int, length: int) -> Array:
-    """bool (B or 1, T, S): what the rules allow, written out over all keys of all sources. For taps only."""
+    """bool (B, T, S): what the rules allow, written out over all keys of all sources. For taps only."""
     first, last, xp = start, start + length - 1, nx.xp
     dense = []
     for source in sources:

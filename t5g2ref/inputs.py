@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from t5g2ref.config import Config
+from t5g2ref.heads import IGNORED
 from t5g2ref.numerics import Array, Numerics
 
 
@@ -57,3 +58,24 @@ def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
     if not bool(nx.xp.isfinite(pixels).all()):
         raise ValueError("pixel_values: found NaN or infinity; expected finite numbers in [-1, 1]")
     return pixels
+
+
+def class_labels(nx: Numerics, value: Any, shape: tuple[int, ...], classes: int) -> Array:
+    """Integers of `shape` in [0, classes), or −100 where a position does not count."""
+    labels = numbers(nx, value, shape)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels: expected integers, found dtype {labels.dtype}")
+    wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
+    if bool(wrong.any()):
+        raise ValueError(f"labels: expected {IGNORED} or [0, {classes}), found {int(labels[wrong][0])}")
+    return labels
+
+
+def numbers(nx: Numerics, value: Any, shape: tuple[int, ...]) -> Array:
+    """Labels of exactly `shape`, all finite."""
+    labels = nx.xp.asarray(value)
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(f"labels: expected shape {tuple(shape)}, found {tuple(labels.shape)}")
+    if not bool(nx.xp.isfinite(labels).all()):
+        raise ValueError("labels: found NaN or infinity, expected finite numbers")
+    return labels

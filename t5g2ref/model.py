@@ -125,17 +125,18 @@ class T5Gemma2:
 
         labels (B, T) integer, −100 to ignore: mean cross-entropy without a further shift.
         """
-        targets = None if labels is None else self.nx.xp.asarray(labels)
         if decoder_input_ids is None:
-            if targets is None:
+            if labels is None:
                 raise ValueError("give decoder_input_ids, or labels from which they can be made by shifting right")
-            decoder_input_ids = self.shift_right(targets)
+            decoder_input_ids = self.shift_right(labels)
         encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace)
         cache = self.start(encoded, trace)
         hidden, cache = self.decode(decoder_input_ids, cache, decoder_attention_mask, decoder_position_ids, trace)
         logits = self.logits(hidden, trace)
-        loss = None if targets is None else trace("loss", heads.cross_entropy(self.nx, logits, targets))
-        return Output(logits, loss, cache, encoded)
+        if labels is None:
+            return Output(logits, None, cache, encoded)
+        targets = inputs.class_labels(self.nx, labels, logits.shape[:2], logits.shape[2])
+        return Output(logits, trace("loss", heads.cross_entropy(self.nx, logits, targets)), cache, encoded)
 
     def classify(
         self,
@@ -172,13 +173,18 @@ class T5Gemma2:
     def _class_loss(self, scores: Array, labels: Any, per_token: bool, trace: Trace) -> Array | None:
         if labels is None:
             return None
-        targets = self.nx.xp.asarray(labels)
-        loss = (
-            heads.cross_entropy(self.nx, scores, targets)
-            if per_token
-            else heads.sequence_loss(self.nx, self.config, scores, targets)
-        )
-        return trace("loss", loss)
+        nx, config, classes = self.nx, self.config, scores.shape[-1]
+        if per_token:
+            targets = inputs.class_labels(nx, labels, scores.shape[:2], classes)
+            return trace("loss", heads.cross_entropy(nx, scores, targets))
+        targets = nx.xp.asarray(labels)
+        kind = config.problem_type or heads.problem_type(classes, targets)
+        if kind == "single_label_classification":
+            targets = inputs.class_labels(nx, targets, scores.shape[:1], classes)
+        else:
+            shape = scores.shape[:1] if targets.ndim == 1 and classes == 1 else scores.shape
+            targets = inputs.numbers(nx, targets, shape)
+        return trace("loss", heads.sequence_loss(nx, config, scores, targets))
 
     def shift_right(self, labels: Any) -> Array:
         """Decoder inputs made from labels or from encoder ids: bos in front, −100 becomes pad."""

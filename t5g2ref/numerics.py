@@ -101,7 +101,7 @@ class Numerics:
         return replace(self, profile=profile)
 
     def array(self, value: Any) -> Array:
-        """`value` as an activation or a weight of this model, rounded to its grid; no copy if it is one already."""
+        """`value` as an activation or a weight of this model, rounded to its grid; no copy if it has that type."""
         value = self.xp.asarray(value)
         if self.emulated:
             return to_grid(value, self.dtype) if value.dtype != HALF[self.dtype] else value.astype(np.float32)
@@ -110,7 +110,7 @@ class Numerics:
     def weight(self, value: Array) -> Array:
         """A weight at its point of use. Weights may be kept narrower than the model runs (float32 under the
         float64 oracle: exact, half the memory); they are widened here, one layer at a time."""
-        return value if value.dtype == self.storage else self.array(value)
+        return value if value.dtype == self.storage and not self.emulated else self.array(value)
 
     def wide(self, x: Array) -> Array:
         """Enter an island: float32 (float64 for the oracle)."""
@@ -158,12 +158,13 @@ def to_grid(x: Array, dtype: str) -> Array:
     """The float32 array of `x` rounded once to nearest even in `dtype`; the type itself for float32 and float64."""
     if dtype in HALF:
         if dtype == "bfloat16" and x.dtype == np.float64:
-            x = _to_odd(x)
-        return x.astype(HALF[dtype]).astype(np.float32)
+            x = to_odd(x)
+        with np.errstate(over="ignore"):  # beyond float16 is infinity, as on hardware
+            return x.astype(HALF[dtype]).astype(np.float32)
     return x.astype(dtype, copy=False)
 
 
-def _to_odd(x: Array) -> Array:
+def to_odd(x: Array) -> Array:
     """float64 to float32, an inexact value to its odd neighbour: ml_dtypes goes to bfloat16 by way of float32, and two
     roundings to nearest are not one (1 + 2⁻⁸ + 2⁻⁴⁰ becomes 1). Source: Boldo and Melquiond, 2008."""
     y = np.asarray(x.astype(np.float32))

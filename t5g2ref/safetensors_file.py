@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5g2ref.config_fields import unique_keys
+from t5g2ref.numerics import to_odd
 
 Array = NDArray[Any]
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
@@ -150,22 +151,8 @@ def convert(x: Array, dtype: str) -> Array:
         x = (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # `finite` looks for what overflowed
         if x.dtype == np.float64 and target == DTYPES["bfloat16"]:
-            x = _round_to_odd(x)
+            x = to_odd(x)
         return x.astype(target, copy=False)
-
-
-def _round_to_odd(x: Array) -> Array:
-    """float64 to float32, rounded to odd, so that a rounding to bfloat16 after it is as if done in one step.
-
-    Two roundings to nearest would differ: 1 + 2**-8 + 2**-40 is a tie in float32 and none in float64. Source:
-    Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.
-    """
-    y = x.astype(np.float32)
-    bits = y.view(np.uint32)
-    wide = y.astype(np.float64)
-    bits -= ((np.abs(wide) > np.abs(x)) & np.isfinite(x)).astype(np.uint32)  # back to truncation
-    bits |= ((wide != x) & np.isfinite(x)).astype(np.uint32)
-    return y
 
 
 def parse_header(data: bytes, size: int, where: str) -> dict[str, Entry]:

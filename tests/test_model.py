@@ -816,3 +816,18 @@ def test_no_value_is_written_after_it_was_shown(model: Factory) -> None:
 def test_weights_and_inputs_of_these_tests_are_read_only(weights: dict[str, Array]) -> None:
     # A write into any of them would have raised somewhere above; this makes sure that it would.
     assert not any(value.flags.writeable for value in (*weights.values(), *BOTH.values(), *LABELS.values()))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[4, 7]], r"labels: expected shape \(1, 3\), found \(1, 2\)"),
+        ([[4, 7, 311]], r"labels: expected -100 or \[0, 311\), found 311"),
+        ([[4, 7, -1]], r"labels: expected -100 or \[0, 311\), found -1"),
+        ([[4.0, 7.0, 1.0]], "labels: expected integers, found dtype float64"),
+    ],
+)
+def test_labels_of_the_language_model_are_checked(labels: Any, message: str, model: Any) -> None:
+    """A label of −1 would silently be the last class, and labels of another length a sum over other rows."""
+    with pytest.raises(ValueError, match=message):
+        model()([[5, 17]], [[6, 8, 9]], labels=labels)
