@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from t5g2ref.numerics import unit_roundoff
+from t5g2ref.numerics import HALF, unit_roundoff
 from t5g2ref.taps import Tap
 
 CHUNK = 1 << 16  # elements looked at together: they stay in the cache, while the tap may be a gigabyte
@@ -87,8 +87,8 @@ def examine(
         return fault("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
     if tuple(peer.shape) != tuple(truth.shape):
         return fault("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
-    if str(peer.dtype) != ("bool" if tap.exact else dtype):
-        return fault("dtype", f"expected {'bool' if tap.exact else dtype}, found {peer.dtype}")
+    if str(peer.dtype) != (expected := _dtype(tap, dtype)):
+        return fault("dtype", f"expected {expected}, found {peer.dtype}")
     keep = np.ones([truth.shape[a] for a in tap.token_axes], bool) if valid is None else valid
     if not keep.any() or not truth.size:
         return fault("missing", "no valid token to compare: an empty comparison is not a pass")
@@ -98,6 +98,13 @@ def examine(
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(peer))[0])
         return fault("nan", f"expected finite numbers, found {peer[where]} at {where}")
     return _values(tap, call, peer, truth, controls, keep, dtype, limit, gate)
+
+
+def _dtype(tap: Tap, dtype: str) -> str:
+    """A mask is bool; a loss of a half-precision model is formed and given in float32."""
+    if tap.exact:
+        return "bool"
+    return "float32" if tap.name == "loss" and dtype in HALF else dtype
 
 
 def _tokens(tap: Tap, array: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
