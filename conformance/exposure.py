@@ -79,6 +79,44 @@ DEFECTS: dict[str, str] = {
     "D66": "NaN in a tensor passes a comparison",
 }
 
+_FIRST_AT = """\
+embed_tokens: D01 D02 D03 D05 D06 D07 D08
+inputs_embeds: D04 D06 D61
+pre_self_attn_layernorm post_self_attn_layernorm pre_feedforward_layernorm: D09 D10 D11 D12 D13 D14
+post_feedforward_layernorm norm: D09 D10 D11 D12 D13 D14
+q_norm k_norm: D09 D10 D11 D12 D13 D15 D17
+attn_residual: D14
+q_proj k_proj v_proj: D48
+cos sin: D19 D20 D21 D22 D23 D27 D28 D29
+q_rope k_rope: D17 D24 D25 D26 D28
+cross_k_proj cross_v_proj: D18
+cross_k_norm: D16 D24
+cross_keys cross_values: D24 D36 D55
+keys values: D36 D54 D56 D57
+mask: D30 D31 D32 D33 D34 D35 D36 D37 D38 D39 D40 D42 D43 D54 D57
+attention: D25 D37 D40 D41 D43 D44 D45 D46 D47 D49 D51
+act_fn activation_fn: D52
+gate_proj up_proj: D53
+patch_embedding embeddings post_layernorm: D62
+avg_pool projected: D04 D59 D60
+mm_soft_emb_norm: D60
+lm_head: D07
+logits: D50 D64
+loss: D65
+"""
+"""Last part of a tap's name: the catalogued defects that can show there first."""
+
+
+def first_seen_at(tap: str, exposed: Iterable[str]) -> list[str]:
+    """Of the `exposed` defect ids, those that the catalogue expects to show first at this tap."""
+    last = tap.rsplit(".", 1)[-1]
+    for line in _FIRST_AT.splitlines():
+        names, ids = line.split(":")
+        if last in names.split():
+            return [defect for defect in ids.split() if defect in set(exposed)]
+    return []
+
+
 _ALWAYS = {"D49", "D50", "D51", "D66"}  # any case of the fp32 lane shows these
 _LANE = "needs a half-precision lane, which is not in this version"
 _ELSEWHERE = {

@@ -26,8 +26,9 @@ from t5g2ref.model import T5Gemma2
 from t5g2ref.taps import Tap
 
 # How far apart two legal float32 sums can be: one running sum of n terms has a random-walk error of about √n · u, a
-# blocked product that keeps 64 partial sums (16 lanes × 4 registers of AVX-512) has √(n / 64) · u. So a peer with the
-# plainest order may be √64 = 8 times as far from the truth as a control with the finest; defects are at 100 and above.
+# blocked product that keeps 64 partial sums (16 lanes × 4 registers of AVX-512) has √(n / 64) · u, an eighth of it.
+# The controls take both orders, so a peer should stay near 1; what remains is chance, where a token's error hangs on
+# few roundings (the scale of a norm). A defect is at 100 and above. Measured figures: README.
 LIMITS = {"local": 8.0, "cumulative": 8.0}
 
 Progress = Callable[[str], None]

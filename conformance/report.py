@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.compare import Finding
-from conformance.exposure import DEFECTS
+from conformance.exposure import DEFECTS, first_seen_at
 from conformance.judge import LIMITS, Judgement
 from t5g2ref import __version__
 
@@ -226,15 +226,12 @@ def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> T
         at = f"token {culprit.token}, {culprit.tokens} tokens compared"
         errors = f"peer {culprit.peer_error:.2e}, control {culprit.control_error:.2e} of the value"
         lines.append(f"  worst ratio     {culprit.worst:.3g} (median {culprit.median:.3g}) at {at}; errors {errors}")
-    if exposes:
-        lines.append(f"  this case shows {', '.join(f'{d} {DEFECTS[d]}' for d in exposes[:4])}" + _more(exposes))
+    known = first_seen_at(culprit.tap, exposes)
+    if known:
+        lines.append("  it may be       " + "\n                  ".join(f"{d} {DEFECTS[d]}" for d in known))
     if where == "cumulative":
         lines.append("  every single operation is right by itself: look at what is passed between them")
     return text.append("\n".join(lines) + "\n", "default")
-
-
-def _more(exposes: tuple[str, ...]) -> str:
-    return f", and {', '.join(exposes[4:])}" if len(exposes) > 4 else ""
 
 
 def _summary(result: Result) -> Text:

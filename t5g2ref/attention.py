@@ -102,7 +102,7 @@ def _scores(nx: Numerics, q: Array, k: Array, scale: float, cap: float | None) -
     k = k.swapaxes(-1, -2)
     if nx.profile.round_scores:
         return softcap(nx, nx.mul(nx.matmul(q, k), scale), cap)
-    scores = nx.xp.matmul(nx.wide(q), nx.wide(k)) * scale
+    scores = nx.product(nx.wide(q), nx.wide(k)) * scale
     return scores if cap is None else cap * nx.xp.tanh(scores / cap)
 
 

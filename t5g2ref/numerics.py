@@ -36,20 +36,23 @@ class Profile:
             float64. Far positions feel it: half an ulp of an angle near 1e4 is 5e-4 radians.
         round_scores: the attention scores are rounded to the model's type before and after the scale (an unfused
             softmax, transformers' eager path); a fused one keeps them wide. No difference in float32 and float64.
-        split: a linear layer's sum is cut into this many partial sums. 1 leaves the order to the BLAS; other
-            values are other legal orders, used to see how much of an error is a mere matter of order.
+        running: sums of products are running sums, in as many steps as `RUNNING_WORK` allows, as the plain loops are
+            that implementations use for small products (torch's bmm does). Otherwise the BLAS has the order; it keeps
+            some dozens of partial sums, and so a smaller error. Both are legal.
     """
 
     name: str
     rope_angle: Literal["exact", "float32"] = "float32"
     round_scores: bool = False
-    split: int = 1
+    running: bool = False
 
 
 EXACT = Profile("exact", rope_angle="exact")
 EAGER = Profile("eager", round_scores=True)
 SDPA = Profile("sdpa")
-REORDERED = Profile("reordered", split=4)
+RUNNING = Profile("running", running=True)
+
+RUNNING_WORK = 1 << 23  # elements of the result, times steps, that one running sum may touch
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,26 @@ class Numerics:
         """a @ b accumulated wide, rounded once. Both operands are of this model's storage type."""
         if self.storage != self.wide_dtype:  # CuPy 14.2 has no batched bfloat16 product
             a, b = self.wide(a), self.wide(b)
-        return self.cast(self.xp.matmul(a, b))
+        return self.cast(self.product(a, b))
+
+    def product(self, a: Array, b: Array) -> Array:
+        """a (…, M, K) @ b (…, K, N) in the operands' own type, summed in the profile's order."""
+        depth = a.shape[-1]
+        if not self.profile.running or depth < 2:
+            return self.xp.matmul(a, b)
+        size = a[..., 0].size * b.shape[-1]
+        cuts = np.linspace(0, depth, min(depth, max(4, RUNNING_WORK // max(1, size))) + 1).astype(int)
+        total = self.xp.matmul(a[..., : cuts[1]], b[..., : cuts[1], :])
+        for first, last in pairwise(cuts[1:]):
+            total += self.xp.matmul(a[..., first:last], b[..., first:last, :])
+        return total
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""
         rows = x.reshape(-1, x.shape[-1])  # one large product instead of one per batch row
-        y = self._product(rows, self.weight(weight).T)
+        y = self.product(rows, self.weight(weight).T)
         y = self.cast(y if bias is None else y + self.weight(bias))
         return y.reshape(*x.shape[:-1], weight.shape[0])
-
-    def _product(self, rows: Array, matrix: Array) -> Array:
-        cuts = np.linspace(0, rows.shape[1], min(self.profile.split, rows.shape[1]) + 1).astype(int)
-        parts = [rows[:, a:b] @ matrix[a:b] for a, b in pairwise(cuts)]
-        return sum(parts[1:], parts[0])
 
 
 def unit_roundoff(dtype: str) -> float:
