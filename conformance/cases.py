@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref.config import Config
+from t5g2ref.config import Config, TextConfig
 from t5g2ref.numerics import to_grid
 
 Array = np.ndarray[Any, Any]
@@ -29,6 +29,7 @@ class Run:
         labels: for a loss; (B, T), (B,) or (B, labels). In a language model's run the decoder ids are these shifted
             right, which is what a peer has to make of them.
         splits: lengths of the cached decoder calls, summing to T; None for one call without a cache.
+        derived: the decoder ids are what the model makes itself, from labels or encoder ids, and are not handed over.
         logits_to_keep: only the last so many positions of a call get logits; None for all. A vocabulary of 262144
             times 500 positions is 1 GB in float64, and says no more than 16 positions do.
     """
@@ -42,6 +43,7 @@ class Run:
     decoder_position_ids: Array | None = None
     labels: Array | None = None
     splits: tuple[int, ...] | None = None
+    derived: bool = False
     logits_to_keep: int | None = None
 
     @property
@@ -174,6 +176,15 @@ def _padded(side: str) -> Callable[[_Kit], Case]:
     return make
 
 
+def _padded_cached(k: _Kit) -> Case:
+    """Ordinary batched generation: padding on the left of both stacks, under a cache."""
+    ids, mask = k.padded([8, 3, 6], "left")
+    decoder_ids, decoder_mask = k.padded([7, 3, 5], "left")
+    run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(4, 1, 2))
+    exposes = _ids("D28 D29 D38 D39 D42")
+    return Case("padded-left-cached", "ragged batch padded left, cached decoding", (run,), exposes=exposes)
+
+
 def _cross_cached(k: _Kit) -> Case:
     w = max(k.config.encoder.sliding_window, k.config.decoder.sliding_window)
     run = Run(k.ids(2, w + w // 2 + 2), k.ids(2, 5), splits=(2, 1, 1, 1))
@@ -187,7 +198,7 @@ def _past_window(splits: Callable[[int], tuple[int, ...]], name: str, title: str
         ids = k.ids(1, w + 4)
         splits_ = None if len(lengths) == 1 else lengths
         run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids))
-        cached = ("D28", "D54", "D56", "D57") if splits_ else ()
+        cached = ("D28", "D54", "D56") if splits_ else ()
         return Case(name, title, (run,), exposes=("D34", *cached))
 
     return make
@@ -211,26 +222,32 @@ _IMAGE = _ids("D04 D05 D06 D59 D60 D62")
 
 
 def _image(k: _Kit) -> Case:
-    run = Run(k.image_row(4, 1), k.ids(1, 5), pixel_values=k.pixels(1))
-    return Case("image", "one picture between words", (run,), exposes=_IMAGE)
+    run = Run(k.image_row(4, 1), k.ids(1, 5), pixel_values=k.pixels(1), splits=(3, 1, 1))
+    return Case("image", "one picture between words, cached decoding", (run,), exposes=_IMAGE)
 
 
-def _two_images(k: _Kit) -> Case:
-    rows = np.concatenate([k.image_row(4, 1), k.image_row(4, 1)])
-    run = Run(rows, k.ids(2, 4), pixel_values=k.pixels(2))
-    return Case("two-images", "a picture in each row of a batch of two", (run,), exposes=(*_IMAGE, "D61"))
+def _images(k: _Kit) -> Case:
+    long, short = k.image_row(4, 2), k.image_row(4, 1)
+    ids = np.full((2, long.shape[1]), k.config.decoder.pad_token_id)
+    ids[0], ids[1, : short.shape[1]] = long[0], short[0]
+    mask = np.ones(ids.shape, np.int64)
+    mask[1, short.shape[1] :] = 0
+    run = Run(ids, k.ids(2, 4), attention_mask=mask, pixel_values=k.pixels(3))
+    return Case("images", "two pictures in one row, one in the next", (run,), exposes=(*_IMAGE, "D61"))
 
 
 def _far(k: _Kit) -> Case:
     enc, dec, s, t = k.config.encoder, k.config.decoder, 2 * k.config.encoder.sliding_window, 8
+    rows, columns = np.array([[0], [5]]), np.arange(s)  # the rows differ: one row's positions must not serve all
     run = Run(
-        k.ids(1, s),
-        k.ids(1, t),
-        position_ids=np.arange(enc.max_position_embeddings - s, enc.max_position_embeddings)[None],
-        decoder_position_ids=np.arange(dec.max_position_embeddings - t, dec.max_position_embeddings)[None],
+        k.ids(2, s),
+        k.ids(2, t),
+        position_ids=enc.max_position_embeddings - s - rows + columns,
+        decoder_position_ids=dec.max_position_embeddings - t - rows + columns[:t],
+        splits=(t - 3, 2, 1),
     )
-    exposes = _ids("D19 D20 D21 D22 D23 D27")
-    return Case("far-positions", "position_ids up to the last position", (run,), exposes=exposes)
+    exposes = _ids("D19 D20 D21 D22 D23 D27 D28")
+    return Case("far-positions", "position_ids to the last, by row, cached", (run,), exposes=exposes)
 
 
 def _equal(k: _Kit) -> Case:
@@ -247,17 +264,30 @@ def _loss(k: _Kit) -> Case:
     c = k.config.decoder
     labels = k.ids(3, 7)
     labels[1, 4:] = labels[2, 2:] = -100
-    shifted = np.concatenate([np.full((3, 1), c.bos_token_id), labels[:, :-1]], axis=1)
-    decoder_ids = np.where(shifted == -100, c.pad_token_id, shifted)
-    run = Run(k.ids(3, 6), decoder_ids, labels=labels)
+    run = Run(k.ids(3, 6), _shifted(labels, c), labels=labels, derived=True)
     return Case("loss", "language-model loss, labels with -100", (run,), exposes=("D08", "D65"))
 
 
-def _classifier(name: str, title: str, task: str, labels: Callable[[_Kit, int], Array], n: int) -> Callable[..., Case]:
+def _shifted(ids: Array, config: TextConfig) -> Array:
+    """What a model makes of labels or encoder ids when it is given no decoder ids; written apart from ours."""
+    shifted = np.concatenate([np.full((len(ids), 1), config.bos_token_id), ids[:, :-1]], axis=1)
+    return np.where(shifted == -100, config.pad_token_id, shifted)
+
+
+def _classifier(
+    name: str, title: str, task: str, labels: Callable[[_Kit, int], Array], n: int, side: str = "right"
+) -> Callable[..., Case]:
+    """`side` is the decoder's padding, or "none" for decoder ids that the model makes from the encoder's."""
+
     def make(k: _Kit) -> Case:
-        decoder_ids, mask = k.padded([5, 3, 4], "right")
-        run = Run(k.ids(3, 6), decoder_ids, decoder_attention_mask=mask, labels=labels(k, n))
-        return Case(name, title, (run,), task=task, num_labels=n, exposes=("D64",))
+        ids = k.ids(3, 6)
+        if side == "none":
+            run = Run(ids, _shifted(ids, k.config.decoder), labels=labels(k, n), derived=True)
+        else:
+            decoder_ids, mask = k.padded([5, 3, 4], side)
+            run = Run(ids, decoder_ids, decoder_attention_mask=mask, labels=labels(k, n))
+        exposes = ("D08",) if side == "none" else ("D64",)
+        return Case(name, title, (run,), task=task, num_labels=n, exposes=exposes)
 
     return make
 
@@ -273,6 +303,7 @@ _BUILDERS: tuple[Callable[[_Kit], Case], ...] = (
     _window,
     _padded("right"),
     _padded("left"),
+    _padded_cached,
     _cross_cached,
     _past_window(lambda w: (w + 4,), "decoder-window", "decoder past its window in one call"),
     _past_window(lambda w: (max(1, w - 4), *[1] * min(8, w + 3)), "decoder-steps", "decoder past its window, stepwise"),
@@ -280,14 +311,16 @@ _BUILDERS: tuple[Callable[[_Kit], Case], ...] = (
     _eoi,
     _eoi_cached,
     _image,
-    _two_images,
+    _images,
     _far,
     _equal,
     _second_source,
     _loss,
     _classifier("sequence-single", "sequence classes", "sequence", lambda k, n: k.rng.integers(0, n, 3), 3),
-    _classifier("sequence-multi", "several labels", "sequence", lambda k, n: k.rng.random((3, n)).round() + 0.0, 4),
-    _classifier("sequence-regression", "one number", "sequence", lambda k, _: k.rng.normal(size=3), 1),
+    _classifier(
+        "sequence-multi", "several labels", "sequence", lambda k, n: k.rng.random((3, n)).round() + 0.0, 4, "left"
+    ),
+    _classifier("sequence-regression", "one number", "sequence", lambda k, _: k.rng.normal(size=3), 1, "none"),
     _classifier("token", "a class per decoder token", "token", _token_labels, 3),
 )
 

@@ -87,7 +87,8 @@ def _folder(name: str) -> Path:
             raise CheckpointError(f"{variable(name)} is {given!r}, where there is no config.json; set it to a folder")
         return Path(given)
     repo = HUB.get(name, name)
-    if repo.count("/") != 1 or repo.startswith((".", "/")):
+    owner, _, model = repo.partition("/")
+    if not owner or not model or "/" in model or repo.startswith("."):
         raise CheckpointError(
             f"--ckpt {name}: no such folder, and not a name I know; give tiny, {', '.join(HUB)}, a folder or OWNER/REPO"
         )

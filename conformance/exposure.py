@@ -117,7 +117,7 @@ def first_seen_at(tap: str, exposed: Iterable[str]) -> list[str]:
     return []
 
 
-_ALWAYS = {"D49", "D50", "D51", "D66"}  # any case of the fp32 lane shows these
+_ALWAYS = {"D50", "D51", "D66"}  # any case of the fp32 lane shows these
 _LANE = "needs a half-precision lane, which is not in this version"
 _ELSEWHERE = {
     "D02": _LANE,
@@ -125,6 +125,8 @@ _ELSEWHERE = {
     "D12": _LANE,
     "D13": _LANE,
     "D63": _LANE,
+    "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show)",
+    "D57": "needs a peer with a preallocated cache; transformers' own grows as it goes",
     "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
 }
 
@@ -134,6 +136,10 @@ def _stacks(config: Config) -> tuple[TextConfig, TextConfig]:
 
 
 _HIDDEN: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "D50": (
+        lambda c: c.decoder.final_logit_softcapping is None,
+        "final_logit_softcapping is null: a missing one cannot show (an added one would)",
+    ),
     "D46": (
         lambda c: all(s.query_pre_attn_scalar == s.head_dim for s in _stacks(c)),
         "query_pre_attn_scalar equals head_dim",

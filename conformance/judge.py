@@ -57,6 +57,12 @@ class Judgement:
         return next((f for f in (*self.local, *self.cumulative) if not f.passed), None)
 
     @property
+    def deviates(self) -> bool:
+        """A fault was found. What is merely missing after the peer raised is no fault of its own."""
+        culprit = self.culprit
+        return culprit is not None and not (self.error and culprit.status == "missing")
+
+    @property
     def passed(self) -> bool:
         return not self.error and bool(self.local) and self.culprit is None
 
@@ -71,10 +77,13 @@ def judge(peer: Peer, target: Target, case: Case, progress: Progress = lambda _:
     with Dump() as dump:
         began = time.perf_counter()
         progress(f"{case.name}: {peer.name}")
+        raised = ""
         try:
             peer.run(case, dump)
         except Exception as error:  # whatever a foreign program raises is a finding, not our crash
-            return Judgement(peer.name, case.name, error=f"{type(error).__name__}: {error}")
+            raised = f"{type(error).__name__}: {error}"
+        if raised and not dump.calls:
+            return Judgement(peer.name, case.name, error=raised)
         ran = time.perf_counter()
         ours = models(target.config, target.weights, case, peer.dtype)  # type: ignore[arg-type]
         progress(f"{case.name}: local anchor of {peer.name}")
@@ -82,7 +91,7 @@ def judge(peer: Peer, target: Target, case: Case, progress: Progress = lambda _:
         progress(f"{case.name}: cumulative anchor of {peer.name}")
         whole = _Comparison(target, case, dump, peer.dtype, local=False).findings(ours)
     seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
-    return Judgement(peer.name, case.name, local, whole, seconds=seconds)
+    return Judgement(peer.name, case.name, local, whole, raised, seconds)
 
 
 class _Comparison:

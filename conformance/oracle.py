@@ -54,7 +54,7 @@ def _walk(model: T5Gemma2, case: Case, run: Run, trace_of: TraceOfCall) -> None:
         extra = {"per_token": case.task == "token"} if case.task != "lm" else {}
         call(
             run.input_ids,
-            run.decoder_input_ids,
+            None if run.derived else run.decoder_input_ids,
             **masks,
             decoder_attention_mask=run.decoder_attention_mask,
             decoder_position_ids=run.decoder_position_ids,

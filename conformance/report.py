@@ -50,7 +50,7 @@ class Result:
     @property
     def verdict(self) -> str:
         """CONFORMS, DEVIATES, or INCOMPLETE when a peer could not be judged on something it was asked."""
-        if any(not j.passed and not j.error for _, j in self.judgements):
+        if any(j.deviates for _, j in self.judgements):
             return "DEVIATES"
         if self.interrupted or not self.judgements or any(j.error for _, j in self.judgements):
             return "INCOMPLETE"
@@ -75,7 +75,7 @@ class Result:
             return f" - interrupted after {self.interrupted}"
         for target, judgement in self.judgements:
             culprit = judgement.culprit
-            if self.verdict == "DEVIATES" and culprit is not None:
+            if self.verdict == "DEVIATES" and judgement.deviates and culprit is not None:
                 return f" at {culprit.tap} ({culprit.status}; {judgement.peer}, case {judgement.case}, {target})"
             if self.verdict == "INCOMPLETE" and judgement.error:
                 return f" - {judgement.peer} could not run case {judgement.case}"
@@ -176,7 +176,7 @@ def _place(judgements: list[Judgement]) -> str:
 def _passed(judgements: list[Judgement]) -> Text:
     if all(j.passed for j in judgements):
         return Text("pass", "green")
-    return Text("error" if all(j.passed or j.error for j in judgements) else "FAIL", "bold red")
+    return Text("FAIL" if any(j.deviates for j in judgements) else "error", "bold red")
 
 
 def _ratio(finding: Finding | None) -> str:
@@ -213,7 +213,7 @@ def _details(target: str, judgement: Judgement) -> Table:
 def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> Text:
     culprit = judgement.culprit
     text = Text(f"\n{judgement.peer} fails case {judgement.case} on {target}\n", "bold red")
-    if culprit is None:
+    if culprit is None or not judgement.deviates:
         return text.append(f"  it could not be judged: {judgement.error or 'nothing was compared'}\n", "default")
     where = "local" if culprit in judgement.local else "cumulative"
     failing = sum(not f.passed for f in judgement.local)
@@ -229,6 +229,8 @@ def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> T
     known = first_seen_at(culprit.tap, exposes)
     if known:
         lines.append("  it may be       " + "\n                  ".join(f"{d} {DEFECTS[d]}" for d in known))
+    if judgement.error:
+        lines.append(f"  then it raised  {judgement.error}")
     if where == "cumulative":
         lines.append("  every single operation is right by itself: look at what is passed between them")
     return text.append("\n".join(lines) + "\n", "default")

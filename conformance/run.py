@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
         interrupted=f"{len(found)} of {len(peers) * len(plan)} comparisons" if interrupted else "",
     )
     report.show(result, Console(), detail=options.detail)
-    if options.json is not None:
+    print(result.last_line(), flush=True)
+    if options.json is not None:  # after the verdict, which a full disk must not cost
         report.write_json(result, options.json)
-    print(result.last_line())
     return result.status
 
 

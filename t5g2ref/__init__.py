@@ -41,24 +41,26 @@ __all__ = [
 ]
 
 
-def load(folder: str | Path, dtype: DType = "float64") -> T5Gemma2:
+def load(folder: str | Path, dtype: DType = "float64", embed_dtype: DType | None = None) -> T5Gemma2:
     """The model of a checkpoint folder (config.json and safetensors, in either layout).
 
     Args:
         folder: see `weights.load`; nothing is downloaded and no code of the folder is run.
         dtype: "float64" is the oracle; "float32" does what an implementation in float32 does.
+        embed_dtype: the type that √hidden is rounded to, which is that of the embedding table in the running model
+            (see `Numerics`): `dtype` when None. The truth for a peer in bfloat16 is float64 with "bfloat16" here.
 
     Raises:
         ConfigError, WeightsError: naming the field or the tensor, what was expected and found, and what to do.
     """
     config, weights = load_weights(folder, dtype)
-    return T5Gemma2(config, weights, Numerics(dtype, EXACT if dtype == "float64" else SDPA))
+    return T5Gemma2(config, weights, Numerics(dtype, EXACT if dtype == "float64" else SDPA, embed_dtype=embed_dtype))
 
 
 def bundled(name: str = "tiny") -> Path:
     """Folder of a checkpoint that comes with the package: "tiny" or "tiny-even"."""
     folder = Path(__file__).parent / "checkpoints" / name
-    if not (folder / "config.json").is_file():
-        there = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+    there = sorted(path.name for path in (Path(__file__).parent / "checkpoints").iterdir() if path.is_dir())
+    if name not in there:
         raise ValueError(f"no bundled checkpoint is called {name!r}; there are: {', '.join(there)}")
     return folder

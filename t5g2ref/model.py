@@ -62,7 +62,7 @@ class T5Gemma2:
         (I, C, side, side) float in [-1, 1] → the encoder's output. Positions count from 0 over the padded row.
 
         Raises:
-            ValueError: a wrong shape, dtype or id, an empty row, or images that do not match their tokens.
+            ValueError: a wrong shape, dtype or id, no ids at all, or images that do not match their tokens.
         """
         w, config, nx = self.weights.encoder, self.config, self.nx
         ids = inputs.token_ids(nx, config, "input_ids", input_ids)
@@ -71,6 +71,10 @@ class T5Gemma2:
         inner = trace.at("encoder")
         x = embed(nx, w.text_model.embed_tokens, ids, config.eoi_token_index)
         x = inner("text_model.embed_tokens", x)
+        if pixel_values is None and bool((ids == config.image_token_index).any()):
+            raise ValueError(
+                f"input_ids hold image tokens (id {config.image_token_index}) but there are no pixel_values for them"
+            )
         if pixel_values is not None:
             pixels = inputs.pixel_values(nx, config, pixel_values)
             features = vision.image_features(nx, w, config, pixels, inner)
@@ -188,5 +192,7 @@ class T5Gemma2:
 
     def shift_right(self, labels: Any) -> Array:
         """Decoder inputs made from labels or from encoder ids: bos in front, −100 becomes pad."""
-        stack = self.config.decoder
-        return heads.shift_right(self.nx, self.nx.xp.asarray(labels), stack.bos_token_id, stack.pad_token_id)
+        stack, ids = self.config.decoder, self.nx.xp.asarray(labels)
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"labels: expected integers (batch, length), found {ids.dtype} {tuple(ids.shape)}")
+        return heads.shift_right(self.nx, ids, stack.bos_token_id, stack.pad_token_id)

@@ -13,7 +13,7 @@ rounding. In float64 and float32 both are free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -99,9 +99,6 @@ class Numerics:
     def unit_roundoff(self) -> float:
         """Half the distance from 1 to the next number: the largest relative error of one rounding."""
         return unit_roundoff(self.dtype)
-
-    def with_profile(self, profile: Profile) -> Numerics:
-        return replace(self, profile=profile)
 
     def array(self, value: Any) -> Array:
         """`value` as an activation or a weight of this model, rounded to its grid; no copy if it has that type."""

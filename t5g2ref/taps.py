@@ -49,7 +49,8 @@ class Tap:
     def token_axes(self) -> tuple[int, ...]:
         """The axes that count tokens (or patches, or classes of one row); errors are judged per token."""
         letters = self.shape.split()
-        return tuple(i for i, letter in enumerate(letters) if letter in ("B", "T", "S", "I", "P", "M"))
+        counted = ("B", "T", "I", "P", "M") if self.exact else ("B", "T", "S", "I", "P", "M")  # a mask's S are keys
+        return tuple(i for i, letter in enumerate(letters) if letter in counted)
 
 
 _LAYER_HEAD = [

@@ -1,4 +1,4 @@
-"""Make the bundled checkpoints `tiny` and `tiny-even`: small, and no two hyper-parameters equal.
+"""Make the bundled checkpoints `tiny` and `tiny-even`: small, and no two hyper-parameters equal (a test sees to it).
 
     python tools/make_tiny.py [FOLDER]
 
@@ -33,20 +33,20 @@ ENCODER = TextConfig(
     hidden_size=48,
     intermediate_size=88,
     num_hidden_layers=5,
-    num_attention_heads=6,
-    num_key_value_heads=3,
+    num_attention_heads=12,
+    num_key_value_heads=6,
     head_dim=14,
     max_position_embeddings=4096,
     rms_norm_eps=2e-3,
     query_pre_attn_scalar=20,
-    sliding_window=7,
+    sliding_window=9,
     layer_types=(S, F, S, S, F),
-    rope_parameters={S: Rope(777.0), F: Rope(31000.0, 4.0)},
+    rope_parameters={S: Rope(777.0), F: Rope(31000.0, 2.5)},
     attn_logit_softcapping=None,
     final_logit_softcapping=None,
-    pad_token_id=3,
-    bos_token_id=5,
-    eos_token_id=(9,),
+    pad_token_id=31,
+    bos_token_id=33,
+    eos_token_id=(37,),
 )
 DECODER = replace(
     ENCODER,
@@ -57,20 +57,20 @@ DECODER = replace(
     head_dim=10,
     max_position_embeddings=3000,
     rms_norm_eps=5e-3,
-    query_pre_attn_scalar=12,
-    sliding_window=6,
+    query_pre_attn_scalar=22,
+    sliding_window=18,
     layer_types=(S, S, F, S, S, F, S),
-    rope_parameters={S: Rope(1234.0), F: Rope(52000.0, 6.0)},
+    rope_parameters={S: Rope(1234.0), F: Rope(52000.0, 3.5)},
     final_logit_softcapping=30.0,
 )
 VISION = VisionConfig(
-    hidden_size=36,
+    hidden_size=44,
     intermediate_size=56,
     num_hidden_layers=4,
-    num_attention_heads=3,
+    num_attention_heads=11,
     num_channels=3,
-    image_size=34,  # two pixels more than the patches cover: the valid convolution drops them
-    patch_size=4,
+    image_size=106,  # two pixels more than the patches cover: the valid convolution drops them
+    patch_size=13,
     layer_norm_eps=1e-3,
 )
 TINY = Config(
@@ -87,8 +87,8 @@ TINY = Config(
 )
 EVEN = replace(
     TINY,
-    encoder=replace(ENCODER, sliding_window=8),
-    decoder=replace(DECODER, sliding_window=5, final_logit_softcapping=None),
+    encoder=replace(ENCODER, sliding_window=24),
+    decoder=replace(DECODER, sliding_window=15, final_logit_softcapping=None),
 )
 
 

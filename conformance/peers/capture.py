@@ -62,7 +62,7 @@ class Capture:
             if isinstance(kind, str):  # the rotary embedding: one call for each layer type
                 seen = {f"cos:{kind}": output[0], f"sin:{kind}": output[1]}
             for what, value in seen.items():
-                self._seen.setdefault(f"{path}:{what}", []).append(value)
+                self._seen.setdefault(f"{path}:{what}", []).append(_copied(value))
 
         return hook
 
@@ -73,7 +73,7 @@ class Capture:
             def attention(module: torch.nn.Module, q: Any, k: Any, v: Any, mask: Any, **kwargs: Any) -> Any:
                 seen = {"query": q, "keys": k, "values": v, "mask": _visible(mask, q, k)}
                 for what, value in seen.items():
-                    self._seen.setdefault(f"{self._paths[id(module)]}:{what}", []).append(value)
+                    self._seen.setdefault(f"{self._paths[id(module)]}:{what}", []).append(_copied(value))
                 return function(module, q, k, v, mask, **kwargs)
 
             return attention
@@ -126,11 +126,16 @@ def _visible(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     if mask is None:
         return torch.ones(q.shape[0], q.shape[2], k.shape[2], dtype=torch.bool)
     shown = mask if mask.dtype == torch.bool else mask == 0
-    if (shown != shown[:, :1]).any():
-        raise ValueError("the peer's attention mask differs between heads; this model has none such")
+    if (shown != shown[:, :1]).any():  # differs between heads, as no mask of this model: the shape will tell
+        return shown
     return shown[:, 0].expand(q.shape[0], -1, -1)
 
 
+def _copied(value: Any) -> Any:
+    """A copy at the moment of seeing, so that a change in place further on cannot reach it."""
+    return value.detach().clone() if torch.is_tensor(value) else value
+
+
 def _numpy(value: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A contiguous host copy, so that a later in-place change of the peer's cannot reach it."""
-    return np.array(value.detach().cpu().numpy(), order="C", copy=True)
+    """A contiguous array on the host."""
+    return np.ascontiguousarray(value.detach().cpu().numpy()).reshape(tuple(value.shape))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import DynamicCache, EncoderDecoderCache, T5Gemma2Config
+from transformers import T5Gemma2Config
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
 from conformance.cases import Case, Run
@@ -69,26 +69,26 @@ class TransformersPeer:
         plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
         capture = Capture(model, plan)
         capture.cross_length = run.input_ids.shape[1]
-        cache = None
-        if run.splits is not None:
-            cache = EncoderDecoderCache(DynamicCache(config=model.config.decoder), DynamicCache())
-        encoded = None
+        cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
         for first, last in run.bounds:
             inputs = self._inputs(case, run, first, last, cache, encoded)
-            with capture.recording():
-                out = model(**inputs)
-            dump.new_call()
             wanted = [tap for tap in plan if encoded is None or not tap.first_call]
-            capture.into(dump, wanted, {"logits": out.logits, "loss": out.loss})
-            if cache is not None and encoded is None:
-                encoded = (out.encoder_last_hidden_state,)
+            returned: dict[str, Any] = {}
+            dump.new_call()
+            try:
+                with capture.recording():
+                    out = model(**inputs)
+                returned = {"logits": out.logits, "loss": out.loss}
+            finally:  # what was seen before it raised is evidence
+                capture.into(dump, wanted, returned)
+            if run.splits is not None:
+                cache, encoded = out.past_key_values, encoded or (out.encoder_last_hidden_state,)
 
     def _inputs(self, case: Case, run: Run, first: int, last: int, cache: Any, encoded: Any) -> dict[str, Any]:
         """Keyword arguments of one forward, left out where the case gives nothing."""
-        shifts = case.task == "lm" and run.labels is not None  # it makes its decoder ids from the labels, as we do
         given: dict[str, Any] = {
             "attention_mask": run.attention_mask,
-            "decoder_input_ids": None if shifts else run.decoder_input_ids[:, first:last],
+            "decoder_input_ids": None if run.derived else run.decoder_input_ids[:, first:last],
             "decoder_attention_mask": None
             if run.decoder_attention_mask is None
             else run.decoder_attention_mask[:, :last],
@@ -107,7 +107,7 @@ class TransformersPeer:
         if "labels" in inputs and inputs["labels"].is_floating_point():
             inputs["labels"] = inputs["labels"].float()
         if case.task == "lm":
-            inputs |= {"past_key_values": cache, "use_cache": cache is not None}
+            inputs |= {"past_key_values": cache, "use_cache": run.splits is not None}
             inputs["logits_to_keep"] = run.logits_to_keep or 0
         if encoded is not None:
             inputs["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=encoded[0])
