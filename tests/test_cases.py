@@ -107,7 +107,7 @@ def test_special_ids_are_only_where_they_are_meant(name: str, config: Config) ->
             ("decoder", run.decoder_input_ids, run.decoder_valid),
         ):
             here = set(ids[valid].tolist())
-            meant = image if c.name in ("image", "two-images") and side == "encoder" else set()
+            meant = image if c.name in ("image", "images") and side == "encoder" else set()
             meant |= {config.eoi_token_index} if c.name in ("eoi", "eoi-cached") else set()
             assert here & image == meant, (c.name, side)
             assert not here & set(stack.eos_token_id), (c.name, side)
@@ -138,7 +138,7 @@ def test_images_fill_their_tokens(name: str, config: Config) -> None:
             for other in (picture.swapaxes(1, 2), picture[:, ::-1], picture[:, :, ::-1], picture[::-1]):
                 assert not np.array_equal(picture, other)
     assert seen == 2
-    a, b = case(name, "two-images").runs[0].pixel_values  # type: ignore[misc]
+    a, b = case(name, "images").runs[0].pixel_values  # type: ignore[misc]
     assert not np.array_equal(a, b)
 
 
@@ -193,7 +193,7 @@ def test_lengths_are_what_the_titles_say(name: str, config: Config) -> None:
             assert (ids == config.eoi_token_index).any()
     (at,) = np.nonzero((only("eoi-cached").decoder_input_ids == config.eoi_token_index).any(axis=0))
     assert at.max() >= only("eoi-cached").bounds[1][0], "in a later call than the first"
-    assert (shapes("image")[0][0], shapes("two-images")[0][0]) == (1, 2)
+    assert (shapes("image")[0][0], shapes("images")[0][0]) == (1, 2)
     assert shapes("equal-lengths")[0] == shapes("equal-lengths")[1]
     far = only("far-positions")
     for positions, ids, stack in (
@@ -288,7 +288,7 @@ def test_small_windows(window: int) -> None:
         ([], 20),
         (["short"], ["short"]),
         (["window*", "short"], ["short", "window"]),  # in the list's order, each once
-        (["*image*", "image"], ["image", "two-images"]),
+        (["*image*", "image"], ["image", "images"]),
         (["SHORT"], []),
         (["nope"], []),
     ],
@@ -336,7 +336,7 @@ def test_released_geometries_hide_some(name: str, more: str) -> None:
     assert not set(geometric) & set(hidden([geometry(name), geometry("tiny")], built(name)))
 
 
-@pytest.mark.parametrize("dropped", ["loss", "padded-left", "two-images", "second-source", "cross-cached"])
+@pytest.mark.parametrize("dropped", ["loss", "padded-left", "images", "second-source", "cross-cached"])
 def test_a_case_left_out_is_noticed(dropped: str) -> None:
     only = set(case("tiny", dropped).exposes)
     rest = [c for c in built("tiny") if c.name != dropped]
