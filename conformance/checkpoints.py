@@ -108,7 +108,7 @@ def _from_hub(name: str, repo: str) -> Path:
                 return folder
         except Exception as error:  # the library's errors are many; each means: not to be had this way
             if not local:
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                reason = f"{type(error).__name__}: {str(error).split('. ')[0].splitlines()[0] if str(error) else ''}"
     raise CheckpointError(_remedies(name, repo, reason))
 
 

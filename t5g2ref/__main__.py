@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 2 with a message for bad input."""
     options = parser().parse_args(arguments)
     try:
-        return _describe(options) if options.command == "describe" else _generate(options)
+        status = _describe(options) if options.command == "describe" else _generate(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `describe --taps | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except KeyboardInterrupt:
+        print("t5g2ref: interrupted", file=sys.stderr)
+        return 2
     except (ConfigError, WeightsError, ValueError, OSError, ImportError) as error:
         print(f"t5g2ref: {error}", file=sys.stderr)
         return 2
 
 
 def _folder(name: str) -> Path:
+    if name in PRESETS and not Path(name).exists():
+        raise ValueError(f"{name} is a geometry without weights; give the folder of a checkpoint, tiny or tiny-even")
     return t5g2ref.bundled(name) if name in ("tiny", "tiny-even") else Path(name)
 
 

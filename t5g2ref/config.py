@@ -243,6 +243,10 @@ def _check_joint(config: Config) -> None:
     _check_id("image_token_index", config.image_token_index, encoder.vocab_size)
     _check_id("encoder.boi_token_index", config.boi_token_index, encoder.vocab_size)
     _check_id("encoder.eoi_token_index", config.eoi_token_index, encoder.vocab_size)
+    if len({config.image_token_index, config.boi_token_index, config.eoi_token_index}) < 3:
+        found = (config.image_token_index, config.boi_token_index, config.eoi_token_index)
+        remedy = "each marks something else in the prompt"
+        raise refuse("image_token_index", found, "image, boi and eoi ids that differ", remedy)
 
 
 def _preset(hidden: int, layers: int, heads: int, kv: int, ffn: int, window: int, longest: int) -> Config:

@@ -12,6 +12,8 @@ What a pixel value goes through:
   repeated; 16-bit grey is clipped at 255, not scaled. transformers does the same for paths, and up to 5.20
   for Pillow images; from 5.21 on it blends a Pillow image with alpha onto white, but still not the same file
   given by its path. To get that, blend before calling.
+- **Format.** Files and bytes may be one of `FORMATS`. Pillow knows more; among them are some that hand an untrusted
+  file to another program (EPS to Ghostscript), so the rest stay shut.
 - **Value.** uint8 × (1 / 255) in float64, rounded to float32; then (x − 0.5) / 0.5 in float32.
 
 Shapes: I images and crops, S image_size; sizes and boxes are (width, height) and (left, top, right, bottom)
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own MAX_IMAGE_PIXELS: a quarter of a gibibyte of RGB
 
 
@@ -164,11 +167,12 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image:
     from PIL.ImageOps import exif_transpose
 
     try:
-        image = pillow.open(file)
+        image = pillow.open(file, formats=FORMATS)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise whatever a broken header led them to, SyntaxError included
-        raise ValueError(f"{name}: not a readable image: {error}") from error
+        kinds = ", ".join(FORMATS)
+        raise ValueError(f"{name}: not a readable image ({type(error).__name__}); expected one of {kinds}") from error
     with image:
         _check_size(image.size, name, max_pixels)
         try:

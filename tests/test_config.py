@@ -412,3 +412,10 @@ def test_transformers_reads_the_same_values(tmp_path: Path, spelling: Any, name:
     assert str(theirs.dtype) == f"torch.{config.dtype}"
     theirs.save_pretrained(tmp_path / "again")
     assert Config.load(tmp_path / "again") == config
+
+
+def test_image_ids_must_differ() -> None:
+    """One id for the image's place and its end would be both a feature row and the EOI row."""
+    config = preset("270m")
+    with pytest.raises(ConfigError, match=r"image_token_index is .* expected image, boi and eoi ids that differ"):
+        dataclasses.replace(config, image_token_index=config.eoi_token_index)
