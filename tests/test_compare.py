@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "B N T H": ((0, 2), (2, 3, 5, 4), (1, 3)),
     "B K T H": ((0, 2), (2, 2, 5, 4), (1, 3)),
     "B K S H": ((0, 2), (2, 2, 7, 4), (1, 6)),
-    "B T S": ((0, 1, 2), (2, 5, 7), (1, 3)),  # a mask: `valid` covers the queries, whose keys are compared together
+    "B T S": ((0, 1), (2, 5, 7), (1, 3)),  # a mask: its tokens are the queries, whose keys are compared together
     "I P D": ((0, 1), (2, 9, 6), (1, 8)),
     "I P F": ((0, 1), (2, 9, 5), (1, 8)),
     "I M D": ((0, 1), (2, 4, 6), (1, 2)),
@@ -187,16 +187,15 @@ def test_an_error_is_found_at_its_token(letters: str) -> None:
     axes, shape, token = SHAPES[letters]
     tap = replace(MASK if letters == "B T S" else VALUES, shape=letters)
     assert tap.token_axes == axes
-    valid = np.ones([shape[a] for a in axes[:2]], bool) if tap.exact else None
     truth = np.ones(shape, bool if tap.exact else np.float64)
     at = [0] * len(shape)
     for axis, index in zip(axes, token, strict=False):
         at[axis] = index
     peer = truth.copy() if tap.exact else truth.astype(np.float32)
     peer[tuple(at)] = 0
-    found = see(peer, truth, [truth if tap.exact else truth.astype(np.float32)], valid, tap=tap)
+    found = see(peer, truth, [truth if tap.exact else truth.astype(np.float32)], tap=tap)
     assert (found.status, found.token) == ("mask" if tap.exact else "values", token)
-    assert found.tokens == math.prod(shape[a] for a in (axes[:2] if tap.exact else axes))
+    assert found.tokens == math.prod(shape[a] for a in axes)
 
 
 def test_padding_is_left_out(truth: Array) -> None:

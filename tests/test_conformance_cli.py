@@ -244,11 +244,14 @@ def test_json_that_cannot_be_written(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, where every write fails")
-def test_json_on_a_full_disk_is_no_verdict(run: Run) -> None:
+def test_a_full_disk_does_not_cost_the_verdict(run: Run) -> None:
+    """The report and its last line are out before the file is written; the status says that not all was done."""
     status, lines, err = run("--case", "short", "--json", "/dev/full", peers=[Ours()])
     assert status == 2
     assert "No space left" in err
-    assert not any(line.startswith("VERDICT") for line in lines)
+    assert len(err.splitlines()) == 1
+    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 42 cases)"
+    assert sum(line.startswith("VERDICT") for line in lines) == 1
 
 
 # A run that passes
@@ -258,7 +261,7 @@ def test_conforms(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     status, lines, err = run("--case", "short", "--json", str(file), peers=[Ours("one"), Ours("two")])
     assert (status, err) == (0, "")
-    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 40 cases)"
+    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 42 cases)"
     assert sum(line.startswith("VERDICT") for line in lines) == 1
     narrow(lines)
     for part in ("checkpoint tiny: worst ratio", "checkpoint tiny-even:", "one", "two", "pass", "ours 1.0"):
@@ -268,7 +271,7 @@ def test_conforms(run: Run, tmp_path: Path) -> None:
     document = strictly(file)
     assert (document["schema"], document["verdict"], document["line"]) == (1, "CONFORMS", lines[-1])
     assert document["limits"] == LIMITS
-    assert document["cases"] == {"selected": 2, "available": 40}
+    assert document["cases"] == {"selected": 2, "available": 42}
     assert document["environment"]["ours"] == "1.0"
     assert document["peak_bytes"] > 0 < document["seconds"]
     assert document["columns"] == list(Finding.__dataclass_fields__)
@@ -321,7 +324,7 @@ def test_options_before_the_word_run_are_kept(run: Run) -> None:
         ("--ckpt", "tiny", "run", "--case", "short"),
     ):
         status, lines, _ = run(*arguments, peers=[Ours()])
-        assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 2 of 40 cases)"), arguments
+        assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 2 of 42 cases)"), arguments
 
 
 def test_a_peer_named_twice_is_judged_once(run: Run) -> None:
@@ -337,7 +340,7 @@ def test_deviates_at_its_tap(run: Run, tmp_path: Path) -> None:
     wrong = Ours("wrong", at(tap, lambda value: value * np.float32(1.01)))
     status, lines, _ = run("--case", "short", "--json", str(file), peers=[Ours("right"), wrong])
     assert status == 1
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 40 cases) at {tap} (values; wrong, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 42 cases) at {tap} (values; wrong, case short, tiny)"
     narrow(lines)
     text = "\n".join(lines)
     assert "wrong fails case short on tiny" in text
@@ -372,7 +375,7 @@ def test_fault_without_a_ratio(status: str, change: Any, run: Run, tmp_path: Pat
     peers = [Ours(change=at(tap, change))]
     code, lines, _ = run("--ckpt", "tiny", "--case", "short", "--detail", "--json", str(file), peers=peers)
     assert code == 1
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 40 cases) at {tap} ({status}; ours, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 42 cases) at {tap} ({status}; ours, case short, tiny)"
     narrow(lines)
     assert any(line.startswith("short  " + status) for line in lines), "the table shows it in place of a ratio"
     culprit = strictly(file)["judgements"][0]["culprit"]
@@ -385,7 +388,7 @@ def test_fault_in_what_is_passed_on(run: Run, monkeypatch: pytest.MonkeyPatch) -
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", peers=[Ours()])
     assert status == 1
     tap = "encoder.text_model.embed_tokens"
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 40 cases) at {tap} (values; ours, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 42 cases) at {tap} (values; ours, case short, tiny)"
     narrow(lines)
     text = "\n".join(lines)
     assert "(cumulative anchor, call 0)" in text
@@ -398,14 +401,51 @@ def test_peer_that_raises_is_incomplete(run: Run, tmp_path: Path) -> None:
     broken = Ours("broken", raising(RuntimeError("sizes differ: 7 and 8")))
     status, lines, _ = run("--case", "short", "--json", str(file), peers=[Ours(), broken])
     assert status == 3
-    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 40 cases) - broken could not run case short"
+    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 42 cases) - broken could not run case short"
     narrow(lines)
     text = "\n".join(lines)
     assert "it could not be judged: RuntimeError: sizes differ: 7 and 8" in text
-    assert "exposed 4 of 66" in text, "what raised has shown nothing"
+    assert "exposed 0 of 66" in text, "what raised has shown nothing"
     document = strictly(file)
     assert [j["passed"] for j in document["judgements"]] == [True, False, True, False]
     assert document["judgements"][1]["error"] == "RuntimeError: sizes differ: 7 and 8"
+
+
+def stopping(tap: str, change: Change) -> Change:
+    """As `change`, until `tap` comes: then it raises."""
+
+    def stop(call: int, name: str, value: Any) -> Any:
+        if name == tap:
+            raise RuntimeError("sizes differ: 7 and 8")
+        return change(call, name, value)
+
+    return stop
+
+
+def test_peer_that_raises_after_a_fault_deviates(run: Run, tmp_path: Path) -> None:
+    """What it showed before it raised is judged."""
+    tap, file = "decoder.layers.2.mlp.act_fn", tmp_path / "out.json"
+    wrong = stopping("decoder.norm", at(tap, lambda value: value * np.float32(1.01)))
+    status, lines, _ = run("--ckpt", "tiny", "--case", "short", "--json", str(file), peers=[Ours("wrong", wrong)])
+    assert status == 1
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 42 cases) at {tap} (values; wrong, case short, tiny)"
+    narrow(lines)
+    assert "then it raised  RuntimeError: sizes differ: 7 and 8" in "\n".join(lines)
+    judgement = strictly(file)["judgements"][0]
+    assert (judgement["passed"], judgement["error"]) == (False, "RuntimeError: sizes differ: 7 and 8")
+    assert (judgement["culprit"]["tap"], judgement["culprit"]["status"]) == (tap, "values")
+
+
+def test_peer_that_raises_without_a_fault_is_incomplete(run: Run, tmp_path: Path) -> None:
+    """The taps that did not come to be are missing, which is no fault of its own."""
+    file = tmp_path / "out.json"
+    stops = Ours("stops", stopping("decoder.norm", lambda call, name, value: value))
+    status, lines, _ = run("--ckpt", "tiny", "--case", "short", "--json", str(file), peers=[stops])
+    assert status == 3
+    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 42 cases) - stops could not run case short"
+    narrow(lines)
+    judgement = strictly(file)["judgements"][0]
+    assert (judgement["culprit"]["tap"], judgement["culprit"]["status"]) == ("decoder.norm", "missing")
 
 
 def test_a_deviation_outweighs_an_error(run: Run) -> None:
@@ -414,7 +454,7 @@ def test_a_deviation_outweighs_an_error(run: Run) -> None:
         Ours("wrong", at("decoder.norm", lambda value: value + np.float32(1))),
     ]
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", peers=peers)
-    assert (status, lines[-1].split(";")[0]) == (1, "VERDICT: DEVIATES (on 2 of 40 cases) at decoder.norm (values")
+    assert (status, lines[-1].split(";")[0]) == (1, "VERDICT: DEVIATES (on 2 of 42 cases) at decoder.norm (values")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +480,7 @@ def test_checkpoint_path_is_printed_as_it_is(run: Run, tmp_path: Path, monkeypat
         "checkpoint [/]/[red]: worst ratio, local / cumulative",
         "wrong on short ([/]/[red]): local ratio at every tap",
         "wrong fails case short on [/]/[red]",
-        "VERDICT: DEVIATES (on 1 of 20 cases) at decoder.norm (values; wrong, case short, [/]/[red])",
+        "VERDICT: DEVIATES (on 1 of 21 cases) at decoder.norm (values; wrong, case short, [/]/[red])",
     ):
         assert line in [found.rstrip() for found in lines]
 
@@ -548,7 +588,7 @@ def test_transformers_conforms(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     status, lines, _ = run("--case", "short", "--json", str(file))
     assert status == 0
-    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 40 cases)"
+    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 42 cases)"
     narrow(lines)
     document = strictly(file)
     assert {"t5g2ref", "numpy", "python", "transformers", "torch"} == set(document["environment"])
@@ -582,7 +622,7 @@ def test_transformers_starting_from_pad_deviates(run: Run, monkeypatch: pytest.M
     status, lines, _ = run("--ckpt", "tiny-even", "--case", "loss", "--peer", "transformers:sdpa", "--json", str(file))
     assert status == 1
     place = "(values; transformers:sdpa, case loss, tiny-even)"
-    assert lines[-1] == f"VERDICT: DEVIATES (on 1 of 20 cases) at decoder.embed_tokens {place}"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 1 of 21 cases) at decoder.embed_tokens {place}"
     narrow(lines)
     assert "D08 decoder starts from pad instead of bos" in "\n".join(lines)
     assert strictly(file)["judgements"][0]["culprit"]["tap"] == "decoder.embed_tokens"
@@ -592,7 +632,7 @@ def test_as_a_process() -> None:
     needs_transformers()
     done = process("--ckpt", "tiny-even", "--case", "short", "--peer", "transformers:eager")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "VERDICT: CONFORMS (on 1 of 20 cases)"
+    assert done.stdout.splitlines()[-1] == "VERDICT: CONFORMS (on 1 of 21 cases)"
     assert done.stdout.endswith("\n")
 
 

@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="needs torch: the faults are injected into t
 pytest.importorskip("transformers", reason="needs transformers: the faults are injected into it")
 
 import torch
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
 from conformance import cases
@@ -30,13 +31,14 @@ Inject = Callable[[Any, pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class Fault:
-    """One defect: how it is injected, the case that shows it, the first tap that must fail and its status."""
+    """One defect: how it is injected, the case that shows it, the first tap that must fail, its status and call."""
 
     name: str
     case: str
     tap: str
     inject: Inject
     status: str = "values"
+    call: int = 0
 
 
 def encoder(model: Any) -> Any:
@@ -144,13 +146,111 @@ def window_over_cross(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def truncated_cross_cache(model: Any, patch: pytest.MonkeyPatch) -> None:
-    """As in transformers #45521: the cross half in a cache made for the decoder's own windows."""
-    from transformers import DynamicCache, EncoderDecoderCache
+    """As in transformers #45521: the model keeps the cross half in a cache made for the decoder's own windows."""
+    from transformers import DynamicCache
 
-    def pair(own: Any, _: Any) -> Any:
-        return EncoderDecoderCache(own, DynamicCache(config=model.config.decoder))
+    true = modeling.EncoderDecoderCache
 
-    patch.setattr("conformance.peers.transformers.EncoderDecoderCache", pair)
+    class Pair(true):  # type: ignore[misc, valid-type]
+        def __init__(self, own: Any, _: Any) -> None:
+            super().__init__(own, DynamicCache(config=model.config.decoder))
+
+    patch.setattr(modeling, "EncoderDecoderCache", Pair)
+
+
+def short_sliding_cache(_: Any, patch: pytest.MonkeyPatch) -> None:
+    """One token too few is kept: sliding_window - 2 behind the new one."""
+    true = DynamicSlidingWindowLayer.update
+
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        full = true(self, *args, **kwargs)
+        if self.keys.shape[2] > (kept := self.sliding_window - 2):
+            self.keys, self.values = self.keys[:, :, -kept:], self.values[:, :, -kept:]
+        return full
+
+    patch.setattr(DynamicSlidingWindowLayer, "update", update)
+
+
+def held(cache: Any) -> int:
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def cross_padding_dropped_once_cached(model: Any, patch: pytest.MonkeyPatch) -> None:
+    true, forward, length = modeling.create_bidirectional_mask, decoder(model).forward, [0]
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        length[0] = held(kwargs.get("past_key_values"))  # here, because the mask itself is made without the cache
+        return forward(*args, **kwargs)
+
+    def unmasked(**kwargs: Any) -> Any:
+        if kwargs.get("encoder_hidden_states") is not None and length[0]:
+            kwargs["attention_mask"] = None
+        return true(**kwargs)
+
+    patch.setattr(decoder(model), "forward", counting)
+    patch.setattr(modeling, "create_bidirectional_mask", unmasked)
+
+
+def decoder_padding_dropped_once_cached(_: Any, patch: pytest.MonkeyPatch) -> None:
+    def without(true: Callable[..., Any]) -> Callable[..., Any]:
+        def unmasked(**kwargs: Any) -> Any:
+            return true(**kwargs | ({"attention_mask": None} if held(kwargs.get("past_key_values")) else {}))
+
+        return unmasked
+
+    for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        patch.setattr(modeling, name, without(getattr(modeling, name)))
+
+
+def first_row_s_positions(pick: Callable[[Any], Any]) -> Inject:
+    """`position_ids[:1]`, as where every row is thought to count from 0."""
+
+    def inject(model: Any, patch: pytest.MonkeyPatch) -> None:
+        rope = pick(model).rotary_emb
+        true = rope.forward
+        patch.setattr(rope, "forward", lambda x, positions, layer_type: true(x, positions[:1], layer_type))
+
+    return inject
+
+
+def positions_counted_from_the_cache(model: Any, patch: pytest.MonkeyPatch) -> None:
+    """Given decoder_position_ids are ignored as soon as the cache holds something."""
+    true = decoder(model).forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return true(*args, **kwargs | ({"position_ids": None} if held(kwargs.get("past_key_values")) else {}))
+
+    patch.setattr(decoder(model), "forward", forward)
+
+
+def pooled_by_count(model: Any, patch: pytest.MonkeyPatch) -> None:
+    """The last token looked for at the number of tokens - 1, which is right on one side only."""
+    true, scores = model.forward, []
+    model.score.register_forward_hook(lambda module, args, output: scores.append(output))
+
+    def forward(**kwargs: Any) -> Any:
+        out = true(**kwargs)
+        last = (kwargs["decoder_input_ids"] != model.config.pad_token_id).sum(1) - 1
+        out.logits = scores.pop()[torch.arange(len(last)), last]
+        return out
+
+    patch.setattr(model, "forward", forward)
+
+
+def zeros_for_decoder_ids(model: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "prepare_decoder_input_ids_from_labels", torch.zeros_like)
+
+
+def first_picture_twice(model: Any, patch: pytest.MonkeyPatch) -> None:
+    whole = model.model.encoder
+    true = whole.get_image_features
+
+    def features(*args: Any, **kwargs: Any) -> Any:
+        out = true(*args, **kwargs)
+        out.pooler_output = out.pooler_output[[0, 0, 2]]  # pictures 0 and 1 stand in row 0
+        return out
+
+    patch.setattr(whole, "get_image_features", features)
 
 
 def exchanged_gate_and_up(model: Any, _: pytest.MonkeyPatch) -> None:
@@ -210,6 +310,44 @@ FAULTS = [
         f"{DEC}.layers.4.self_attn.o_proj",
         on_weight(lambda m: decoder(m).layers[4].self_attn.o_proj.weight[5:6, 5:6], lambda w: w * (1 + 2**-7)),
     ),
+    Fault(
+        "padding dropped in the cross half once cached",
+        "padded-left-cached",
+        f"{DEC}.layers.0.self_attn.mask",
+        cross_padding_dropped_once_cached,
+        "mask",
+        call=1,
+    ),
+    Fault(
+        "decoder padding dropped once cached",
+        "padded-left-cached",
+        f"{DEC}.layers.0.self_attn.mask",
+        decoder_padding_dropped_once_cached,
+        "mask",
+        call=1,
+    ),
+    Fault(
+        "one row's positions for all, encoder",
+        "far-positions",
+        f"{ENC}.rotary_emb.full_attention.cos",
+        first_row_s_positions(encoder),
+    ),
+    Fault(
+        "one row's positions for all, decoder",
+        "far-positions",
+        f"{DEC}.rotary_emb.full_attention.cos",
+        first_row_s_positions(decoder),
+    ),
+    Fault(
+        "given positions ignored with a cache",
+        "far-positions",
+        f"{DEC}.rotary_emb.full_attention.cos",
+        positions_counted_from_the_cache,
+        call=1,
+    ),
+    Fault("pooled at the count of tokens", "sequence-multi", "logits", pooled_by_count),
+    Fault("classifier's decoder ids all 0", "sequence-regression", f"{DEC}.embed_tokens", zeros_for_decoder_ids),
+    Fault("first picture's features twice", "images", f"{ENC}.inputs_embeds", first_picture_twice),
 ]
 
 
@@ -242,7 +380,9 @@ def test_fault_is_found_at_its_tap(fault: Fault, target: Any, monkeypatch: pytes
     result = judged(Faulty(fault.inject, monkeypatch), target, fault.case)
     assert not result.error
     assert result.culprit is not None, "the fault went unseen"
-    assert (result.culprit.tap, result.culprit.status) == (fault.tap, fault.status), result.culprit
+    found = (result.culprit.tap, result.culprit.status, result.culprit.call)
+    assert found == (fault.tap, fault.status, fault.call), result.culprit
+    assert result.deviates
     if fault.status == "values":
         # far above what passes, so that the limit needs no tuning (DESIGN: defects are 1e2 to 1e5 in float32);
         # a single weight's last bit is the smallest thing there is
@@ -278,7 +418,48 @@ def test_every_gate_can_fail(
     assert (result.culprit.tap, result.culprit.status) == (name, status)
 
 
-def test_a_peer_that_raises_is_not_passed(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def verdict(result: Judgement) -> str:
+    report = pytest.importorskip("conformance.report", reason="needs rich: the verdict is the report's")
+    return str(report.Result([("tiny", result)], {}, {}, {}, selected=1, available=1).verdict)
+
+
+def test_short_sliding_cache_is_found_before_it_raises(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers counts on its own window when it makes the mask, and fails at the first layer; the keys that
+    reached its attention are evidence all the same."""
+    result = judged(Faulty(short_sliding_cache, monkeypatch), target, "decoder-steps")
+    assert result.error.startswith("RuntimeError: ")
+    assert result.local
+    assert result.culprit is not None
+    assert (result.culprit.tap, result.culprit.status) == (f"{DEC}.layers.0.self_attn.keys", "shape")
+    assert result.culprit.call > 0
+    assert (result.passed, result.deviates, verdict(result)) == (False, True, "DEVIATES")
+
+
+def test_truncated_cross_cache_is_not_passed(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     result = judged(Faulty(truncated_cross_cache, monkeypatch), target, "cross-cached")
-    assert not result.passed
-    assert "RuntimeError: The size of tensor a (8) must match the size of tensor b (15)" in result.error
+    assert result.error.startswith("RuntimeError: The size of tensor a (20) must match the size of tensor b (32)")
+    assert result.culprit is not None
+    # the mask is made for 3 own keys and 29 of the source; there are 3 and 17, fewer than the source alone, so that
+    # the halves cannot be told apart and every tap on them shows what reached the attention
+    assert (result.culprit.tap, result.culprit.status) == (f"{DEC}.layers.0.self_attn.k_rope", "shape")
+    assert result.culprit.call == 1
+    assert (result.passed, result.deviates, verdict(result)) == (False, True, "DEVIATES")
+
+
+def test_what_is_missing_after_an_error_is_no_fault(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All taps before are right, so nothing is known against the peer."""
+
+    def stops(model: Any, patch: pytest.MonkeyPatch) -> None:
+        def refuse(module: Any, args: Any) -> None:
+            raise RuntimeError("not implemented")
+
+        decoder(model).layers[2].mlp.register_forward_pre_hook(refuse)
+
+    result = judged(Faulty(stops, monkeypatch), target, "short")
+    assert result.error == "RuntimeError: not implemented"
+    assert result.culprit is not None
+    assert (result.culprit.tap, result.culprit.status) == (f"{DEC}.layers.2.mlp.gate_proj", "missing")
+    before = result.local[: result.local.index(result.culprit)]
+    assert before
+    assert all(f.passed for f in before)
+    assert (result.passed, result.deviates, verdict(result)) == (False, False, "INCOMPLETE")

@@ -25,7 +25,7 @@ from t5g2ref.generate import greedy, start_ids
 from t5g2ref.model import T5Gemma2
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 24  # four times the decoder's window
+STEPS = 40  # more than twice the decoder's window
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,12 @@ def test_padded_source_and_image(model: T5Gemma2) -> None:
     whole = model(ids, found.ids[:, :-1], **given).logits
     assert np.array_equal(found.ids[:, 1:], whole.argmax(axis=-1))
     close(found.logits, whole, atol=1e-11)
-    assert not np.array_equal(found.logits, greedy(model, ids, max_new_tokens=9, stop=(), attention_mask=mask).logits)
+    other = given | {"pixel_values": -given["pixel_values"]}
+    assert not np.array_equal(found.logits, greedy(model, ids, max_new_tokens=9, stop=(), **other).logits)  # type: ignore[arg-type]
+    unmasked = given | {"attention_mask": None}
+    assert not np.array_equal(found.logits, greedy(model, ids, max_new_tokens=9, stop=(), **unmasked).logits)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there are no pixel_values"):
+        greedy(model, ids, max_new_tokens=9, stop=(), attention_mask=mask)
 
 
 def test_rows_do_not_see_each_other(model: T5Gemma2) -> None:
@@ -141,7 +146,7 @@ def test_stops_where_the_configuration_says(model: T5Gemma2) -> None:
 
 def test_an_empty_stop_list_runs_on(model: T5Gemma2) -> None:
     """Not to be taken for none given, for which the configuration's eos ends a row: here the second id is eos."""
-    ids, eos = [[5, 17, 42]], model.config.decoder.eos_token_id[0]
+    ids, eos = [[33, 236, 122]], model.config.decoder.eos_token_id[0]
     free = greedy(model, ids, max_new_tokens=12, stop=()).ids
     assert free.shape == (1, 13)
     assert (free[0] == eos).argmax() == 2
@@ -293,12 +298,14 @@ def test_describe_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert (status, err) == (0, "")
     for part in (
         "231 tensors in bfloat16, all in place",
-        "357,816 parameters, vocabulary 311",
-        "encoder  5 layers sFssF, width 48, 6 heads on 3 kv of 14, ffn 88",
-        "window 7, theta 777 / 31000, factor 4, positions to 4096",
+        "453,916 parameters, vocabulary 311",
+        "encoder  5 layers sFssF, width 48, 12 heads on 6 kv of 14, ffn 88",
+        "window 9, theta 777 / 31000, factor 2.5, positions to 4096",
         "decoder  7 layers ssFssFs, width 48, 8 heads on 2 kv of 10, ffn 104",
-        "34 px in patches of 4 -> 16 tokens",
-        "pad 3, bos 5, eos 9, boi 298, eoi 301, image 307",
+        "window 18, theta 1234 / 52000, factor 3.5, positions to 3000",
+        "vision   4 layers, width 44, 11 heads, ffn 56",
+        "106 px in patches of 13 -> 16 tokens",
+        "pad 31, bos 33, eos 37, boi 298, eoi 301, image 307",
     ):
         assert part in out
     assert max(map(len, out.splitlines())) <= 110
@@ -344,7 +351,7 @@ def test_generate_prints_the_ids(model: T5Gemma2, capsys: pytest.CaptureFixture[
         (["generate", "tiny", "--ids", "-1"], "input_ids: ids must lie in [0, 311), found -1"),
         (["generate", "tiny", "--ids", "5", "--max-new-tokens", "0"], "max_new_tokens: expected at least 1, found 0"),
         (["generate", "tiny", "--prompt", "hello"], "there is no tokenizer.json, which --prompt needs"),
-        (["generate", "270m", "--ids", "5"], "270m: no such file"),
+        (["generate", "270m", "--ids", "5"], "270m is a geometry without weights; give the folder of a checkpoint"),
         (["generate", "nowhere", "--ids", "5"], "nowhere: no such file"),
     ],
 )

@@ -47,6 +47,16 @@ def test_shift_right_of_one_label_is_the_bos() -> None:
     assert shift_right(ORACLE, frozen([[9], [-100]]), BOS, PAD).tolist() == [[6], [6]]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [[5, 6], 5, [[[5, 6]]], [[5.0, 6.0]], [[True, False]]],
+    ids=["1-D", "0-D", "3-D", "floats", "bools"],
+)
+def test_only_rows_of_integers_are_shifted(labels: Any, model: Callable[..., T5Gemma2]) -> None:
+    with pytest.raises(ValueError, match=r"^labels: expected integers \(batch, length\), found "):
+        model().shift_right(np.array(labels))
+
+
 # Language model
 
 

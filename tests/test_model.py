@@ -421,16 +421,25 @@ def test_queries_are_rotated_for_the_cross_half_too(model: Factory) -> None:
 def test_the_end_of_image_row_is_not_scaled_and_is_for_both_stacks(
     model: Factory, weights: dict[str, Array], dtype: str
 ) -> None:
-    # D01 – D05. The other special ids have ordinary rows, the image id too when there is no image.
+    # D01 – D05. The other special ids have ordinary rows, the image id too, which only the decoder takes without image.
     net, name = model(dtype), "encoder.text_model.embed_tokens"
     table, eoi = weights[f"{name}.weight"], weights[f"{name}.eoi_embedding"]
     scale = {"float64": math.sqrt(48), "float32": np.float32(math.sqrt(48)), "bfloat16": np.float32(6.9375)}[dtype]
-    ids = frozen([[BOS, 50, EOI, BOI, IMAGE, PAD, EOI]])
-    net(ids, ids, trace=recorder(seen := {}))
-    expected = net.nx.cast(table[ids].astype(net.nx.storage) * scale)  # √48 = 6.928…, in bfloat16 steps of 1/32: 6.9375
-    expected[ids == EOI] = eoi
-    for tap in (f"{name}", "decoder.embed_tokens"):
+    source, target = frozen([[BOS, 50, EOI, BOI, 51, PAD, EOI]]), frozen([[BOS, 50, EOI, BOI, IMAGE, PAD, EOI]])
+    net(source, target, trace=recorder(seen := {}))
+    for tap, ids in ((name, source), ("decoder.embed_tokens", target)):
+        expected = net.nx.cast(table[ids].astype(net.nx.storage) * scale)  # √48 = 6.928…, in bfloat16 6.9375
+        expected[ids == EOI] = eoi
         same_bits(seen[tap], expected)
+
+
+def test_image_tokens_without_an_image_are_refused(model: Factory) -> None:
+    """Their rows of the table are never trained; a forgotten picture must not pass for one."""
+    ids = frozen([[BOS, 50, 51], [BOS, IMAGE, 51]])
+    with pytest.raises(ValueError, match=f"input_ids hold image tokens \\(id {IMAGE}\\) but there are no pixel_values"):
+        model().encode(ids)
+    with pytest.raises(ValueError, match="there are no pixel_values"):
+        model()(ids, frozen([[BOS], [BOS]]))
 
 
 def test_the_end_of_image_row_in_a_cached_step(model: Factory) -> None:
@@ -668,7 +677,11 @@ def test_a_call_visits_the_tables_taps_and_no_others(
 ) -> None:
     # The table is documentation, name map and plan of the conformance suite at once: a tap that is missing, extra or of
     # another shape is an error in one of the two. Letters of one size in two roles would hide that: none are here.
-    given = {key: value for key, value in BOTH.items() if images or key != "pixel_values"}
+    given = dict(BOTH)
+    if not images:  # words in place of the image tokens, which are refused without an image
+        ids = given["input_ids"]
+        given |= {"input_ids": frozen(np.where(ids == IMAGE, 50, ids))}
+        del given["pixel_values"]
     out = CALLS[task](model(), given, LABELS[task] if loss else None, recorder(seen := {}))
     table = taps.table(config, images=images, task=task, loss=loss)
     check_shapes(config, table, seen, batch=2, images=3, source=image_ids().shape[1], new=12, own=12)

@@ -25,9 +25,11 @@ class Capture:
     Args:
         model: a T5Gemma2 model with a `.model` inside, or any module tree with the same names.
         taps: the rows of the table that may be asked for.
+        batch, cross_length: rows and encoder positions of the run, by which shared tables and merged keys are cut.
     """
 
-    def __init__(self, model: torch.nn.Module, taps: list[Tap]) -> None:
+    def __init__(self, model: torch.nn.Module, taps: list[Tap], batch: int, cross_length: int) -> None:
+        self._batch, self._cross_length = batch, cross_length
         self._seen: dict[str, list[Any]] = {}
         self._modules = {_canonical(name): module for name, module in model.named_modules()}
         self._paths = {id(module): name for name, module in self._modules.items()}
@@ -38,9 +40,13 @@ class Capture:
         """Hooks are in place inside the block and gone after it; what was seen before is forgotten."""
         self._seen.clear()
         with ExitStack() as stack:
-            for path in {self._place(tap)[0] for tap in self._taps}:
-                if path in self._modules:
-                    handle = self._modules[path].register_forward_hook(self._hook(path), with_kwargs=True)
+            for path, what in {self._place(tap)[:2] for tap in self._taps}:
+                module = self._modules.get(path)
+                if module is not None and what == "in":
+                    handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
+                    stack.callback(handle.remove)
+                elif module is not None:
+                    handle = module.register_forward_hook(self._after(path, what), with_kwargs=True)
                     stack.callback(handle.remove)
             original = type(ALL_ATTENTION_FUNCTIONS).get_interface
             stack.enter_context(patch.object(type(ALL_ATTENTION_FUNCTIONS), "get_interface", self._wrapped(original)))
@@ -54,15 +60,27 @@ class Capture:
             if value is not None:
                 dump.put(tap.name, _numpy(value) if torch.is_tensor(value) else value)
 
-    def _hook(self, path: str) -> Callable[..., None]:
+    def _keep(self, path: str, what: str, value: Any) -> None:
+        self._seen.setdefault(f"{path}:{what}", []).append(_copied(value))
+
+    def _before(self, path: str) -> Callable[..., None]:
+        """What goes in is seen at once: a module that raises has been given something all the same."""
+
+        def hook(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            self._keep(path, "in", args[0] if args else kwargs.get("hidden_states"))
+
+        return hook
+
+    def _after(self, path: str, what: str) -> Callable[..., None]:
+        """What comes out; of the rotary embedding, which is called once for each layer type, that type's table."""
+
         def hook(_: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = args[0] if args else kwargs.get("hidden_states")
-            kind = args[2] if len(args) > 2 else kwargs.get("layer_type")
-            seen = {"in": given, "out": output[0] if isinstance(output, tuple) else output}
-            if isinstance(kind, str):  # the rotary embedding: one call for each layer type
-                seen = {f"cos:{kind}": output[0], f"sin:{kind}": output[1]}
-            for what, value in seen.items():
-                self._seen.setdefault(f"{path}:{what}", []).append(_copied(value))
+            part, _, kind = what.partition(":")
+            if part in ("cos", "sin"):
+                if kind == (args[2] if len(args) > 2 else kwargs.get("layer_type")):
+                    self._keep(path, what, output[part == "sin"])
+            elif what == "out":
+                self._keep(path, what, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
@@ -73,7 +91,7 @@ class Capture:
             def attention(module: torch.nn.Module, q: Any, k: Any, v: Any, mask: Any, **kwargs: Any) -> Any:
                 seen = {"query": q, "keys": k, "values": v, "mask": _visible(mask, q, k)}
                 for what, value in seen.items():
-                    self._seen.setdefault(f"{self._paths[id(module)]}:{what}", []).append(_copied(value))
+                    self._keep(self._paths[id(module)], what, value)
                 return function(module, q, k, v, mask, **kwargs)
 
             return attention
@@ -99,21 +117,18 @@ class Capture:
         if tap.shape.startswith("I P") and value.ndim == 4:  # a convolution's (I, D, rows, columns)
             return value.flatten(2).transpose(1, 2)
         if what.startswith(("cos", "sin")):
-            batch = self._seen[f"{tap.module}.layers.0:in"][0].shape[0]
-            return value.expand(batch, *value.shape[1:])
+            return value.expand(self._batch, *value.shape[1:])
         return value
 
     def _half(self, path: str, what: str, merged: torch.Tensor) -> torch.Tensor:
         """The decoder's attention is given own keys and cross keys in one tensor; the encoder's only its own."""
         rows = self._seen[f"{path}:query"][0].shape[2]
-        cross = self.cross_length if path.startswith("decoder.") else 0
+        cross = self._cross_length if path.startswith("decoder.") else 0
         own = merged.shape[2] - cross
         if own < rows:  # fewer keys than there must be: shown as they are, for the judge to find the wrong length
             return merged
         cut = {"new": slice(own - rows, own), "own": slice(0, own), "cross": slice(own, None)}
         return merged[:, :, cut[what.split("_")[0]]]
-
-    cross_length = 0
 
 
 def _canonical(name: str) -> str:

@@ -67,8 +67,7 @@ class TransformersPeer:
         assert self._target is not None
         config, images = self._target.config, run.pixel_values is not None
         plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
-        capture = Capture(model, plan)
-        capture.cross_length = run.input_ids.shape[1]
+        capture = Capture(model, plan, *run.input_ids.shape)
         cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
         for first, last in run.bounds:
             inputs = self._inputs(case, run, first, last, cache, encoded)
