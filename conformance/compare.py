@@ -35,6 +35,7 @@ class Finding:
         peer_error: that token's ‖peer − truth‖ / ‖truth‖; control_error likewise, after the floor.
         tokens: how many valid tokens were compared.
         detail: for a fault: expected and found, in words.
+        judged: the ratio that was held against the limit: the worst of a local anchor, the median of a cumulative one.
     """
 
     tap: str
@@ -48,6 +49,7 @@ class Finding:
     control_error: float = float("nan")
     tokens: int = 0
     detail: str = ""
+    judged: float = float("nan")
 
     @property
     def passed(self) -> bool:
@@ -123,7 +125,7 @@ def _exact(
     worst = int(wrong.argmax())
     token = tuple(int(i) for i in np.argwhere(keep)[worst])
     if not wrong.any():
-        return Finding(tap.name, call, "pass", 0.0, 0.0, 0.0, token, 0.0, 0.0, len(wrong))
+        return Finding(tap.name, call, "pass", 0.0, 0.0, 0.0, token, 0.0, 0.0, len(wrong), judged=0.0)
     extra = int((peer[worst] & ~truth[worst]).sum())
     detail = (
         f"query {token}: {int(wrong[worst])} keys differ from the rule ({extra} too many, {int(wrong[worst]) - extra} "
@@ -169,6 +171,7 @@ def _values(
         float(yardstick[worst] / scale),
         len(ratio),
         "" if passed else detail,
+        float(np.max(judged)),
     )
 
 

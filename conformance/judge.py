@@ -67,9 +67,9 @@ class Judgement:
         return not self.error and bool(self.local) and self.culprit is None
 
     def worst(self, anchor: str = "local") -> Finding | None:
-        """The finding with the largest ratio; a fault without a ratio counts as the largest."""
+        """The finding with the largest ratio that was judged; a fault without a ratio counts as the largest."""
         found: list[Finding] = getattr(self, anchor)
-        return max(found, key=lambda f: (not f.passed, np.nan_to_num(f.worst, nan=np.inf)), default=None)
+        return max(found, key=lambda f: (not f.passed, np.nan_to_num(f.judged, nan=np.inf)), default=None)
 
 
 def judge(peer: Peer, target: Target, case: Case, progress: Progress = lambda _: None) -> Judgement:

@@ -63,7 +63,7 @@ class Result:
     def worst(self, anchor: str = "local") -> tuple[str, Judgement, Finding] | None:
         """The place with the largest ratio over everything."""
         places = [(t, j, w) for t, j in self.judgements if (w := j.worst(anchor)) is not None]
-        return max(places, key=lambda p: (not p[2].passed, np.nan_to_num(p[2].worst, nan=np.inf)), default=None)
+        return max(places, key=lambda p: (not p[2].passed, np.nan_to_num(p[2].judged, nan=np.inf)), default=None)
 
     def last_line(self) -> str:
         """The fixed last line of the output."""
@@ -169,7 +169,7 @@ def _place(judgements: list[Judgement]) -> str:
     for j in judgements:
         if not j.passed:
             return _shortened(j.culprit.tap) if j.culprit else j.error.split(":")[0]
-    worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.worst)
+    worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged)
     return _shortened(worst.tap)
 
 
@@ -182,7 +182,7 @@ def _passed(judgements: list[Judgement]) -> Text:
 def _ratio(finding: Finding | None) -> str:
     if finding is None:
         return "-"
-    return finding.status if math.isnan(finding.worst) else f"{finding.worst:.3g}"
+    return finding.status if math.isnan(finding.judged) else f"{finding.judged:.3g}"
 
 
 def _cut(text: str) -> Text:
@@ -239,12 +239,10 @@ def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> T
 def _summary(result: Result) -> Text:
     text = Text()
     worst, whole = result.worst(), result.worst("cumulative")
-    for name, place in (("local", worst), ("whole", whole)):
-        if place is not None and not math.isnan(place[2].worst):
+    for name, place, tokens in (("local", worst, "each"), ("cumulative", whole, "median")):
+        if place is not None and not math.isnan(place[2].judged):
             target, j, f = place
-            text.append(
-                f"worst {name} ratio {f.worst:.3g} (limit {LIMITS['local' if name == 'local' else 'cumulative']:g})"
-            )
+            text.append(f"worst {name} ratio {f.judged:.3g} (limit {LIMITS[name]:g}, {tokens} token)")
             text.append(f" at {_shortened(f.tap)}, {j.peer}, case {j.case}, {target}\n")
     taps = sum(len(j.local) for _, j in result.judgements)
     text.append(f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, ")
