@@ -13,12 +13,11 @@ from typing import Any
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import EVERYTHING, Band
-from t5g2ref.numerics import Array, Numerics
-from t5g2ref.ops import masked_softmax, rms_norm, softcap
+from t5g2ref.numerics import Array, Numerics, twinned
+from t5g2ref.ops import masked_softmax, rms_norm, scaled_softmax, softcap
 from t5g2ref.rope import rotate
 from t5g2ref.trace import OFF, Trace
 
-BLOCK_ROWS = 128
 BLOCK_SCORES = 1 << 24  # elements of one block of scores: 128 MiB in float64
 
 
@@ -36,15 +35,23 @@ class Source:
     valid: Array | None = None
     band: Band = EVERYTHING
 
-    def block(self, nx: Numerics, first: int, last: int) -> tuple[Array, Array, Array]:
-        """keys, values (B, K, s, H) and allowed (B or 1, rows, s) for the queries first … last."""
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """Half-open range of absolute positions that the queries first … last can reach of these keys."""
         low, high = self.band.span(first, last, self.kv.start + self.kv.length)
-        low, high = max(low, self.kv.start), max(high, self.kv.start)
+        return max(low, self.kv.start), max(high, self.kv.start)
+
+    def part(self, first: int, last: int) -> tuple[Array, Array]:
+        """Keys and values (B, K, s, H) of that range."""
+        low, high = (position - self.kv.start for position in self.span(first, last))
+        return self.kv.keys[:, :, low:high], self.kv.values[:, :, low:high]
+
+    def allowed(self, nx: Numerics, first: int, last: int) -> Array:
+        """bool (B or 1, rows, s): the band's rule and the padding, for that range."""
+        low, high = self.span(first, last)
         allowed = self.band.allows(nx.xp.arange(first, last + 1), nx.xp.arange(low, high))[None]
-        a, b = low - self.kv.start, high - self.kv.start
-        if self.valid is not None:
-            allowed = allowed & self.valid[:, None, a:b]
-        return self.kv.keys[:, :, a:b], self.kv.values[:, :, a:b], allowed
+        return (
+            allowed if self.valid is None else allowed & self.valid[:, None, low - self.kv.start : high - self.kv.start]
+        )
 
 
 def attend(
@@ -64,46 +71,44 @@ def attend(
     """
     batch, heads, length, _ = q.shape
     keys = sum(source.kv.length for source in sources)
-    rows = rows or max(1, min(BLOCK_ROWS, BLOCK_SCORES // max(1, batch * heads * keys)))
-    out = nx.xp.empty(q.shape, dtype=q.dtype)
-    for t in range(0, length, rows):
-        block = q[:, :, t : t + rows]
-        first, last = start + t, start + t + block.shape[2] - 1
-        parts = [source.block(nx, first, last) for source in sources]
-        out[:, :, t : t + rows] = _block(nx, block, *_joined(nx, parts), scale, cap)
-    return out
+    rows = rows or max(1, min(nx.block_rows, BLOCK_SCORES // max(1, batch * heads * keys)))
+    blocks = [_block(nx, q[:, :, t : t + rows], sources, scale, cap, start + t) for t in range(0, length, rows)]
+    return blocks[0] if len(blocks) == 1 else nx.join(blocks, 2)
 
 
-def _joined(nx: Numerics, parts: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
-    """Keys, values and allowed of all sources side by side. For one block this copies less than it multiplies."""
-    if len(parts) == 1:
-        return parts[0]
-    keys, values, masks = zip(*parts, strict=True)
-    xp, batch = nx.xp, max(mask.shape[0] for mask in masks)
-    allowed = [xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks]
-    return xp.concatenate(keys, 2), xp.concatenate(values, 2), xp.concatenate(allowed, 2)
-
-
-def _block(nx: Numerics, q: Array, k: Array, v: Array, allowed: Array, scale: float, cap: float | None) -> Array:
-    """softmax(q kᵀ · scale) v for one block. The G = N / K query heads of a kv head are stacked as rows of one
-    product, so that keys are never repeated."""
+def _block(nx: Numerics, q: Array, sources: Sequence[Source], scale: float, cap: float | None, first: int) -> Array:
+    """softmax(q kᵀ · scale) v for the queries from position `first` on. The G = N / K query heads of a kv head are
+    stacked as rows of one product, so that keys are never repeated."""
     batch, heads, rows, width = q.shape
-    kv_heads = k.shape[1]
-    stacked = q.reshape(batch, kv_heads, -1, width)  # (B, K, G·rows, H)
-    scores = _scores(nx, stacked, k, scale, cap)
-    scores = scores.reshape(batch, kv_heads, heads // kv_heads, rows, k.shape[2])
-    weights = masked_softmax(nx, scores, allowed[:, None, None])
-    out = nx.matmul(weights.reshape(batch, kv_heads, -1, k.shape[2]), v)
-    return out.reshape(batch, heads, rows, v.shape[-1])
+    keys, values = zip(*(source.part(first, first + rows - 1) for source in sources), strict=True)
+    # For one block this copies less than it multiplies.
+    k, v = (parts[0] if len(parts) == 1 else nx.join(list(parts), 2) for parts in (keys, values))
+    stacked = q.reshape(batch, k.shape[1], -1, width)  # (B, K, G·rows, H)
+    grouped = (batch, k.shape[1], -1, rows, k.shape[2])
+    allowed = visible(nx, sources, first, first + rows - 1)
+    weights = _weights(nx, stacked, k, scale, cap, None if allowed is None else allowed[:, None, None], grouped)
+    return nx.matmul(weights.reshape(*stacked.shape[:3], -1), v).reshape(batch, heads, rows, v.shape[-1])
 
 
-def _scores(nx: Numerics, q: Array, k: Array, scale: float, cap: float | None) -> Array:
-    """q kᵀ · scale with its softcap: rounded at each step on the unfused path, kept wide on the fused one."""
+def _weights(
+    nx: Numerics, q: Array, k: Array, scale: float, cap: float | None, allowed: Array | None, grouped: tuple[int, ...]
+) -> Array:
+    """softmax(q kᵀ · scale) in shape `grouped`: rounded at each step on the unfused path, kept wide on the fused."""
     k = k.swapaxes(-1, -2)
     if nx.profile.round_scores:
-        return softcap(nx, nx.mul(nx.matmul(q, k), scale), cap)
-    scores = nx.product(nx.wide(q), nx.wide(k)) * scale
-    return scores if cap is None else cap * nx.xp.tanh(scores / cap)
+        scores = softcap(nx, nx.mul(nx.matmul(q, k), scale), cap)
+        return masked_softmax(nx, scores.reshape(grouped), allowed)
+    return scaled_softmax(nx, nx.product(q, k).reshape(grouped), scale, cap, allowed)
+
+
+@twinned
+def visible(nx: Numerics, sources: Sequence[Source], first: int, last: int) -> Array | None:
+    """bool (B or 1, rows, s): which keys of all sources side by side the queries first … last may see; None for all."""
+    if all(source.valid is None and source.band == EVERYTHING for source in sources):
+        return None
+    xp, masks = nx.xp, [source.allowed(nx, first, last) for source in sources]
+    batch = max(mask.shape[0] for mask in masks)
+    return nx.join([xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks], 2)
 
 
 def dense_mask(nx: Numerics, sources: Sequence[Source], start: int, length: int) -> Array:

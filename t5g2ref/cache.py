@@ -27,12 +27,7 @@ class KeyValue:
 
     def extended(self, nx: Numerics, keys: Array, values: Array) -> KeyValue:
         """These and the new positions behind them."""
-        xp = nx.xp
-        return KeyValue(
-            xp.concatenate([self.keys, keys], axis=2),
-            xp.concatenate([self.values, values], axis=2),
-            self.start,
-        )
+        return KeyValue(nx.join([self.keys, keys], 2), nx.join([self.values, values], 2), self.start)
 
     def last(self, count: int | None) -> KeyValue:
         """The last `count` positions (all when None)."""

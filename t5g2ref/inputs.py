@@ -16,9 +16,9 @@ def token_ids(nx: Numerics, config: Config, name: str, value: Any) -> Array:
         raise ValueError(f"{name}: expected a non-empty (batch, length) array, found shape {tuple(ids.shape)}")
     if ids.dtype.kind not in "iu":
         raise ValueError(f"{name}: expected integers, found dtype {ids.dtype}")
-    low, high, vocab = int(ids.min()), int(ids.max()), config.decoder.vocab_size
-    if low < 0 or high >= vocab:
-        raise ValueError(f"{name}: ids must lie in [0, {vocab}), found {low if low < 0 else high}")
+    wrong = (ids < 0) | (ids >= config.decoder.vocab_size)
+    if bool(wrong.any()):  # on a device the only wait of a decoding step
+        raise ValueError(f"{name}: ids must lie in [0, {config.decoder.vocab_size}), found {int(ids[wrong][0])}")
     return ids
 
 
@@ -38,7 +38,9 @@ def keep_mask(nx: Numerics, name: str, value: Any, shape: tuple[int, ...]) -> Ar
 def positions(nx: Numerics, name: str, value: Any, shape: tuple[int, ...], start: int) -> Array:
     """(B, T) positions >= 0; start, start + 1, … for None."""
     xp = nx.xp
-    given = xp.arange(start, start + shape[1])[None] if value is None else xp.asarray(value)
+    if value is None:
+        return xp.broadcast_to(xp.arange(start, start + shape[1])[None], shape)
+    given = xp.asarray(value)
     if given.ndim != 2 or given.shape[1] != shape[1] or given.shape[0] not in (1, shape[0]):
         raise ValueError(f"{name}: expected shape {tuple(shape)} or (1, {shape[1]}), found {tuple(given.shape)}")
     if given.dtype.kind not in "iu" or int(given.min()) < 0:

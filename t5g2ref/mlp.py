@@ -6,7 +6,7 @@ from typing import Any
 
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
-from t5g2ref.ops import gelu_tanh, rms_norm
+from t5g2ref.ops import gated_gelu, rms_norm
 from t5g2ref.trace import OFF, Trace
 
 
@@ -14,7 +14,7 @@ def gated_mlp(nx: Numerics, w: Any, x: Array, trace: Trace = OFF) -> Array:
     """x (B, T, D) → (B, T, D) through width F; no biases."""
     gate = trace("gate_proj", nx.linear(x, w.gate_proj.weight))
     up = trace("up_proj", nx.linear(x, w.up_proj.weight))
-    hidden = trace("product", nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up))
+    hidden = trace("product", gated_gelu(nx, gate, up, trace))
     return trace("down_proj", nx.linear(hidden, w.down_proj.weight))
 
 

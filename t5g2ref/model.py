@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from t5g2ref import decoder, encoder, heads, inputs, vision
 from t5g2ref.cache import Cache
@@ -32,6 +34,21 @@ class Output:
     encoded: Encoded
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def scoped(method: Callable[Concatenate[T5Gemma2, P], R]) -> Callable[Concatenate[T5Gemma2, P], R]:
+    """The method runs on its model's own device, stream and memory pool."""
+
+    @wraps(method)
+    def call(self: T5Gemma2, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.nx.scope():
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 @dataclass(frozen=True)
 class T5Gemma2:
     """T5Gemma 2 as pure functions over (config, weights, numerics).
@@ -50,6 +67,7 @@ class T5Gemma2:
         """The same weights under other numerics (a float64 oracle beside a float32 control)."""
         return replace(self, nx=nx)
 
+    @scoped
     def encode(
         self,
         input_ids: Any,
@@ -82,11 +100,13 @@ class T5Gemma2:
         x = encoder.encode(nx, w.text_model, config.encoder, x, positions, valid, inner.at("text_model"))
         return Encoded(x, valid)
 
+    @scoped
     def start(self, encoded: Encoded, trace: Trace = OFF) -> Cache:
         """An empty cache over this encoder output; its cross keys and values are projected here, once."""
         stack = self.weights.decoder
         return decoder.start(self.nx, stack, self.config.decoder, encoded.hidden, encoded.valid, trace.at("decoder"))
 
+    @scoped
     def decode(
         self,
         decoder_input_ids: Any,
@@ -108,10 +128,12 @@ class T5Gemma2:
         x = inner("embed_tokens", embed(nx, table, ids, config.eoi_token_index))
         return decoder.decode(nx, self.weights.decoder, config.decoder, x, positions, cache, valid, inner)
 
+    @scoped
     def logits(self, hidden: Array, trace: Trace = OFF) -> Array:
         """hidden (B, T, D) → language-model logits (B, T, V)."""
         return heads.lm_logits(self.nx, self.weights.encoder.text_model.embed_tokens.weight, self.config, hidden, trace)
 
+    @scoped
     def __call__(
         self,
         input_ids: Any,
@@ -142,6 +164,7 @@ class T5Gemma2:
         targets = inputs.class_labels(self.nx, labels, logits.shape[:2], logits.shape[2])
         return Output(logits, trace("loss", heads.cross_entropy(self.nx, logits, targets)), cache, encoded)
 
+    @scoped
     def classify(
         self,
         input_ids: Any,

@@ -13,14 +13,19 @@ rounding. In float64 and float32 both are free.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import ml_dtypes
 import numpy as np
 
+from t5g2ref.backend import NUMPY, Backend
+
 Array = Any
+P = ParamSpec("P")
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -36,9 +41,9 @@ class Profile:
             float64. Far positions feel it: half an ulp of an angle near 1e4 is 5e-4 radians.
         round_scores: the attention scores are rounded to the model's type before and after the scale (an unfused
             softmax, transformers' eager path); a fused one keeps them wide. No difference in float32 and float64.
-        running: sums of products are running sums, in as many steps as `RUNNING_WORK` allows, as the plain loops are
-            that implementations use for small products (torch's bmm does). Otherwise the BLAS has the order; it keeps
-            some dozens of partial sums, and so a smaller error. Both are legal.
+        running: sums of products are running sums (`Backend.running`), as the plain loops are that implementations
+            use for small products (torch's bmm does). Otherwise the BLAS has the order; it keeps some dozens of
+            partial sums, and so a smaller error. Both are legal.
     """
 
     name: str
@@ -52,8 +57,6 @@ EAGER = Profile("eager", round_scores=True)
 SDPA = Profile("sdpa")
 RUNNING = Profile("running", running=True)
 
-RUNNING_WORK = 1 << 23  # elements of the result, times steps, that one running sum may touch
-
 
 @dataclass(frozen=True)
 class Numerics:
@@ -62,7 +65,7 @@ class Numerics:
     Args:
         dtype: the type the model runs in.
         profile: the rounding points.
-        xp: the array library, `numpy` or `cupy`.
+        backend: the array library and its device; `backend.find("cupy")` makes the GPU's.
         embed_dtype: the type of the running model's embedding table, which is the type that √hidden is rounded to
             (FACTS: a bfloat16 checkpoint loaded as float32 scales by the float32 root). Defaults to `dtype`; the
             float64 truth of a float32 peer sets it to float32.
@@ -70,7 +73,7 @@ class Numerics:
 
     dtype: DType = "float64"
     profile: Profile = EXACT
-    xp: Any = np
+    backend: Backend = NUMPY
     embed_dtype: DType | None = None
 
     def __post_init__(self) -> None:
@@ -78,9 +81,23 @@ class Numerics:
             raise ValueError(f"dtype {self.dtype!r} is not implemented; choose one of {', '.join(DTYPES)}")
 
     @property
+    def xp(self) -> Any:
+        """The array namespace."""
+        return self.backend.xp
+
+    @property
+    def block_rows(self) -> int:
+        """How many queries attention takes at a time."""
+        return self.backend.block_rows
+
+    def scope(self) -> AbstractContextManager[object]:
+        """The backend's device, stream and memory pool, for as long as the block lasts."""
+        return self.backend.scope()
+
+    @property
     def emulated(self) -> bool:
-        """Half types on NumPy: float32 arrays on the half type's grid."""
-        return self.dtype in HALF and self.xp is np
+        """Half types without native arrays: float32 arrays on the half type's grid."""
+        return self.dtype in HALF and not self.backend.native_half
 
     @property
     def storage(self) -> np.dtype[Any]:
@@ -132,28 +149,45 @@ class Numerics:
 
     def matmul(self, a: Array, b: Array) -> Array:
         """a @ b accumulated wide, rounded once. Both operands are of this model's storage type."""
-        if self.storage != self.wide_dtype:  # CuPy 14.2 has no batched bfloat16 product
-            a, b = self.wide(a), self.wide(b)
-        return self.cast(self.product(a, b))
+        return self.cast(self._sums(a, b, self.storage))
 
     def product(self, a: Array, b: Array) -> Array:
-        """a (…, M, K) @ b (…, K, N) in the operands' own type, summed in the profile's order."""
-        depth = a.shape[-1]
-        if not self.profile.running or depth < 2:
-            return self.xp.matmul(a, b)
-        size = a[..., 0].size * b.shape[-1]
-        cuts = np.linspace(0, depth, min(depth, max(4, RUNNING_WORK // max(1, size))) + 1).astype(int)
-        total = self.xp.matmul(a[..., : cuts[1]], b[..., : cuts[1], :])
-        for first, last in pairwise(cuts[1:]):
-            total += self.xp.matmul(a[..., first:last], b[..., first:last, :])
-        return total
+        """a @ b accumulated and kept wide."""
+        return self._sums(a, b, self.wide_dtype)
+
+    def _sums(self, a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
+        """a (…, M, K) @ b (…, K, N), summed wide in the profile's order; in `dtype` or still wide."""
+        if self.profile.running and a.shape[-1] > 1:
+            return self.backend.running(self.wide(a), self.wide(b))
+        return self.backend.product(a, b, dtype)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""
         rows = x.reshape(-1, x.shape[-1])  # one large product instead of one per batch row
-        y = self.product(rows, self.weight(weight).T)
-        y = self.cast(y if bias is None else y + self.weight(bias))
+        columns = self.weight(weight).T
+        y = self.matmul(rows, columns) if bias is None else self._biased(self.product(rows, columns), bias)
         return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    def _biased(self, y: Array, bias: Array) -> Array:
+        return self.cast(y + self.wide(self.weight(bias)))
+
+    def join(self, arrays: list[Array], axis: int) -> Array:
+        """The arrays one behind the other along `axis`."""
+        return self.backend.join(arrays, axis)
+
+
+def twinned(
+    definition: Callable[Concatenate[Numerics, P], Array],
+) -> Callable[Concatenate[Numerics, P], Array]:
+    """An operation that the backend may have a faster twin of, under the same name. The definition says what is meant;
+    the tests hold every twin against it. A twin gets the definition too, for calls that it leaves to it."""
+
+    @wraps(definition)
+    def call(nx: Numerics, /, *args: P.args, **kwargs: P.kwargs) -> Array:
+        twin = nx.backend.twins.get(definition.__name__)
+        return definition(nx, *args, **kwargs) if twin is None else twin(definition, nx, *args, **kwargs)
+
+    return call
 
 
 def unit_roundoff(dtype: str) -> float:

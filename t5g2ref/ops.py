@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 
-from t5g2ref.numerics import Array, Numerics
+from t5g2ref.numerics import Array, Numerics, twinned
+from t5g2ref.trace import OFF, Trace
 
 
+@twinned
 def rms_norm(nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
     """x / √(mean(x²) + eps) · (1 + weight) over the last axis.
 
@@ -22,6 +24,7 @@ def rms_norm(nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
     return nx.cast(x * scale * (1.0 + nx.wide(nx.weight(weight))))
 
 
+@twinned
 def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """(x − mean) / √(var + eps) · weight + bias over the last axis; var is the biased variance.
 
@@ -33,12 +36,19 @@ def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -
     return nx.cast(centred * scale * nx.wide(nx.weight(weight)) + nx.wide(nx.weight(bias)))
 
 
+@twinned
 def gelu_tanh(nx: Numerics, x: Array) -> Array:
     """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))): the tanh form of GELU (Hendrycks and Gimpel, 2016), which is
     the released activation; the erf form differs by up to 4.7e-4."""
     x = nx.wide(x)
     inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))
     return nx.cast(0.5 * x * (1.0 + nx.xp.tanh(inner)))
+
+
+@twinned
+def gated_gelu(nx: Numerics, gate: Array, up: Array, trace: Trace = OFF) -> Array:
+    """gelu_tanh(gate) · up, the activation rounded before the product; tap `act_fn` shows it."""
+    return nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up)
 
 
 def softcap(nx: Numerics, x: Array, cap: float | None) -> Array:
@@ -48,6 +58,7 @@ def softcap(nx: Numerics, x: Array, cap: float | None) -> Array:
     return nx.mul(nx.cast(nx.xp.tanh(nx.wide(nx.cast(x / cap)))), cap)
 
 
+@twinned
 def masked_softmax(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
     """Softmax over the last axis, with weight exactly 0 where not allowed.
 
@@ -63,3 +74,13 @@ def masked_softmax(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
     weights = xp.exp(scores - xp.where(xp.isfinite(top), top, 0.0))
     total = weights.sum(axis=-1, keepdims=True)
     return nx.cast(weights / xp.where(total == 0.0, 1.0, total))
+
+
+@twinned
+def scaled_softmax(nx: Numerics, products: Array, scale: float, cap: float | None, allowed: Array | None) -> Array:
+    """masked_softmax of products · scale, softcapped if there is a cap, all of it wide.
+
+    Shapes: products (…, S) wide; allowed as for `masked_softmax`.
+    """
+    scores = products * scale
+    return masked_softmax(nx, scores if cap is None else cap * nx.xp.tanh(scores / cap), allowed)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5g2ref.config import Rope, TextConfig
-from t5g2ref.numerics import Array, Numerics
+from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.trace import OFF, Trace
 
 
@@ -44,6 +44,7 @@ def rope_tables(
     return result
 
 
+@twinned
 def rotate(nx: Numerics, x: Array, cos: Array, sin: Array) -> Array:
     """Turn every head by its row's angles: x (B, N, T, H) with cos, sin (B, T, H) → (B, N, T, H)."""
     half = x.shape[-1] // 2

@@ -14,7 +14,7 @@ from helpers import ROUNDOFF, U64, Array, close, frozen, generator, normal, on_g
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5g2ref.attention import BLOCK_ROWS, Source, attend, dense_mask, merge_heads, split_heads
+from t5g2ref.attention import Source, attend, dense_mask, merge_heads, split_heads
 from t5g2ref.cache import KeyValue
 from t5g2ref.masks import Band
 from t5g2ref.numerics import EAGER, SDPA, Numerics
@@ -202,7 +202,7 @@ def test_the_size_of_a_block_does_not_matter(rows: int, start: int, back: int | 
 
 def test_the_default_block_covers_lengths_beyond_it() -> None:
     # Two whole blocks and a rest: the last one is shorter and must not be left out (the result is made by np.empty).
-    length = 2 * BLOCK_ROWS + 3
+    length = 2 * ORACLE.block_rows + 3
     part = source("long", length, band=Band(2, 1))
     q = queries(length)
     whole = attend(ORACLE, q, [part], scale=SCALE, rows=length)
@@ -261,7 +261,8 @@ def test_a_block_of_a_sliding_layer_holds_its_band_and_no_more(
     back: int, ahead: int, first: int, rows: int, key_start: int
 ) -> None:
     part = source("a", 64, start=key_start, band=Band(back, ahead))
-    keys, values, allowed = part.block(ORACLE, first, first + rows - 1)
+    last = first + rows - 1
+    (keys, values), allowed = part.part(first, last), part.allowed(ORACLE, first, last)
     if first + rows + ahead > key_start:  # else no key of the source is reached, and none is asked for by the model
         assert keys.shape == values.shape == (BATCH, KV, allowed.shape[-1], WIDTH)
         assert allowed.shape[:2] == (1, rows)

@@ -14,6 +14,7 @@ from conformance.dump import Dump
 from conformance.judge import judge
 from conformance.oracle import program
 from conformance.peers import Target
+from t5g2ref.backend import find
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import SDPA, DType, Numerics
 from t5g2ref.params import tree
@@ -44,7 +45,7 @@ class OnCupy:
         pass
 
     def run(self, case: Case, dump: Dump) -> None:
-        nx = Numerics(self.dtype, SDPA, xp=self._cupy)
+        nx = Numerics(self.dtype, SDPA, find("cupy"))
         arrays = {**self._target.weights, **case.head(self._target.config.decoder.hidden_size)}
         weights = tree({name: nx.array(value) for name, value in arrays.items()})
         config = replace(self._target.config, num_labels=case.num_labels)
@@ -75,7 +76,7 @@ def test_float32_products_are_not_tf32() -> None:
     cupy = pytest.importorskip("cupy", reason="needs CuPy and a CUDA device")
     if not cupy.cuda.is_available():
         pytest.skip("needs a CUDA device; CuPy sees none")
-    nx, n = Numerics("float32", SDPA, xp=cupy), 256
+    nx, n = Numerics("float32", SDPA, find("cupy")), 256
     x = cupy.full((n, n), 1 + 2.0**-20, dtype="float32")
     y = nx.linear(x, cupy.eye(n, dtype="float32"))
     assert np.array_equal(cupy.asnumpy(y), cupy.asnumpy(x))

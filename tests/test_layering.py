@@ -19,7 +19,7 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up. A module imports from lower layers only; names joined by "+" are one place and may import each
 # other. So do siblings not, and what joins them stands above them.
 LAYERS = (
-    ("config + config_fields + config_json + config_write", "trace"),
+    ("config + config_fields + config_json + config_write", "trace", "backend"),
     ("numerics", "taps", "params"),
     ("ops", "rope", "masks", "cache"),
     ("attention", "mlp", "embedding"),

@@ -1,0 +1,81 @@
+"""The array library under the model: NumPy here, and the interface that another one fills.
+
+`Numerics` owns the number type and the rounding points; a `Backend` owns the arrays: where they live, how two of them
+are multiplied, and which operations have a faster twin. The model files see neither by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+
+Array = Any
+Twin = Callable[..., Any]
+RUNNING_WORK = 1 << 23  # elements of the result, times steps, that one running sum may touch
+
+
+class BackendError(RuntimeError):
+    """This backend cannot be used here; the message says what was expected, what was found and what to do."""
+
+
+class Backend:
+    """NumPy. A subclass overrides what its library does otherwise.
+
+    Attributes:
+        name: as given on a command line.
+        xp: the array namespace, NumPy's function names.
+        native_half: whether bfloat16 and float16 arrays compute; NumPy emulates both on float32 arrays.
+        block_rows: queries that attention takes at a time; here, so many that their scores stay in the cache.
+        twins: operation name → a function (definition, nx, *arguments) that may stand in for the definition.
+    """
+
+    name = "numpy"
+    xp: Any = np
+    native_half = False
+    block_rows = 128
+    twins: ClassVar[Mapping[str, Twin]] = MappingProxyType({})
+
+    def scope(self) -> AbstractContextManager[object]:
+        """Inside it, new arrays and kernels belong to this backend's device, stream and memory pool."""
+        return nullcontext()
+
+    def host(self, x: Array) -> np.ndarray[Any, Any]:
+        """x as a NumPy array; waits for it where it is still being computed."""
+        return np.asarray(x)
+
+    def product(self, a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
+        """a (…, M, K) @ b (…, K, N), summed at least in float32 and given as `dtype`. Here both have it already."""
+        return self.xp.matmul(a, b)
+
+    def running(self, a: Array, b: Array) -> Array:
+        """a @ b as running sums over K, in as many steps as RUNNING_WORK allows; both float32 or float64."""
+        depth, size = a.shape[-1], a[..., 0].size * b.shape[-1]
+        cuts = np.linspace(0, depth, min(depth, max(4, RUNNING_WORK // max(1, size))) + 1).astype(int)
+        total = self.xp.matmul(a[..., : cuts[1]], b[..., : cuts[1], :])
+        for first, last in pairwise(cuts[1:]):
+            total += self.xp.matmul(a[..., first:last], b[..., first:last, :])
+        return total
+
+    def join(self, arrays: list[Array], axis: int) -> Array:
+        """The arrays one behind the other."""
+        return self.xp.concatenate(arrays, axis=axis)
+
+
+NUMPY = Backend()
+
+
+def find(name: str) -> Backend:
+    """The backend of a name: "numpy", "cupy", or "cupy:1" for the second device. BackendError says what is amiss."""
+    library, _, index = name.partition(":")
+    if library == "numpy" and not index:
+        return NUMPY
+    if library != "cupy" or not (index or "0").isdecimal():
+        raise BackendError(f"no backend is called {name!r}; there are: numpy, cupy, and cupy:1 for the second device")
+    found: Backend = importlib.import_module("t5g2ref.cuda").backend(int(index or 0))
+    return found
