@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t5g2ref.backend import Backend, BackendError, find
 from t5g2ref.config import Config, ConfigError, preset
 from t5g2ref.model import Encoded, Output, T5Gemma2
 from t5g2ref.numerics import EXACT, SDPA, DType, Numerics
@@ -28,6 +29,7 @@ from t5g2ref.weights import load as load_weights
 
 __version__ = "0.1.0"
 __all__ = [
+    "BackendError",
     "Config",
     "ConfigError",
     "Encoded",
@@ -41,7 +43,12 @@ __all__ = [
 ]
 
 
-def load(folder: str | Path, dtype: DType = "float64", embed_dtype: DType | None = None) -> T5Gemma2:
+def load(
+    folder: str | Path,
+    dtype: DType = "float64",
+    embed_dtype: DType | None = None,
+    backend: str | Backend = "numpy",
+) -> T5Gemma2:
     """The model of a checkpoint folder (config.json and safetensors, in either layout).
 
     Args:
@@ -49,12 +56,17 @@ def load(folder: str | Path, dtype: DType = "float64", embed_dtype: DType | None
         dtype: "float64" is the oracle; "float32" does what an implementation in float32 does.
         embed_dtype: the type that √hidden is rounded to, which is that of the embedding table in the running model
             (see `Numerics`): `dtype` when None. The truth for a peer in bfloat16 is float64 with "bfloat16" here.
+        backend: where the weights are put and the model runs: "numpy", "cupy" (the first CUDA device), "cupy:1" (the
+            second), or a Backend. Results are its arrays; `model.nx.backend.host(x)` brings one to NumPy.
 
     Raises:
         ConfigError, WeightsError: naming the field or the tensor, what was expected and found, and what to do.
+        BackendError: the backend cannot be used here, or has no room for the weights.
     """
-    config, weights = load_weights(folder, dtype)
-    return T5Gemma2(config, weights, Numerics(dtype, EXACT if dtype == "float64" else SDPA, embed_dtype=embed_dtype))
+    place = find(backend) if isinstance(backend, str) else backend
+    config, weights = load_weights(folder, dtype, backend=place)
+    profile = EXACT if dtype == "float64" else SDPA
+    return T5Gemma2(config, weights, Numerics(dtype, profile, place, embed_dtype))
 
 
 def bundled(name: str = "tiny") -> Path:

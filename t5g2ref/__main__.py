@@ -12,6 +12,7 @@ import numpy as np
 
 import t5g2ref
 from t5g2ref import params, taps
+from t5g2ref.backend import BackendError, find
 from t5g2ref.config import PRESETS, Config, ConfigError, TextConfig
 from t5g2ref.generate import greedy
 from t5g2ref.weights import Checkpoint, WeightsError, check
@@ -22,6 +23,7 @@ examples
   python -m t5g2ref describe FOLDER --taps             every named value of the model and its shape
   python -m t5g2ref generate tiny --ids 5,17,42        the bundled checkpoint has no tokenizer: give ids
   python -m t5g2ref generate FOLDER --prompt "Describe <start_of_image> briefly." --image cat.png
+  python -m t5g2ref generate FOLDER --prompt "..." --backend cupy --dtype bfloat16       on the first CUDA device
 """
 
 
@@ -39,8 +41,22 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--ids", help="comma-separated token ids, in place of --prompt")
     generate.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
     generate.add_argument("--pan-and-scan", action="store_true", help="add crops of long pictures")
-    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    generate.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16"))
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="at most so many ids (default: 64)"
+    )
+    generate.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float64", "float32", "bfloat16", "float16"),
+        help="the type that the model runs in (default: float32); NumPy emulates the last two, slowly",
+    )
+    generate.add_argument(
+        "--backend",
+        default="numpy",
+        metavar="NAME",
+        help="where it runs: numpy (default); cupy, the first CUDA device; cupy:1, the second. A device needs CuPy: "
+        'pip install "t5g2ref[cuda13]", or [cuda12] for an older driver',
+    )
     return top
 
 
@@ -57,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("t5g2ref: interrupted", file=sys.stderr)
         return 2
-    except (ConfigError, WeightsError, ValueError, OSError, ImportError) as error:
+    except (BackendError, ConfigError, WeightsError, ValueError, OSError, ImportError) as error:
         print(f"t5g2ref: {error}", file=sys.stderr)
         return 2
 
@@ -116,15 +132,15 @@ def _stack(stack: TextConfig) -> str:
 def _generate(options: argparse.Namespace) -> int:
     if (options.prompt is None) == (options.ids is None):
         raise ValueError("give either --prompt TEXT or --ids 5,17,42")
-    folder = _folder(options.checkpoint)
+    folder, backend = _folder(options.checkpoint), find(options.backend)
     tokenizer = None if options.prompt is None else _tokenizer(folder)
     config = Config.load(folder)
     pixels, crops = _pixels(options, config)
     ids = _ids(options, config, tokenizer, crops)
-    model = t5g2ref.load(folder, options.dtype)
+    model = t5g2ref.load(folder, options.dtype, backend=backend)
 
     def show(token: Any) -> None:
-        print(int(token[0]), end=" ", flush=True)
+        print(int(backend.host(token)[0]), end=" ", flush=True)
 
     streaming = tokenizer is None
     result = greedy(
@@ -134,7 +150,8 @@ def _generate(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         on_token=show if streaming else None,
     )
-    print("" if tokenizer is None else tokenizer.decode([int(i) for i in result.ids[0]], skip_special=True))
+    row = [int(i) for i in backend.host(result.ids)[0]]
+    print("" if tokenizer is None else tokenizer.decode(row, skip_special=True))
     return 0
 
 

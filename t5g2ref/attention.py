@@ -18,8 +18,6 @@ from t5g2ref.ops import masked_softmax, rms_norm, scaled_softmax, softcap
 from t5g2ref.rope import rotate
 from t5g2ref.trace import OFF, Trace
 
-BLOCK_SCORES = 1 << 24  # elements of one block of scores: 128 MiB in float64
-
 
 @dataclass(frozen=True)
 class Source:
@@ -71,7 +69,7 @@ def attend(
     """
     batch, heads, length, _ = q.shape
     keys = sum(source.kv.length for source in sources)
-    rows = rows or max(1, min(nx.block_rows, BLOCK_SCORES // max(1, batch * heads * keys)))
+    rows = rows or nx.block(batch * heads * keys)
     blocks = [_block(nx, q[:, :, t : t + rows], sources, scale, cap, start + t) for t in range(0, length, rows)]
     return blocks[0] if len(blocks) == 1 else nx.join(blocks, 2)
 
@@ -142,9 +140,17 @@ def project(
     q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight)), width)
     k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight)), width)
     v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight)), width)
-    q = trace("q_norm", rms_norm(nx, q, w.q_norm.weight, eps))
-    k = trace("k_norm", rms_norm(nx, k, w.k_norm.weight, eps))
-    return trace("q_rope", rotate(nx, q, *rope)), trace("k_rope", rotate(nx, k, *rope)), v
+    q = trace("q_rope", turned_norm(nx, q, w.q_norm.weight, eps, rope, "q_norm", trace))
+    k = trace("k_rope", turned_norm(nx, k, w.k_norm.weight, eps, rope, "k_norm", trace))
+    return q, k, v
+
+
+@twinned
+def turned_norm(
+    nx: Numerics, x: Array, weight: Array, eps: float, rope: tuple[Array, Array], name: str, trace: Trace = OFF
+) -> Array:
+    """rms_norm of each head, rounded, then turned by RoPE; tap `name` shows the norm."""
+    return rotate(nx, trace(name, rms_norm(nx, x, weight, eps)), *rope)
 
 
 def project_cross(nx: Numerics, w: Any, config: TextConfig, encoded: Array, trace: Trace = OFF) -> KeyValue:

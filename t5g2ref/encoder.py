@@ -9,7 +9,7 @@ from t5g2ref.config import TextConfig
 from t5g2ref.masks import Band, encoder_band
 from t5g2ref.mlp import feed_forward
 from t5g2ref.numerics import Array, Numerics
-from t5g2ref.ops import rms_norm
+from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.rope import rope_tables
 from t5g2ref.trace import OFF, Trace
 
@@ -45,5 +45,5 @@ def _layer(
     eps = config.rms_norm_eps
     y = trace("pre_self_attn_layernorm", rms_norm(nx, x, w.pre_self_attn_layernorm.weight, eps))
     y = self_attention(nx, w.self_attn, config, y, rope, band, valid, trace.at("self_attn"))
-    y = trace("post_self_attn_layernorm", rms_norm(nx, y, w.post_self_attn_layernorm.weight, eps))
-    return feed_forward(nx, w, config, nx.add(x, y), trace)
+    x = add_norm(nx, x, y, w.post_self_attn_layernorm.weight, eps, "post_self_attn_layernorm", trace)
+    return feed_forward(nx, w, config, x, trace)

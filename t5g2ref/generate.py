@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from t5g2ref.cache import Cache
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
 
@@ -39,27 +40,41 @@ def greedy(
         on_token: called with the new ids (B,) after each step (for streaming).
 
     Returns:
-        the ids, start included, and the logits that each new id was chosen from.
+        the ids, start included, and the logits that each new id was chosen from; arrays of the model's backend.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
-    xp, stack = model.nx.xp, model.config.decoder
-    encoded = model.encode(input_ids, attention_mask, None, pixel_values)
-    cache = model.start(encoded)
-    new = ids = start_ids(model, decoder_input_ids, encoded.hidden.shape[0])
+    ends = tuple(model.config.decoder.eos_token_id if stop is None else stop)
+    with model.nx.scope():
+        encoded = model.encode(input_ids, attention_mask, None, pixel_values)
+        start = start_ids(model, decoder_input_ids, encoded.hidden.shape[0])
+        return _steps(model, model.start(encoded), start, max_new_tokens, ends, on_token)
+
+
+def _steps(
+    model: T5Gemma2,
+    cache: Cache,
+    start: Array,
+    count: int,
+    ends: tuple[int, ...],
+    on_token: Callable[[Array], None] | None,
+) -> Generated:
+    """`count` steps from the ids `start` (B, n), or as many as it takes until each row has one of `ends`."""
+    xp, pad = model.nx.xp, model.config.decoder.pad_token_id
+    new = ids = start
     running = xp.ones(ids.shape[0], dtype=bool)
     logits = []
-    for _ in range(max_new_tokens):
+    for _ in range(count):
         hidden, cache = model.decode(new, cache)
         logits.append(model.logits(hidden[:, -1:]))
-        token = xp.where(running, logits[-1][:, -1].argmax(axis=-1), stack.pad_token_id)
+        token = xp.where(running, logits[-1][:, -1].argmax(axis=-1), pad)
         new = token[:, None]
         ids = xp.concatenate([ids, new], axis=1)
         if on_token is not None:
             on_token(token)
-        for eos in stack.eos_token_id if stop is None else stop:
-            running = running & (token != eos)
-        if not bool(running.any()):
+        for end in ends:
+            running = running & (token != end)
+        if ends and not bool(running.any()):  # a device is waited for here, so not where no row can end
             break
     return Generated(ids, xp.concatenate(logits, axis=1))
 
@@ -73,7 +88,7 @@ def start_ids(model: T5Gemma2, given: Any, batch: int) -> Array:
     given = xp.asarray(given)
     if given.ndim != 2 or given.shape[0] != batch:
         raise ValueError(f"decoder_input_ids: expected ({batch}, length), found shape {tuple(given.shape)}")
-    begins = given[:, :1] == bos
-    if given.shape[1] and bool(begins.any()) and not bool(begins.all()):
+    begins = model.nx.backend.host(given[:, :1] == bos)
+    if begins.any() and not begins.all():
         raise ValueError(f"decoder_input_ids: some rows begin with bos ({bos}) and some do not; begin all or none")
-    return given if given.shape[1] and bool(begins.all()) else xp.concatenate([first, given], axis=1)
+    return given if begins.size and begins.all() else xp.concatenate([first, given], axis=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
-from t5g2ref.ops import gated_gelu, rms_norm
+from t5g2ref.ops import add_norm, gated_gelu, rms_norm
 from t5g2ref.trace import OFF, Trace
 
 
@@ -24,5 +24,4 @@ def feed_forward(nx: Numerics, w: Any, config: TextConfig, x: Array, trace: Trac
     x = trace("attn_residual", x)
     y = trace("pre_feedforward_layernorm", rms_norm(nx, x, w.pre_feedforward_layernorm.weight, eps))
     y = gated_mlp(nx, w.mlp, y, trace.at("mlp"))
-    y = trace("post_feedforward_layernorm", rms_norm(nx, y, w.post_feedforward_layernorm.weight, eps))
-    return nx.add(x, y)
+    return add_norm(nx, x, y, w.post_feedforward_layernorm.weight, eps, "post_feedforward_layernorm", trace)

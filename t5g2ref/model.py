@@ -188,7 +188,7 @@ class T5Gemma2:
         nx, config = self.nx, self.config
         encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace)
         ids = self.shift_right(input_ids) if decoder_input_ids is None else decoder_input_ids
-        ids = inputs.token_ids(nx, config, "decoder_input_ids", ids)
+        ids = nx.xp.asarray(ids)  # checked by decode
         cache = self.start(encoded, trace)
         hidden, cache = self.decode(ids, cache, decoder_attention_mask, decoder_position_ids, trace)
         scores = heads.classify_tokens(nx, self.weights.score, hidden, trace)

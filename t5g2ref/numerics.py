@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import ml_dtypes
@@ -85,21 +85,20 @@ class Numerics:
         """The array namespace."""
         return self.backend.xp
 
-    @property
-    def block_rows(self) -> int:
-        """How many queries attention takes at a time."""
-        return self.backend.block_rows
+    def block(self, scores: int) -> int:
+        """How many queries attention takes at a time, when each has so many scores in all rows and heads."""
+        return max(1, min(self.backend.block_rows, self.backend.block_scores // max(1, scores)))
 
     def scope(self) -> AbstractContextManager[object]:
         """The backend's device, stream and memory pool, for as long as the block lasts."""
         return self.backend.scope()
 
-    @property
+    @cached_property
     def emulated(self) -> bool:
         """Half types without native arrays: float32 arrays on the half type's grid."""
         return self.dtype in HALF and not self.backend.native_half
 
-    @property
+    @cached_property
     def storage(self) -> np.dtype[Any]:
         """The dtype that activations have in memory."""
         if self.dtype in HALF and not self.emulated:
@@ -107,7 +106,7 @@ class Numerics:
             return half
         return self.wide_dtype
 
-    @property
+    @cached_property
     def wide_dtype(self) -> np.dtype[Any]:
         """The dtype inside norms, softmax and activation functions: float32, or float64 for the oracle."""
         return np.dtype("float64" if self.dtype == "float64" else "float32")
@@ -165,11 +164,8 @@ class Numerics:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""
         rows = x.reshape(-1, x.shape[-1])  # one large product instead of one per batch row
         columns = self.weight(weight).T
-        y = self.matmul(rows, columns) if bias is None else self._biased(self.product(rows, columns), bias)
+        y = self.matmul(rows, columns) if bias is None else biased(self, self.product(rows, columns), bias)
         return y.reshape(*x.shape[:-1], weight.shape[0])
-
-    def _biased(self, y: Array, bias: Array) -> Array:
-        return self.cast(y + self.wide(self.weight(bias)))
 
     def join(self, arrays: list[Array], axis: int) -> Array:
         """The arrays one behind the other along `axis`."""
@@ -188,6 +184,12 @@ def twinned(
         return definition(nx, *args, **kwargs) if twin is None else twin(definition, nx, *args, **kwargs)
 
     return call
+
+
+@twinned
+def biased(nx: Numerics, y: Array, bias: Array) -> Array:
+    """y (…, out), wide, + bias (out,), rounded once."""
+    return nx.cast(y + nx.wide(nx.weight(bias)))
 
 
 def unit_roundoff(dtype: str) -> float:

@@ -25,6 +25,14 @@ def rms_norm(nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
 
 
 @twinned
+def add_norm(
+    nx: Numerics, residual: Array, x: Array, weight: Array, eps: float, name: str, trace: Trace = OFF
+) -> Array:
+    """residual + rms_norm(x), the norm rounded before the sum; tap `name` shows it."""
+    return nx.add(residual, trace(name, rms_norm(nx, x, weight, eps)))
+
+
+@twinned
 def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """(x − mean) / √(var + eps) · weight + bias over the last axis; var is the biased variance.
 

@@ -1,4 +1,4 @@
-"""One safetensors file, read as untrusted input: header checked whole, tensors decoded in chunks.
+"""One safetensors file, read as untrusted input: header checked whole, tensors read in chunks.
 
 The safetensors library's NumPy reader cannot give bfloat16, so this is a reader of our own. Tensors are read
 with positioned reads of a few MiB and not through a memory map: a file cut short while mapped kills the
@@ -9,37 +9,37 @@ length, JSON header, data without holes).
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import ml_dtypes
-import numpy as np
-from numpy.typing import NDArray
-
+from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config_fields import unique_keys
-from t5g2ref.numerics import to_odd
+from t5g2ref.stored import CHUNK, DTYPES, Array, Stored, WeightsError, convert, element, finite, stamp
 
-Array = NDArray[Any]
+__all__ = [  # numbers and errors of `stored` too: they are this reader's
+    "CHUNK",
+    "DTYPES",
+    "Array",
+    "Entry",
+    "SafetensorsFile",
+    "WeightsError",
+    "convert",
+    "element",
+    "encode_header",
+    "finite",
+    "parse_header",
+    "short",
+]
+
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
-CHUNK = 1 << 19  # elements of a tensor in hand at a time, 1 to 4 MiB
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float64": np.dtype("<f8"),
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MAX_DIMS, _MAX_DIM, _MAX_NAME = 16, 1 << 48, 1024  # bound the work below, far above any tensor
-
-
-class WeightsError(ValueError):
-    """A checkpoint that cannot be used: says which tensor or file, what was expected, found, and to do."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,6 @@ def short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def element(dtype: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a name, or raise WeightsError."""
-    if dtype not in DTYPES:
-        raise WeightsError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
 @dataclass(frozen=True)
 class SafetensorsFile:
     """A checked header; `stamp` tells whether the file is still the one whose header was read."""
@@ -77,8 +70,8 @@ class SafetensorsFile:
     def open(path: Path) -> SafetensorsFile:
         """Read and check the header; no tensor is read. WeightsError for anything out of order."""
         with _opened(path) as handle:
-            stamp = _stamp(handle)
-            size = stamp[0]
+            seen = stamp(handle)
+            size = seen[0]
             if size < 8:
                 raise WeightsError(f"{path}: has {size} bytes, expected at least 8; download the file again")
             length, most = int.from_bytes(handle.read(8), "little"), min(MAX_HEADER, size - 8)
@@ -86,73 +79,40 @@ class SafetensorsFile:
                 said = f"the header is said to have {length} bytes, expected at most {most}"
                 raise WeightsError(f"{path}: {said}; it is cut short or no safetensors: download it again")
             data = handle.read(length)
-        return SafetensorsFile(path, parse_header(data, size, str(path)), stamp)
+        return SafetensorsFile(path, parse_header(data, size, str(path)), seen)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Stored]:
+        """The tensor, its file open at its first element for as long as the block lasts."""
+        entry = self.entries[name]
+        with _opened(self.path) as handle:
+            handle.seek(entry.begin)
+            yield Stored(self.path, name, DTYPES[entry.dtype], entry.shape, entry.begin, handle, self.stamp)
 
     def chunks(self, name: str) -> Iterator[Array]:
         """Yield the tensor's elements in stored dtype and order, flat, CHUNK at a time."""
-        entry = self.entries[name]
-        step = CHUNK * DTYPES[entry.dtype].itemsize
-        with _opened(self.path) as handle:
-            handle.seek(entry.begin)
-            left = entry.end - entry.begin
-            while left:
-                data = handle.read(min(step, left))
-                if len(data) < min(step, left) or _stamp(handle) != self.stamp:
-                    raise WeightsError(f"{self.path}: changed while {name} was being read; open it again")
-                left -= len(data)
-                yield np.frombuffer(data, DTYPES[entry.dtype])
+        with self.reading(name) as tensor:
+            yield from tensor.chunks()
 
-    def read(self, name: str, dtype: str) -> Array:
-        """Return the tensor in `dtype`, read-only; widening is exact, narrowing rounds to nearest even.
+    def read(self, name: str, dtype: str, backend: Backend = NUMPY) -> Any:
+        """Return the tensor as an array of the backend in `dtype`, on NumPy read-only; widening is exact, narrowing
+        rounds to nearest even.
 
-        WeightsError where a value is NaN or infinite, or becomes infinite in `dtype`.
+        WeightsError where a value is NaN or infinite, or becomes infinite in `dtype`; BackendError where the device
+        has no room for it.
         """
-        entry = self.entries[name]
-        # The header's span has been checked against the file, so this is at most 4 times what is on disk.
-        out = np.empty(math.prod(entry.shape), element(dtype))
-        at = 0
-        for chunk in self.chunks(name):
-            out[at : at + chunk.size] = finite(chunk, dtype, f"{self.path.name}: {name}")
-            at += chunk.size
-        out.flags.writeable = False
-        return out.reshape(entry.shape)
+        element(dtype)
+        with self.reading(name) as tensor:
+            return backend.load(tensor, dtype)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     try:
         with path.open("rb") as handle:
             yield handle
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}; check the file") from error
-
-
-def _stamp(handle: BinaryIO) -> tuple[int, ...]:
-    info = os.fstat(handle.fileno())
-    return info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns
-
-
-def finite(x: Array, dtype: str, name: str) -> Array:
-    """Return x in `dtype`; WeightsError where it holds NaN or Inf, before or after the conversion."""
-    out = convert(x, dtype)
-    if not np.isfinite(out).all():
-        if np.isfinite(x).all():
-            raise WeightsError(f"{name} has values beyond {dtype}'s range; use float32 or bfloat16")
-        raise WeightsError(f"{name} has NaN or Inf, expected finite weights; download the checkpoint again")
-    return out
-
-
-def convert(x: Array, dtype: str) -> Array:
-    """Return x (any of DTYPES) as `dtype`, rounded once, to nearest even; x itself if it has that dtype."""
-    target = element(dtype)
-    if x.dtype == target:
-        return x
-    if x.dtype == DTYPES["bfloat16"]:  # the upper half of a float32: exact
-        x = (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # `finite` looks for what overflowed
-        if x.dtype == np.float64 and target == DTYPES["bfloat16"]:
-            x = to_odd(x)
-        return x.astype(target, copy=False)
 
 
 def parse_header(data: bytes, size: int, where: str) -> dict[str, Entry]:

@@ -59,8 +59,8 @@ _LAYER_HEAD = [
     Tap("self_attn.k_proj", "B T K*H", "", "self_attn.k_proj:out"),
     Tap("self_attn.v_proj", "B T K*H", "", "self_attn.v_proj:out"),
     Tap("self_attn.q_norm", "B N T H", "", "self_attn.q_norm:out"),
-    Tap("self_attn.k_norm", "B K T H", "", "self_attn.k_norm:out"),
     Tap("self_attn.q_rope", "B N T H", "", "self_attn:query"),
+    Tap("self_attn.k_norm", "B K T H", "", "self_attn.k_norm:out"),
     Tap("self_attn.k_rope", "B K T H", "", "self_attn:new_keys"),
 ]
 _CROSS = [

@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.config_fields import unique_keys
 from t5g2ref.params import TIED, Head, Node, Shape, canonical, shapes, tree
-from t5g2ref.safetensors_file import Array, SafetensorsFile, WeightsError, convert, element, short
+from t5g2ref.safetensors_file import SafetensorsFile, short
+from t5g2ref.stored import WeightsError, convert, element
 from t5g2ref.weights_write import INDEX, SINGLE, save
 
 __all__ = ["Checkpoint", "WeightsError", "check", "head_of", "load", "save"]
@@ -62,13 +66,14 @@ class Checkpoint:
         file, key = self._find(name)
         return file.entries[key].dtype
 
-    def read(self, name: str, dtype: str = "float32") -> Array:
-        """Return one tensor as a read-only array; float16 and bfloat16 are rounded to nearest even.
+    def read(self, name: str, dtype: str = "float32", backend: Backend = NUMPY) -> Any:
+        """Return one tensor as an array of the backend, on NumPy read-only; narrowing rounds to nearest even.
 
-        WeightsError for a name that is not there, NaN or Inf, or a value beyond float16.
+        WeightsError for a name that is not there, NaN or Inf, or a value beyond float16; BackendError where the
+        device has no room.
         """
         file, key = self._find(name)
-        return file.read(key, dtype)
+        return file.read(key, dtype, backend)
 
     def same(self, name: str, other: str) -> bool:
         """True where the two tensors hold the same values to the bit once decoded, compared in chunks."""
@@ -210,20 +215,29 @@ def load(
     *,
     config: Config | None = None,
     progress: Progress | None = None,
+    backend: Backend = NUMPY,
 ) -> tuple[Config, Node]:
-    """Return a checkpoint's configuration and its parameters as a tree of read-only arrays in `dtype`.
+    """Return a checkpoint's configuration and its parameters as a tree of arrays of the backend in `dtype`.
+
+    On NumPy they are read-only. On a device float64 is kept as float32 for every tensor that is stored as float32 or
+    narrower: the same values in half the memory, widened by `Numerics.weight` where they are used. Nothing but a few
+    MiB of a tensor is in host memory on its way to a device.
 
     `config` replaces the folder's config.json. `progress(name, done, total)` is called after each tensor.
     The score head is read where it is there. Tied names are checked and left out: read their source.
-    Raises ConfigError, or WeightsError before any tensor is kept.
+    Raises ConfigError; WeightsError, for names, shapes and ties before any tensor is kept; and BackendError before
+    any is read where the device has no room for all.
     """
     element(dtype)
     config = Config.load(folder) if config is None else config
     checkpoint = Checkpoint.open(folder)
     names = check(checkpoint, config)
-    flat: dict[str, Array] = {}
+    kept = {name: backend.kept(checkpoint.dtype(name), dtype) for name in names}
+    size = sum(prod(shape) * element(kept[name]).itemsize for name, shape in names.items())
+    backend.require(size, f"the weights of {checkpoint.folder}")
+    flat: dict[str, Any] = {}
     for name in names:
-        flat[name] = checkpoint.read(name, dtype)
+        flat[name] = checkpoint.read(name, kept[name], backend)
         if progress is not None:
             progress(name, len(flat), len(names))
     return config, tree(flat)

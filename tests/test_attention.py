@@ -202,7 +202,7 @@ def test_the_size_of_a_block_does_not_matter(rows: int, start: int, back: int | 
 
 def test_the_default_block_covers_lengths_beyond_it() -> None:
     # Two whole blocks and a rest: the last one is shorter and must not be left out (the result is made by np.empty).
-    length = 2 * ORACLE.block_rows + 3
+    length = 2 * ORACLE.backend.block_rows + 3
     part = source("long", length, band=Band(2, 1))
     q = queries(length)
     whole = attend(ORACLE, q, [part], scale=SCALE, rows=length)

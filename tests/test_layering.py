@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
+CUDA = PACKAGE / "cuda"
 
 # From the ground up. A module imports from lower layers only; names joined by "+" are one place and may import each
 # other. So do siblings not, and what joins them stands above them.
@@ -25,12 +26,15 @@ LAYERS = (
     ("attention", "mlp", "embedding"),
     ("vision", "encoder", "decoder", "heads"),
     ("model + inputs",),
-    ("weights + weights_write + safetensors_file", "image", "text", "generate", "synthetic"),
+    ("weights + weights_write + safetensors_file + stored", "image", "text", "generate", "synthetic"),
     ("__init__",),
     ("__main__",),
 )
 PLACES = [frozenset(place.split(" + ")) for layer in LAYERS for place in layer]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for place in layer for name in place.split(" + ")}
+
+BELOW_CUDA = {"backend", "numerics"}  # t5g2ref/cuda stands beside the layers, on these; `backend.find` imports it late
+WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/cuda: imported where there is no CuPy
 
 FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
 PEERS = {"torch", "transformers"}
@@ -133,6 +137,23 @@ def test_the_walk_sees_every_spelling(name: str, line: str, wrong: bool) -> None
     assert bool(upward(name, line)) is wrong
 
 
+@pytest.mark.parametrize("name", modules(CUDA))
+def test_the_cuda_backend_knows_no_model(name: str) -> None:
+    source = (CUDA / f"{name}.py").read_text()
+    wrong = [f"line {line}: {target}" for line, target in own(source) if target not in BELOW_CUDA | {"cuda"}]
+    assert not wrong, f"t5g2ref/cuda/{name}.py imports {wrong}, but may only {sorted(BELOW_CUDA)}"
+    tops = {full.split(".")[0] for _, full in imported(source, "t5g2ref.cuda")}
+    assert name not in WITHOUT_CUPY or "cupy" not in tops
+
+
+@pytest.mark.parametrize(
+    "path", [*PACKAGE.glob("*.py"), *SUITE.rglob("*.py")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_nobody_imports_the_cuda_backend(path: Path) -> None:
+    # A static import would make CuPy a requirement; `backend.find` imports it by name when it is asked for.
+    assert not [line for line, target in own(path.read_text()) if target == "cuda"]
+
+
 def loaded(statement: str) -> set[str]:
     """Top-level names in sys.modules after `statement` in a fresh interpreter."""
     program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
@@ -144,6 +165,7 @@ def loaded(statement: str) -> set[str]:
 
 def test_importing_the_reference_loads_no_framework() -> None:
     names = [f"t5g2ref.{name}" for name in modules(PACKAGE) if name != "__main__"]  # which runs when imported
+    names += [f"t5g2ref.cuda.{name}" for name in WITHOUT_CUPY]
     found = loaded("import " + ", ".join(names))
     assert "t5g2ref" in found
     assert not found & (FRAMEWORKS | {"cupy"})
