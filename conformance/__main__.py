@@ -12,7 +12,8 @@ from pathlib import Path
 from conformance import cases as case_list
 from conformance.checkpoints import BUNDLED, HUB, CheckpointError, variable
 from conformance.exposure import DEFECTS
-from conformance.peers import PeerUnavailable, names
+from conformance.peers import FORMS, PeerUnavailable, names
+from t5g2ref.backend import BackendError
 from t5g2ref.config import ConfigError
 
 CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
@@ -33,8 +34,15 @@ examples
   python -m conformance --case 'window*' --detail        one case, every tap's ratio
   python -m conformance --ckpt 270m --synthetic          the real geometry, seeded weights (slow: minutes)
   python -m conformance --ckpt 1b                        the real weights: ${variable("1b")}, cache or download
+  python -m conformance --backend cupy                   truth, controls and transformers on a CUDA device
+  python -m conformance --peer t5g2ref:cupy:bfloat16     the reference's own CUDA path against NumPy's truth
   python -m conformance list cases                       what there is: cases, taps, faults, checkpoints, peers
 """
+
+
+BACKEND = """\
+where truth and controls are computed and compared: numpy (default), or cupy, a CUDA device (cupy:1 the second one),
+where peers run on the device too, by default in float32 and bfloat16"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for target in (top, run):
         _run_options(target)
-    top.set_defaults(ckpt="tiny")
+    top.set_defaults(ckpt="tiny", backend="numpy")
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("cases", "taps", "faults", "checkpoints", "peers"))
     return top
@@ -59,8 +67,10 @@ def parser() -> argparse.ArgumentParser:
 def _run_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--ckpt", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
     target.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
-    target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; default: {', '.join(names())}")
+    default = f"default: {', '.join(names())}"
+    target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; see `list peers`; {default}")
     target.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")
+    target.add_argument("--backend", metavar="NAME", help=BACKEND)
     target.add_argument("--detail", action="store_true", help="print every tap of every case")
     target.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
     target.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -76,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `list taps | head`: the reader has had enough, and Python must not try once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INCOMPLETE
-    except (CheckpointError, PeerUnavailable, ConfigError, OSError) as error:
+    except (CheckpointError, PeerUnavailable, BackendError, ConfigError, OSError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
@@ -119,7 +129,7 @@ def _list(what: str) -> int:
         for name, repo in HUB.items():
             print(f"{name:10} {repo}, or ${variable(name)}; --synthetic: seeded weights")
     else:
-        print("\n".join(names()))
+        print("\n".join([*names(), "", "Every name:", *(f"  {form}\n      {what}" for form, what in FORMS.items())]))
     return CONFORMS
 
 

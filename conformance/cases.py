@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from t5g2ref.config import Config, TextConfig
-from t5g2ref.numerics import to_grid
+from t5g2ref.numerics import HALF, to_grid
 
 Array = np.ndarray[Any, Any]
 
@@ -80,6 +81,11 @@ class Case:
     num_labels: int = 3
     exposes: tuple[str, ...] = ()
 
+    @cached_property
+    def calls(self) -> list[tuple[Run, tuple[int, int]]]:
+        """Every call of the case in order: its run, and its first and last + 1 decoder position."""
+        return [(run, bounds) for run in self.runs for bounds in run.bounds]
+
     def head(self, width: int) -> dict[str, Array]:
         """Seeded `score.out_proj` weights (labels, width) for a classifier over a language model's checkpoint."""
         if self.task == "lm":
@@ -93,6 +99,17 @@ class Case:
             "score.out_proj.weight": to_grid(weight, "bfloat16"),
             "score.out_proj.bias": to_grid(bias, "bfloat16"),
         }
+
+    def given(self, dtype: str) -> Case:
+        """The case as a model in `dtype` is given it: pictures are numbers of that type, so that what their rounding
+        costs is nobody's error."""
+        if dtype not in HALF or all(run.pixel_values is None for run in self.runs):
+            return self
+        runs = [
+            run if (p := run.pixel_values) is None else replace(run, pixel_values=to_grid(p, dtype))
+            for run in self.runs
+        ]
+        return replace(self, runs=tuple(runs))
 
 
 LOGITS = 1 << 24  # more than so many in one call, and only the last 16 positions get theirs

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from conformance.peers import Target
+from conformance.placement import to_backend
 from t5g2ref import bundled
+from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.params import Shape, shapes
 from t5g2ref.synthetic import Synthetic
 from t5g2ref.weights import Checkpoint, WeightsError, check
 
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
 BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",)}
 FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
+
+WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
 
 Progress = Callable[[str, int, int], None]
 
@@ -28,53 +37,70 @@ def variable(size: str) -> str:
     return f"T5G2REF_{size.upper()}"
 
 
-def resolve(name: str, *, synthetic: bool, progress: Progress = lambda *_: None) -> list[Target]:
+def resolve(
+    name: str, *, synthetic: bool, progress: Progress = lambda *_: None, backend: Backend = NUMPY
+) -> list[Target]:
     """The targets that `name` stands for, weights in float32.
 
     Args:
         name: "tiny", "270m", "1b", "4b", a folder, or an id on the Hugging Face Hub.
         synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
         progress: called with (what, done, total) while tensors are read or made.
+        backend: whose arrays the weights are.
 
     Raises:
         CheckpointError: it cannot be had or read; with the remedy.
+        BackendError: no room for it on the device.
     """
     if synthetic:
-        return [_synthetic(name, progress)]
+        return [_synthetic(name, progress, backend)]
     if name in BUNDLED:
-        return [_opened(variant, bundled(variant), progress) for variant in BUNDLED[name]]
-    return [_opened(name, _folder(name), progress)]
+        return [_opened(variant, bundled(variant), progress, backend) for variant in BUNDLED[name]]
+    return [_opened(name, _folder(name), progress, backend)]
 
 
-def _synthetic(name: str, progress: Progress) -> Target:
+def _synthetic(name: str, progress: Progress, backend: Backend) -> Target:
     if name in HUB:
         config = preset(name)
     elif Path(name, "config.json").is_file():
         config = Config.load(name)
     else:
         raise CheckpointError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
-    tensors = Synthetic(config)
-    weights = {}
-    for done, tensor in enumerate(tensors):
-        progress(tensor, done, len(tensors))
-        weights[tensor] = tensors[tensor]
-    return Target(f"{name} (synthetic weights)", config, weights)
+    _require(backend, name, shapes(config))
+    weights = {tensor: to_backend(value, backend) for tensor, value in _made(Synthetic(config), progress)}
+    return Target(f"{name} (synthetic weights)", config, weights, backend=backend)
 
 
-def _opened(name: str, folder: Path, progress: Progress) -> Target:
+def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:
+    """Every (name, tensor) in order, the next few being made while one is taken."""
+    names, ahead = list(tensors), deque[Future[Any]]()
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        for done, name in enumerate(names):
+            while len(ahead) < WORKERS and done + len(ahead) < len(names):
+                ahead.append(pool.submit(tensors.__getitem__, names[done + len(ahead)]))
+            progress(name, done, len(names))
+            yield name, ahead.popleft().result()
+
+
+def _require(backend: Backend, name: str, tensors: Mapping[str, Shape]) -> None:
+    backend.require(4 * sum(map(prod, tensors.values())), f"the weights of {name} in float32")
+
+
+def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Target:
     try:
         config = Config.load(folder)
         checkpoint = Checkpoint.open(folder)
         names = check(checkpoint, config)
         if any(n.startswith("score.") for n in names):
             raise CheckpointError(f"{folder}: this is a classifier's checkpoint; give the language model's")
+        _require(backend, name, names)
         weights = {}
         for done, tensor in enumerate(names):
             progress(tensor, done, len(names))
-            weights[tensor] = checkpoint.read(tensor, "float32")
+            weights[tensor] = checkpoint.read(tensor, "float32", backend)
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
-    return Target(name, config, weights, folder)
+    return Target(name, config, weights, folder, backend)
 
 
 def _folder(name: str) -> Path:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from conformance.distance import Distances
 from t5g2ref.numerics import HALF, unit_roundoff
 from t5g2ref.taps import Tap
 
-CHUNK = 1 << 16  # elements looked at together: they stay in the cache, while the tap may be a gigabyte
 FEW = 16  # numbers of one token whose errors do not average out
 FAULTS = ("missing", "shape", "dtype", "nan", "values", "mask")
 
@@ -60,13 +60,14 @@ def examine(
     tap: Tap,
     call: int,
     peer: Any,
-    truth: np.ndarray[Any, Any],
-    controls: list[np.ndarray[Any, Any]],
+    truth: Any,
+    controls: list[Any],
     valid: np.ndarray[Any, Any] | None,
     *,
     dtype: str,
     limit: float,
     gate: Literal["worst", "median"] = "worst",
+    distances: Distances | None = None,
 ) -> Finding:
     """Judge one tap.
 
@@ -74,13 +75,15 @@ def examine(
         peer: the peer's array, or None when it showed none.
         truth: the float64 oracle's array.
         controls: arrays of legal runs in the peer's precision; the largest of their errors is the yardstick.
-        valid: bool over the tap's token axes, False on padding; None for all.
+        valid: NumPy bool over the tap's token axes, False on padding; None for all.
         dtype: the peer's precision.
         limit: the largest ratio that passes.
         gate: which of the ratios has to pass. From the ids on (cumulative), a single token's error can hang on one
             chain of roundings and be large or small by luck, so there the median over tokens is judged; local
             ratios are sums over many roundings and every token is judged.
+        distances: what the arrays of one backend are compared with; NumPy's when None. Only numbers by token leave it.
     """
+    distances = distances or Distances()
 
     def fault(status: str, detail: str) -> Finding:
         return Finding(tap.name, call, status, detail=detail)
@@ -89,44 +92,46 @@ def examine(
         return fault("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
     if tuple(peer.shape) != tuple(truth.shape):
         return fault("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
-    if str(peer.dtype) != (expected := _dtype(tap, dtype)):
-        return fault("dtype", f"expected {expected}, found {peer.dtype}")
+    if str(peer.dtype) not in (expected := _dtypes(tap, dtype)):
+        return fault("dtype", f"expected {' or '.join(expected)}, found {peer.dtype}")
     keep = np.ones([truth.shape[a] for a in tap.token_axes], bool) if valid is None else valid
     if not keep.any() or not truth.size:
         return fault("missing", "no valid token to compare: an empty comparison is not a pass")
     if tap.exact:
-        return _exact(tap, call, _tokens(tap, peer, keep), _tokens(tap, truth, keep), keep)
-    if not (np.isfinite(peer.min()) and np.isfinite(peer.max())):  # both carry a NaN on; no array is made
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(peer))[0])
-        return fault("nan", f"expected finite numbers, found {peer[where]} at {where}")
-    return _values(tap, call, peer, truth, controls, keep, dtype, limit, gate)
+        return _exact(tap, call, peer, truth, keep, distances)
+    errors = distances.errors(tap.token_axes, truth, peer, controls)
+    broken = _not_finite(distances.backend.host(peer)) if not np.isfinite(errors[1]).all() else ""
+    if broken:
+        return fault("nan", broken)
+    return _values(tap, call, errors[:, keep.reshape(-1)], truth.size // keep.size, keep, dtype, limit, gate)
 
 
-def _dtype(tap: Tap, dtype: str) -> str:
-    """A mask is bool; a loss of a half-precision model is formed and given in float32."""
+def _dtypes(tap: Tap, dtype: str) -> tuple[str, ...]:
+    """A mask is bool. A half-precision model may form its loss in float32 or in its own type: transformers does one
+    for a language model and the other for a sequence classifier's cross-entropy (ForSequenceClassificationLoss)."""
     if tap.exact:
-        return "bool"
-    return "float32" if tap.name == "loss" and dtype in HALF else dtype
+        return ("bool",)
+    return ("float32", dtype) if tap.name == "loss" and dtype in HALF else (dtype,)
 
 
-def _tokens(tap: Tap, array: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(valid tokens, features), in the array's own dtype."""
-    axes = tap.token_axes
-    moved = np.moveaxis(array, axes, range(len(axes)))
-    if keep.all():  # spares a copy, of what may be a gigabyte
-        return moved.reshape(keep.size, -1)
-    return np.asarray(moved[keep].reshape(int(keep.sum()), -1))
+def _not_finite(peer: np.ndarray[Any, Any]) -> str:
+    """Where the peer's first NaN or infinity is; "" for none, where it is the reference's error that is not finite."""
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of a signalling NaN
+        broken = np.argwhere(~np.isfinite(peer))
+    for index in broken[:1]:
+        where = tuple(int(i) for i in index)
+        return f"expected finite numbers, found {peer[where]} at {where}"
+    return ""
 
 
-def _exact(
-    tap: Tap, call: int, peer: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], keep: np.ndarray[Any, Any]
-) -> Finding:
-    wrong = (peer != truth).sum(axis=1)
+def _exact(tap: Tap, call: int, peer: Any, truth: Any, keep: np.ndarray[Any, Any], distances: Distances) -> Finding:
+    wrong = distances.differing(tap.token_axes, peer, truth)[keep.reshape(-1)]
     worst = int(wrong.argmax())
     token = tuple(int(i) for i in np.argwhere(keep)[worst])
     if not wrong.any():
         return Finding(tap.name, call, "pass", 0.0, 0.0, 0.0, token, 0.0, 0.0, len(wrong), judged=0.0)
-    extra = int((peer[worst] & ~truth[worst]).sum())
+    shown, rule = (distances.backend.host(array[token]) for array in (peer, truth))
+    extra = int((shown & ~rule).sum())
     detail = (
         f"query {token}: {int(wrong[worst])} keys differ from the rule ({extra} too many, {int(wrong[worst]) - extra} "
         f"too few); {int((wrong > 0).sum())} of {len(wrong)} queries are wrong"
@@ -137,41 +142,39 @@ def _exact(
 def _values(
     tap: Tap,
     call: int,
-    peer: np.ndarray[Any, Any],
-    truth: np.ndarray[Any, Any],
-    controls: list[np.ndarray[Any, Any]],
+    errors: np.ndarray[Any, Any],
+    features: int,
     keep: np.ndarray[Any, Any],
     dtype: str,
     limit: float,
     gate: str,
 ) -> Finding:
-    arrays = [_tokens(tap, array, keep) for array in (truth, peer, *controls)]
-    step = max(1, CHUNK // max(1, arrays[0].shape[1]))
-    chunks = [_errors([a[t : t + step] for a in arrays]) for t in range(0, len(arrays[0]), step)]
-    norm, error, control = np.concatenate(chunks, axis=1)
-    yardstick = _yardstick(norm, control, arrays[0].shape[1], dtype)
+    """The finding of (3, valid tokens) errors, see `Distances.errors`, of `features` numbers each."""
+    norm, error, control = errors
+    yardstick = _yardstick(norm, control, features, dtype)
     ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
     ratio = np.where(np.isfinite(error) & np.isfinite(yardstick), ratio, np.nan)  # a broken reference excuses nobody
-    worst = int(ratio.argmax())
+    worst, ordered = int(ratio.argmax()), np.sort(ratio)
+    median = _middle(ordered)
     scale = norm[worst] or 1.0
-    judged = ratio if gate == "worst" else np.median(ratio)
-    passed = bool((judged <= limit).all())  # a NaN compares false, and so fails
-    detail = f"the {gate} token is {np.max(judged):.3g} times the control's error away from the truth"
-    if np.isnan(np.max(judged)):
+    judged = float(ratio[worst]) if gate == "worst" else median
+    passed = judged <= limit  # a NaN compares false, and so fails
+    detail = f"the {gate} token is {judged:.3g} times the control's error away from the truth"
+    if math.isnan(judged):
         detail = "the reference's own numbers are not finite here: nothing to judge by"
     return Finding(
         tap.name,
         call,
         "pass" if passed else "values",
         float(ratio[worst]),
-        float(np.median(ratio)),
-        float(np.sort(ratio)[math.ceil(0.99 * len(ratio)) - 1]),  # not interpolated: a ratio may be infinite
+        median,
+        float(ordered[math.ceil(0.99 * len(ratio)) - 1]),  # not interpolated: a ratio may be infinite
         tuple(int(i) for i in np.argwhere(keep)[worst]) if keep.ndim else (),
         float(error[worst] / scale),
         float(yardstick[worst] / scale),
         len(ratio),
         "" if passed else detail,
-        float(np.max(judged)),
+        judged,
     )
 
 
@@ -186,15 +189,12 @@ def _yardstick(
     """
     if features < FEW:
         return np.asarray(np.maximum(control.max(), unit_roundoff(dtype) * norm))
-    typical = np.median(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0))
-    return np.asarray(np.maximum(control, max(float(typical), unit_roundoff(dtype)) * norm))
+    typical = _middle(np.sort(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0)))
+    return np.asarray(np.maximum(control, max(typical, unit_roundoff(dtype)) * norm))
 
 
-def _errors(rows: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """(3, tokens): ‖truth‖, ‖peer − truth‖ and the largest ‖control − truth‖."""
-    truth, peer, *controls = rows
-    return np.stack([_norms(truth), _norms(peer - truth), np.max([_norms(c - truth) for c in controls], axis=0)])
-
-
-def _norms(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(np.sqrt(np.einsum("tf,tf->t", rows, rows, dtype=np.float64)))
+def _middle(ordered: np.ndarray[Any, Any]) -> float:
+    """The median of a sorted vector, as np.median has it to the bit; NaN where there is one, which comes last."""
+    if np.isnan(ordered[-1]):
+        return float("nan")
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

@@ -10,19 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from conformance.cases import Case, Run
+from conformance.cases import Case
 from conformance.compare import Finding, examine
+from conformance.distance import distances
 from conformance.dump import Dump
 from conformance.lockstep import walk
 from conformance.oracle import models, program
 from conformance.peers import Peer, Target
+from conformance.placement import has_device
 from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import DType
 from t5g2ref.taps import Tap
 
 # How far apart two legal float32 sums can be: one running sum of n terms has a random-walk error of about √n · u, a
@@ -73,8 +76,10 @@ class Judgement:
 
 
 def judge(peer: Peer, target: Target, case: Case, progress: Progress = lambda _: None) -> Judgement:
-    """Run `case` on an opened peer and on the reference, and compare. A peer that raises is reported, not passed."""
-    with Dump() as dump:
+    """Run `case` on an opened peer and on the reference, and compare, on the target's backend. A peer that raises is
+    reported, not passed."""
+    case, dtype = case.given(peer.dtype), cast(DType, peer.dtype)
+    with Dump(target.backend) as dump:
         began = time.perf_counter()
         progress(f"{case.name}: {peer.name}")
         raised = ""
@@ -85,11 +90,11 @@ def judge(peer: Peer, target: Target, case: Case, progress: Progress = lambda _:
         if raised and not dump.calls:
             return Judgement(peer.name, case.name, error=raised)
         ran = time.perf_counter()
-        ours = models(target.config, target.weights, case, peer.dtype)  # type: ignore[arg-type]
+        ours = models(target.config, target.rounded(dtype), case, dtype, target.backend)
         progress(f"{case.name}: local anchor of {peer.name}")
-        local = _Comparison(target, case, dump, peer.dtype, local=True).findings(ours)
+        local = _Comparison(target, case, dump, dtype, local=True).findings(ours)
         progress(f"{case.name}: cumulative anchor of {peer.name}")
-        whole = _Comparison(target, case, dump, peer.dtype, local=False).findings(ours)
+        whole = _Comparison(target, case, dump, dtype, local=False).findings(ours)
     seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
     return Judgement(peer.name, case.name, local, whole, raised, seconds)
 
@@ -99,13 +104,14 @@ class _Comparison:
 
     def __init__(self, target: Target, case: Case, dump: Dump, dtype: str, *, local: bool) -> None:
         self._dump, self._dtype, self._local = dump, dtype, local
-        self._case = case
+        self._case, self._backend = case, target.backend
+        self._distances = distances(target.backend)
         self._plan = plan_of(target.config, case)
         self._found: dict[tuple[int, str], Finding] = {}
         self._taps = {(call, tap.name): tap for call, tap in self._plan}
 
     def findings(self, ours: list[T5Gemma2]) -> list[Finding]:
-        walk(ours, program(self._case), self._meet)
+        walk(ours, program(self._case), self._meet, scope=self._backend.scope, turns=has_device(self._backend))
         judged = [(call, tap) for call, tap in self._plan if self._local or tap.spine]
         unmet = [(call, tap.name) for call, tap in judged if (call, tap.name) not in self._found]
         if unmet or not judged:
@@ -129,15 +135,16 @@ class _Comparison:
             dtype=self._dtype,
             limit=LIMITS[anchor],
             gate=gate,  # type: ignore[arg-type]
+            distances=self._distances,
         )
         self._found[call, name] = finding
         usable = self._local and finding.status in ("pass", "values") and not tap.exact
-        return [np.asarray(given, value.dtype) for value in values] if usable else values
+        return [self._backend.xp.asarray(given, dtype=value.dtype) for value in values] if usable else values
 
 
 def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
     """bool over the tap's token axes, False on the padding that the case laid down; None where nothing is padded."""
-    run, (first, last) = {c: (run, bounds) for c, run, bounds in _calls(case)}[call]
+    run, (first, last) = case.calls[call]
     if tap.rows == "all":
         return None
     if tap.rows == "encoder":
@@ -149,19 +156,10 @@ def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndar
     return held[:, first if keep is None else max(first, last - keep) :]
 
 
-def _calls(case: Case) -> list[tuple[int, Run, tuple[int, int]]]:
-    numbered, call = [], 0
-    for run in case.runs:
-        for bounds in run.bounds:
-            numbered.append((call, run, bounds))
-            call += 1
-    return numbered
-
-
 def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
     """Every (call, tap) that a peer has to show in this case, in order."""
     plan: list[tuple[int, Tap]] = []
-    for call, run, (first, _) in _calls(case):
+    for call, (run, (first, _)) in enumerate(case.calls):
         images = run.pixel_values is not None
         table = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
         plan += [(call, tap) for tap in table if first == 0 or not tap.first_call]

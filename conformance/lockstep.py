@@ -8,8 +8,10 @@ tap is held, whatever the size of the model.
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -18,21 +20,33 @@ from t5g2ref.trace import Trace
 
 Meet = Callable[[int, str, list[Any]], list[Any]]
 Program = Callable[[Any, Callable[[int], Trace]], None]
+Scope = Callable[[], AbstractContextManager[object]]
 
 
 class LockstepError(RuntimeError):
     """The runs did not visit the same taps in the same order: a fault of this suite, never of a peer."""
 
 
-def walk(models: Sequence[Any], program: Program, meet: Meet) -> None:
+def walk(
+    models: Sequence[Any], program: Program, meet: Meet, *, scope: Scope = nullcontext, turns: bool = False
+) -> None:
     """Run `program(model, trace_of_call)` for every model, each in its thread; `meet(call, name, values)` is called
-    once at every tap and returns one value a model. The first error of any of them is raised here."""
-    _Walk(len(models), meet).run(models, program)
+    once at every tap, in one of these threads, and returns one value a model. The first error of any is raised here.
+
+    Args:
+        scope: every thread, and so every meeting, is inside one of these: what a device library knows by thread.
+        turns: only one run computes at a time, all on one core. For models on a device: their threads do nothing but
+            launch kernels, one after the other under the interpreter's lock. Handing it to a thread on another core,
+            which has to be woken, takes longer than what the thread then does.
+    """
+    _Walk(len(models), meet, scope, turns).run(models, program)
 
 
 class _Walk:
-    def __init__(self, count: int, meet: Meet) -> None:
-        self._meet = meet
+    def __init__(self, count: int, meet: Meet, scope: Scope, turns: bool) -> None:
+        self._meet, self._scope = meet, scope
+        self._turn = threading.Semaphore(1 if turns else count)
+        self._core = _some_core() if turns else None
         self._places: list[tuple[int, str] | None] = [None] * count
         self._values: list[Any] = [None] * count
         self._errors: list[BaseException] = []
@@ -52,9 +66,12 @@ class _Walk:
             raise self._errors[0]
 
     def _one(self, i: int, model: Any, program: Program) -> None:
+        if self._core is not None:
+            os.sched_setaffinity(0, {self._core})  # of this thread, which ends with the walk
         try:
-            program(model, lambda call: Trace(lambda name, value: self._sink(i, call, name, value)))
-            self._sink(i, -1, "end", None)
+            with self._scope(), self._turn:
+                program(model, lambda call: Trace(lambda name, value: self._sink(i, call, name, value)))
+                self._sink(i, -1, "end", None)
         except threading.BrokenBarrierError:
             pass  # another run failed and has recorded why
         except BaseException as error:
@@ -62,7 +79,11 @@ class _Walk:
 
     def _sink(self, i: int, call: int, name: str, value: Any) -> Any:
         self._places[i], self._values[i] = (call, name), value
-        self._barrier.wait()
+        self._turn.release()
+        try:
+            self._barrier.wait()
+        finally:  # also where the walk is over: leaving `with` gives the turn back once more
+            self._turn.acquire()
         value, self._values[i] = self._values[i], None
         return value
 
@@ -82,3 +103,9 @@ class _Walk:
     def _fail(self, error: BaseException) -> None:
         self._errors.append(error)
         self._barrier.abort()
+
+
+def _some_core() -> int | None:
+    """A core that this process may use, by chance, since other processes may be at the same; None where the system
+    does not let a thread choose."""
+    return random.choice(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_setaffinity") else None

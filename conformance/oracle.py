@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from conformance.cases import Case, Run
+from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import EAGER, EXACT, RUNNING, SDPA, DType, Numerics
@@ -17,13 +18,22 @@ from t5g2ref.trace import Trace
 TraceOfCall = Callable[[int], Trace]
 
 
-def models(config: Config, weights: Mapping[str, Any], case: Case, dtype: DType) -> list[T5Gemma2]:
-    """[truth, control, …]: float64 without rounding, then the legal ways of doing it in `dtype`."""
-    node = tree({**weights, **case.head(config.decoder.hidden_size)})
+def models(
+    config: Config, weights: Mapping[str, Any], case: Case, dtype: DType, backend: Backend = NUMPY
+) -> list[T5Gemma2]:
+    """[truth, control, …]: float64 without rounding, then the legal ways of doing it in `dtype`.
+
+    `weights` are the backend's arrays, and those that a peer in `dtype` runs with (`Target.rounded`): how they were
+    rounded to the type is not a question of arithmetic, so the truth is that of the rounded ones.
+    """
+    with backend.scope():
+        rounded = Numerics(dtype, backend=backend).array
+        head = {name: rounded(value) for name, value in case.head(config.decoder.hidden_size).items()}
+    node = tree({**weights, **head})
     config = replace(config, num_labels=case.num_labels)
-    truth = Numerics("float64", EXACT, embed_dtype=dtype)
+    truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
     profiles = [SDPA, RUNNING] if dtype == "float32" else [SDPA, EAGER, RUNNING]
-    return [T5Gemma2(config, node, nx) for nx in (truth, *(Numerics(dtype, p) for p in profiles))]
+    return [T5Gemma2(config, node, nx) for nx in (truth, *(Numerics(dtype, p, backend) for p in profiles))]
 
 
 def program(case: Case) -> Callable[[T5Gemma2, TraceOfCall], None]:

@@ -18,6 +18,7 @@ from conformance.compare import Finding
 from conformance.exposure import DEFECTS, first_seen_at
 from conformance.judge import LIMITS, Judgement
 from t5g2ref import __version__
+from t5g2ref.backend import NUMPY, Backend
 
 SCHEMA = 1
 
@@ -82,8 +83,10 @@ class Result:
         return ""
 
 
-def environment() -> dict[str, str]:
-    return {"t5g2ref": __version__, "numpy": np.__version__, "python": platform.python_version()}
+def environment(backend: Backend = NUMPY) -> dict[str, str]:
+    """What judged: versions, and the backend with its device where it is not NumPy."""
+    found = {"t5g2ref": __version__, "numpy": np.__version__, "python": platform.python_version()}
+    return found if backend is NUMPY else found | {"backend": backend.name} | backend.describe()
 
 
 def as_json(result: Result) -> str:
@@ -154,7 +157,8 @@ def _table(target: str, judgements: list[Judgement]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", no_wrap=True)
     for peer in peers:
-        table.add_column(peer.removeprefix("transformers:"), justify="right", no_wrap=True)
+        heading = Text(peer.removeprefix("transformers:").replace(":", "\n"))  # four peers fit side by side
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("worst place (local)")  # the only one that a narrow terminal may cut
     table.add_column("", no_wrap=True, min_width=5)
     for case in dict.fromkeys(j.case for j in judgements):

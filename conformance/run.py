@@ -19,7 +19,9 @@ from conformance.checkpoints import CheckpointError, resolve
 from conformance.exposure import hidden
 from conformance.judge import Judgement, judge
 from conformance.peers import Peer, Target, create, names
+from conformance.placement import release
 from conformance.progress import Reporter, reporting
+from t5g2ref.backend import Backend, find
 
 Found = list[tuple[str, Judgement]]
 Plan = list[tuple[Target, Case]]
@@ -29,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
     """Judge as the options say; returns the exit status of the verdict."""
     if options.json is not None:
         _check_writable(options.json)
-    began, found = time.perf_counter(), Found()
-    peers = [create(name) for name in dict.fromkeys(options.peer or names())]
+    began, found, backend = time.perf_counter(), Found(), find(options.backend)
+    peers = _peers(options.peer, backend)
     with reporting(quiet=options.no_progress) as reporter:
-        targets = resolve(options.ckpt, synthetic=options.synthetic, progress=reporter.tensors)
+        targets = resolve(options.ckpt, synthetic=options.synthetic, progress=reporter.tensors, backend=backend)
         plan = _plan(targets, options.case or [])
         try:
             _judge_all(peers, plan, found, reporter)
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         available=sum(len(case_list.build(t.config)) for t in targets),
         seconds=time.perf_counter() - began,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        environment=report.environment(),
+        environment=report.environment(backend),
         interrupted=f"{len(found)} of {len(peers) * len(plan)} comparisons" if interrupted else "",
     )
     report.show(result, Console(), detail=options.detail)
@@ -64,6 +66,12 @@ def _check_writable(path: Path) -> None:
         raise CheckpointError(f"--json {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise CheckpointError(f"--json {path}: this is a folder; name a file")
+
+
+def _peers(given: list[str] | None, backend: Backend) -> list[Peer]:
+    """One peer of each name; a name may be given twice, and in a shorter and a longer form."""
+    made = [create(name, backend) for name in dict.fromkeys(given or names(backend))]
+    return list({peer.name: peer for peer in made}.values())
 
 
 def _plan(targets: list[Target], patterns: list[str]) -> Plan:
@@ -86,6 +94,7 @@ def _judge_all(peers: list[Peer], plan: Plan, found: Found, reporter: Reporter) 
             found.append((target.name, judge(peer, target, case, reporter.say)))
             reporter.step()
         peer.close()
+        release(plan[0][0].backend)
 
 
 def _compared(plan: Plan, found: Found, peers: int) -> list[Case]:

@@ -13,7 +13,7 @@ from helpers import U32, Array, frozen, generator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance import compare
+from conformance import distance
 from conformance.compare import FAULTS, FEW, Finding, examine
 from t5g2ref import taps
 from t5g2ref.config import Config
@@ -363,7 +363,7 @@ def test_chunks_change_nothing(chunk: int, width: int, monkeypatch: pytest.Monke
     peer, truth, controls = drawn(1, width)
     valid = np.arange(37)[None] % 5 > 0
     whole = see(peer, truth, controls, valid)
-    monkeypatch.setattr(compare, "CHUNK", chunk)
+    monkeypatch.setattr(distance, "CHUNK", chunk)
     assert see(peer, truth, controls, valid) == whole
 
 

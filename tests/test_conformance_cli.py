@@ -95,8 +95,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str, peers: list[Ours] | None = None) -> tuple[int, list[str], str]:
         if peers is not None:
             known = {peer.name: peer for peer in peers}
-            monkeypatch.setattr(running, "names", lambda: list(known))
-            monkeypatch.setattr(running, "create", known.__getitem__)
+            monkeypatch.setattr(running, "names", lambda backend: list(known))
+            monkeypatch.setattr(running, "create", lambda name, backend: known[name])
         capsys.readouterr()
         status = command.main(list(arguments))
         out, err = capsys.readouterr()
@@ -151,7 +151,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         assert left.value.code == 0
         text = capsys.readouterr().out
         assert "exit status   0 CONFORMS   1 DEVIATES   2 bad usage or environment   3 INCOMPLETE" in text
-        for option in ("--ckpt", "--synthetic", "--peer", "--case", "--detail", "--json", "--no-progress"):
+        for option in ("--ckpt", "--synthetic", "--peer", "--case", "--backend", "--detail", "--json", "--no-progress"):
             assert option in text
     with pytest.raises(SystemExit):
         command.main(["--help"])
@@ -168,7 +168,10 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("taps", ["encoder.text_model.layers.0.self_attn.q_proj", "B T N*H", "lm_head", "loss", "mask"]),
         ("faults", ["D01  embedding scale omitted", "D66"]),
         ("checkpoints", ["tiny ", "tiny-even ", "google/t5gemma-2-1b-1b", "$T5G2REF_4B", "--synthetic"]),
-        ("peers", ["transformers:eager", "transformers:sdpa"]),
+        (
+            "peers",
+            ["transformers:eager", "transformers:sdpa", "|float16[:cpu|cuda|cuda:1]]", "t5g2ref:numpy|cupy[:1]:"],
+        ),
     ],
 )
 def test_lists(what: str, parts: list[str], run: Run) -> None:
@@ -204,7 +207,8 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 def test_unknown_peer(run: Run) -> None:
     status, lines, err = run("--peer", "nobody")
     assert (status, lines) == (2, [])
-    assert err == "conformance: no peer is called 'nobody'; there are: transformers:eager, transformers:sdpa\n"
+    forms = "transformers:eager|sdpa[:float32|bfloat16|float16[:cpu|cuda|cuda:1]], t5g2ref:numpy|cupy[:1]:float32|"
+    assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16\n"
 
 
 def test_unknown_case_lists_the_cases(run: Run) -> None:

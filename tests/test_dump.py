@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import normal, same_bits
+from standin import FREE, Device, devices  # noqa: F401 (a fixture)
+from strict import StrictArray
 
 from conformance import dump as module
-from conformance.dump import LARGE_BYTES, Dump
+from conformance.dump import DEVICE_SHARE, LARGE_BYTES, Dump
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +68,10 @@ def test_small_ones_stay_in_memory(temporary: Path) -> None:
         assert not files(temporary)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", ml_dtypes.bfloat16, "int64", "bool"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_spilled_arrays_come_back_to_the_bit(
-    dtype: str, order: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: Any, order: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LARGE_BYTES", 64)
     value = np.array(normal("spill", 3, 5, 7, scale=3.0), dtype=dtype, order=order)
@@ -131,3 +135,81 @@ def test_two_dumps_do_not_share_files(temporary: Path) -> None:
         same_bits(first.get(0, "a"), large)
         same_bits(second.get(0, "a"), -large)
         assert len(files(temporary)) == 2
+
+
+# Arrays on a device
+
+
+def test_a_judge_on_the_host_takes_them_down(devices: None) -> None:  # noqa: F811
+    device, value = Device(), normal("down", 3, 4, dtype="float32")
+    with Dump() as dump:
+        dump.new_call()
+        dump.put("a", device.xp.asarray(value))
+        assert device.xp.waits, "it has left the device when `put` is over"
+        found = dump.get(0, "a")
+        assert type(found) is np.ndarray
+        same_bits(found, value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+def test_a_judge_on_the_device_holds_them_there(dtype: str, devices: None) -> None:  # noqa: F811
+    device, kind = Device(), {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
+    value = device.xp.asarray(normal("up", 3, 4).astype(kind))
+    with Dump(device) as dump:
+        dump.new_call()
+        dump.put("a", value)
+        assert dump.get(0, "a") is value
+        assert not device.xp.waits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+def test_a_host_s_arrays_are_given_to_a_device(
+    memory: int,
+    dtype: str,
+    devices: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From memory and from a file; as often as they are asked for."""
+    monkeypatch.setattr(module, "LARGE_BYTES", 1)
+    device, value = Device(), normal("given", 3, 4).astype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype))
+    with Dump(device, memory_bytes=memory) as dump:
+        dump.new_call()
+        dump.put("a", value)
+        for _ in range(2):
+            found = dump.get(0, "a")
+            assert isinstance(found, StrictArray)
+            same_bits(device.host(found), value)
+
+
+def test_what_the_device_has_no_room_for_goes_to_the_host(
+    temporary: Path,
+    devices: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And from there to files; nothing is lost or changed, and the judge sees it on the device all the same."""
+    monkeypatch.setattr(module, "LARGE_BYTES", 64)
+    device, values = Device(), [normal(f"room {i}", 4, 4) for i in range(5)]  # 128 bytes each
+    with Dump(device, memory_bytes=256, device_bytes=200) as dump:
+        dump.new_call()
+        for i, value in enumerate(values):
+            dump.put(f"{i}", device.xp.asarray(value))
+        assert len(device.xp.waits) == 4, "one stays"
+        assert len(files(temporary)) == 2
+        for i, value in enumerate(values):
+            found = dump.get(0, f"{i}")
+            assert isinstance(found, StrictArray)
+            same_bits(device.host(found), value)
+
+
+def test_the_device_s_share(devices: None) -> None:  # noqa: F811
+    device = Device()
+    with Dump(device) as dump:
+        dump.new_call()
+        for i in range(DEVICE_SHARE):
+            dump.put(f"{i}", device.xp.asarray(np.zeros(FREE // DEVICE_SHARE, np.uint8)[: 1 << 20]))
+        assert not device.xp.waits
+    with Dump(device, device_bytes=0) as dump:
+        dump.new_call()
+        dump.put("a", device.xp.asarray(np.zeros(1, np.uint8)))
+        assert device.xp.waits

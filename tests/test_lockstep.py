@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
-from conformance.lockstep import LockstepError, walk
+from conformance import lockstep
+from conformance.lockstep import LockstepError
 
 SECONDS = 20  # far above what these take; a hang fails here and not in the runner
+
+
+@pytest.fixture(params=[False, True], ids=["together", "in turns"])
+def walk(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Both ways of sharing the time: all runs at once, and one at a time."""
+    return partial(lockstep.walk, turns=request.param)
 
 
 def within(call: Callable[[], Any]) -> Any:
@@ -52,7 +61,7 @@ def same(call: int, name: str, values: list[Any]) -> list[Any]:
     return values
 
 
-def test_meets_once_at_every_tap_in_order() -> None:
+def test_meets_once_at_every_tap_in_order(walk: Any) -> None:
     models = [made(start, "a", "b", "c") for start in (1, 10, 100)]
     met: list[Any] = []
 
@@ -65,7 +74,7 @@ def test_meets_once_at_every_tap_in_order() -> None:
     assert [m["end"] for m in models] == [8, 80, 800]
 
 
-def test_replacements_reach_their_models() -> None:
+def test_replacements_reach_their_models(walk: Any) -> None:
     models = [made(start, "a", "b") for start in (1, 10, 100)]
 
     def meet(call: int, name: str, values: list[Any]) -> list[Any]:
@@ -75,7 +84,7 @@ def test_replacements_reach_their_models() -> None:
     assert [m["end"] for m in models] == [7 * 4, 8 * 4, 9 * 4]
 
 
-def test_many_taps_never_mix_the_values() -> None:
+def test_many_taps_never_mix_the_values(walk: Any) -> None:
     """The fast run may be at its next tap before the slow one has taken its value."""
     models = [made(start, *(f"t{i}" for i in range(300))) for start in range(4)]
     seen: list[Any] = []
@@ -89,7 +98,7 @@ def test_many_taps_never_mix_the_values() -> None:
     assert all(values == [0, 2, 4, 6] for values in seen[1:])
 
 
-def test_prefixes_are_part_of_the_name() -> None:
+def test_prefixes_are_part_of_the_name(walk: Any) -> None:
     met: list[str] = []
 
     def program(model: Any, trace_of: Callable[[int], Any]) -> None:
@@ -99,7 +108,7 @@ def test_prefixes_are_part_of_the_name() -> None:
     assert met == ["layers.3.mlp"]
 
 
-def test_one_model_alone() -> None:
+def test_one_model_alone(walk: Any) -> None:
     model = made(3, "a")
     within(lambda: walk([model], script, same))
     assert model["end"] == 6
@@ -107,7 +116,7 @@ def test_one_model_alone() -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("taps", [("raise",), ("a", "raise"), ("a", "b", "raise")])
-def test_error_in_one_model_is_raised(which: int, taps: tuple[str, ...]) -> None:
+def test_error_in_one_model_is_raised(which: int, taps: tuple[str, ...], walk: Any) -> None:
     models = [made(start, "a", "b", "c") for start in range(3)]
     models[which] = made(5, *taps)
     with pytest.raises(ZeroDivisionError, match="from the model that starts at"):
@@ -115,7 +124,7 @@ def test_error_in_one_model_is_raised(which: int, taps: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize("error", [ValueError("in meet"), KeyboardInterrupt(), SystemExit(4)])
-def test_error_in_meet_is_raised(error: BaseException) -> None:
+def test_error_in_meet_is_raised(error: BaseException, walk: Any) -> None:
     def meet(call: int, name: str, values: list[Any]) -> list[Any]:
         if name == "b":
             raise error
@@ -137,11 +146,50 @@ def test_error_in_meet_is_raised(error: BaseException) -> None:
         (("a", "a"), ("a", "a", "a")),  # the same name in another call
     ],
 )
-def test_different_taps_are_an_error_of_ours(first: tuple[str, ...], second: tuple[str, ...]) -> None:
+def test_different_taps_are_an_error_of_ours(first: tuple[str, ...], second: tuple[str, ...], walk: Any) -> None:
     with pytest.raises(LockstepError, match="the runs are at different taps"):
         within(lambda: walk([made(1, *first), made(2, *second)], script, same))
 
 
-def test_too_few_values_from_meet_do_not_hang() -> None:
+def test_too_few_values_from_meet_do_not_hang(walk: Any) -> None:
     with pytest.raises(IndexError):
         within(lambda: walk([made(1, "a", "b"), made(2, "a", "b")], script, lambda call, name, values: values[:1]))
+
+
+def test_every_run_and_every_meeting_is_in_a_scope(walk: Any) -> None:
+    """What a device library knows of a thread, it must be told in each of them; leaving is part of it."""
+    local, left = threading.local(), []
+
+    @contextmanager
+    def scope() -> Iterator[None]:
+        local.inside = True
+        yield
+        local.inside = False
+        left.append(threading.get_ident())
+
+    def program(model: Any, trace_of: Callable[[int], Any]) -> None:
+        for _ in range(3):
+            assert local.inside
+            trace_of(0)("a", model)
+
+    def meet(call: int, name: str, values: list[Any]) -> list[Any]:
+        assert local.inside
+        return values
+
+    within(lambda: walk([1, 2, 3], program, meet, scope=scope))
+    assert len(set(left)) == 3
+
+
+def test_in_turns_one_computes_at_a_time() -> None:
+    busy, most = [0], [0]
+
+    def program(model: Any, trace_of: Callable[[int], Any]) -> None:
+        for _ in range(50):
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+            threading.Event().wait(1e-4)  # leaves the interpreter to others, as a launch does
+            busy[0] -= 1
+            trace_of(0)("a", model)
+
+    within(lambda: lockstep.walk([1, 2, 3], program, same, turns=True))
+    assert most == [1]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from conformance.cases import Case
 from conformance.dump import Dump
+from conformance.placement import has_device
+from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
+from t5g2ref.numerics import HALF, DType, Numerics
 
 
 class PeerUnavailable(RuntimeError):
@@ -24,14 +28,34 @@ class Target:
     Args:
         name: as shown in reports.
         config: its geometry.
-        weights: canonical name → array, in the precision that the peer runs in.
+        weights: canonical name → float32 array of the backend.
         folder: the checkpoint on disk, for a peer with a loader of its own; None for synthetic weights.
+        backend: where the judge computes.
     """
 
     name: str
     config: Config
     weights: Mapping[str, Any]
     folder: Path | None = None
+    backend: Backend = NUMPY
+    _rounded: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def rounded(self, dtype: DType) -> Mapping[str, Any]:
+        """The weights that a peer in `dtype` runs with, made once: rounded to the grid of a half type, as native
+        arrays of it where the backend has them. On NumPy those that are on the grid already are the very same arrays.
+        """
+        if dtype not in HALF:
+            return self.weights
+        if dtype not in self._rounded:
+            nx = Numerics(dtype, backend=self.backend)
+            with nx.scope():
+                self._rounded[dtype] = {name: _on_grid(nx, value) for name, value in self.weights.items()}
+        return self._rounded[dtype]
+
+
+def _on_grid(nx: Numerics, value: Any) -> Any:
+    rounded = nx.array(value)
+    return value if nx.emulated and bool((rounded == value).all()) else rounded
 
 
 class Peer(Protocol):
@@ -53,23 +77,38 @@ class Peer(Protocol):
         """Free the model."""
 
 
-_BUILT_IN = {
-    "transformers:eager": ("conformance.peers.transformers", "eager"),
-    "transformers:sdpa": ("conformance.peers.transformers", "sdpa"),
+_TYPES = "float32|bfloat16|float16"
+FORMS = {
+    f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "float32 and the judge's device where nothing is said",
+    f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
+}
+"""How a peer may be named, and what that means."""
+
+_NAMES = {  # module: its names, whose groups are the arguments of its `create`
+    "transformers": re.compile(rf"transformers:(eager|sdpa)(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
+    "t5g2ref": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
 }
 
 
-def names() -> list[str]:
-    return list(_BUILT_IN)
+def names(backend: Backend = NUMPY) -> list[str]:
+    """The peers that are judged where none is named: transformers, on a device in bfloat16 as well."""
+    if not has_device(backend):
+        return ["transformers:eager", "transformers:sdpa"]
+    return [f"transformers:{attention}:{dtype}" for dtype in ("float32", "bfloat16") for attention in ("eager", "sdpa")]
 
 
-def create(name: str) -> Peer:
-    """The peer of that name. Raises PeerUnavailable when it is unknown or its packages are not installed."""
-    if name not in _BUILT_IN:
-        raise PeerUnavailable(f"no peer is called {name!r}; there are: {', '.join(names())}")
-    module, argument = _BUILT_IN[name]
+def create(name: str, backend: Backend = NUMPY) -> Peer:
+    """The peer of that name, for a judge on `backend`. Raises PeerUnavailable when it is unknown, its packages are not
+    installed, or its device is not there."""
+    for module, pattern in _NAMES.items():
+        if match := pattern.fullmatch(name):
+            return _created(name, module, *match.groups(), backend)
+    raise PeerUnavailable(f"no peer is called {name!r}; there are: {', '.join(FORMS)}")
+
+
+def _created(name: str, module: str, *arguments: Any) -> Peer:
     try:
-        peer: Peer = importlib.import_module(module).create(argument)
+        peer: Peer = importlib.import_module(f"conformance.peers.{module}").create(*arguments)
     except ModuleNotFoundError as error:
         raise PeerUnavailable(
             f'peer {name} needs {error.name}, which is not installed: pip install "t5g2ref[conformance]"'

@@ -1,7 +1,8 @@
 """Seeing a torch model's activations from outside: hooks on its modules, and a wrapper around its attention calls.
 
 Nothing of the peer is changed: the hooks only look, the wrapper calls what it wraps. What was seen in one forward is
-kept by (module path, what, how many times before), and then read by the places that the tap table names.
+kept by (module path, what, how many times before), on the model's device while there is room, and then read by the
+places that the tap table names.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from conformance.dump import Dump
+from conformance.dump import DEVICE_SHARE, Dump
+from conformance.peers.tensors import to_array
 from t5g2ref.taps import Tap
 
 
@@ -34,6 +35,8 @@ class Capture:
         self._modules = {_canonical(name): module for name, module in model.named_modules()}
         self._paths = {id(module): name for name, module in self._modules.items()}
         self._taps = [tap for tap in taps if ":" in tap.peer]  # the others are what the model returns
+        self._cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
+        self._room = 0 if self._cuda is None else torch.cuda.mem_get_info(self._cuda)[0] // DEVICE_SHARE
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -58,10 +61,20 @@ class Capture:
         for tap in taps:
             value = extra.get(tap.name) if ":" not in tap.peer else self._find(tap)
             if value is not None:
-                dump.put(tap.name, _numpy(value) if torch.is_tensor(value) else value)
+                dump.put(tap.name, to_array(value, dump.backend) if torch.is_tensor(value) else value)
+        self._seen.clear()
+        if self._cuda is not None:  # the judge's library launches on the same stream; this depends on no such thing
+            torch.cuda.synchronize(self._cuda)
 
     def _keep(self, path: str, what: str, value: Any) -> None:
-        self._seen.setdefault(f"{path}:{what}", []).append(_copied(value))
+        self._seen.setdefault(f"{path}:{what}", []).append(self._copied(value))
+
+    def _copied(self, value: Any) -> Any:
+        """A copy at the moment of seeing, so that a change in place further on cannot reach it."""
+        if not torch.is_tensor(value):
+            return value
+        self._room -= value.nbytes if value.is_cuda else 0
+        return value.detach().cpu() if value.is_cuda and self._room < 0 else value.detach().clone()
 
     def _before(self, path: str) -> Callable[..., None]:
         """What goes in is seen at once: a module that raises has been given something all the same."""
@@ -139,18 +152,8 @@ def _visible(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """What an attention mask lets through, bool (B, T, S): None is everything; additive masks let through where
     they add nothing."""
     if mask is None:
-        return torch.ones(q.shape[0], q.shape[2], k.shape[2], dtype=torch.bool)
+        return torch.ones(q.shape[0], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
     shown = mask if mask.dtype == torch.bool else mask == 0
     if (shown != shown[:, :1]).any():  # differs between heads, as no mask of this model: the shape will tell
         return shown
     return shown[:, 0].expand(q.shape[0], -1, -1)
-
-
-def _copied(value: Any) -> Any:
-    """A copy at the moment of seeing, so that a change in place further on cannot reach it."""
-    return value.detach().clone() if torch.is_tensor(value) else value
-
-
-def _numpy(value: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A contiguous array on the host."""
-    return np.ascontiguousarray(value.detach().cpu().numpy()).reshape(tuple(value.shape))

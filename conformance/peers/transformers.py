@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
+import gc
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from transformers import T5Gemma2Config
+from transformers.initialization import no_init_weights
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
 from conformance.cases import Case, Run
 from conformance.dump import Dump
-from conformance.peers import Target
+from conformance.peers import PeerUnavailable, Target
 from conformance.peers.capture import Capture
+from conformance.peers.tensors import from_array, without_tf32
+from conformance.placement import device_index, has_device
 from t5g2ref import taps
+from t5g2ref.backend import Backend
+from t5g2ref.numerics import DType
 from t5g2ref.params import TIED, hub_name
 
 _CLASSES = {
@@ -26,26 +31,44 @@ _CLASSES = {
 
 
 class TransformersPeer:
-    """transformers on the CPU in float32, with its eager or its sdpa attention."""
+    """transformers with its eager or its sdpa attention.
 
-    dtype = "float32"
+    Args:
+        attention: "eager" or "sdpa".
+        dtype: of weights, activations and pictures; float32 is without TF32, see `without_tf32`.
+        device: as torch names it: "cpu", "cuda", "cuda:1".
+    """
 
-    def __init__(self, attention: str) -> None:
-        self.name = f"transformers:{attention}"
-        self._attention = attention
+    def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu") -> None:
+        usual = (dtype, device) == ("float32", "cpu")
+        self.name = f"transformers:{attention}" + ("" if usual else f":{dtype}:{device}")
+        self.dtype: DType = dtype
+        self._attention, self._device = attention, device
         self._target: Target | None = None
         self._models: dict[tuple[str, int], Any] = {}
+        self._switches = ExitStack()
 
     def versions(self) -> dict[str, str]:
-        return {"transformers": transformers.__version__, "torch": torch.__version__}
+        found = {"transformers": transformers.__version__, "torch": torch.__version__}
+        return found if self._device == "cpu" else found | {"tf32 in torch": "off"}
 
     def open(self, target: Target) -> None:
+        self.close()
         self._target = target
-        self._models.clear()
+        if self._device != "cpu":
+            self._switches.enter_context(without_tf32())
 
     def close(self) -> None:
+        self._switches.close()
         self._models.clear()
         self._target = None
+        self._release()
+
+    def _release(self) -> None:
+        """Give the device what dropped models held: torch keeps freed memory, which the judge and others may need."""
+        if self._device != "cpu":
+            gc.collect()  # modules and their hooks refer to each other
+            torch.cuda.empty_cache()
 
     def model(self, case: Case) -> Any:
         """The model for the case's task, made once; classifiers are made anew for each number of labels."""
@@ -53,6 +76,7 @@ class TransformersPeer:
         if key not in self._models:
             if case.task != "lm":
                 self._models = {k: m for k, m in self._models.items() if k[0] == "lm"}
+                self._release()
             self._models[key] = self._build(case)
         return self._models[key]
 
@@ -102,9 +126,11 @@ class TransformersPeer:
                 "position_ids": run.position_ids,
                 "pixel_values": run.pixel_values,
             }
-        inputs = {name: torch.tensor(value) for name, value in given.items() if value is not None}
+        inputs = {name: torch.tensor(value, device=self._device) for name, value in given.items() if value is not None}
         if "labels" in inputs and inputs["labels"].is_floating_point():
             inputs["labels"] = inputs["labels"].float()
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._torch_dtype)
         if case.task == "lm":
             inputs |= {"past_key_values": cache, "use_cache": run.splits is not None}
             inputs["logits_to_keep"] = run.logits_to_keep or 0
@@ -112,18 +138,21 @@ class TransformersPeer:
             inputs["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=encoded[0])
         return inputs
 
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
     def _build(self, case: Case) -> Any:
         assert self._target is not None
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         model = self._from_arrays(case) if self._target.folder is None else self._from_folder(case)
-        head = case.head(self._target.config.decoder.hidden_size)
-        for name, value in head.items():
-            model.get_parameter(name).data = torch.from_numpy(value)
-        return model.eval()
+        for name, value in case.head(self._target.config.decoder.hidden_size).items():
+            model.get_parameter(name).data = from_array(value, self._torch_dtype, self._device)
+        return model.to(self._device).eval()  # not the type: what is kept in float32 (RoPE) must stay there
 
     def _config(self, config: Any, case: Case) -> Any:
-        """float32 in all five parts: a released config.json names bfloat16 inside the nested ones, which would
+        """One type in all five parts: a released config.json names bfloat16 inside the nested ones, which would
         otherwise leave the encoder and the tower there."""
         for part in (
             config,
@@ -132,7 +161,7 @@ class TransformersPeer:
             config.encoder.vision_config,
             config.decoder,
         ):
-            part.dtype = "float32"
+            part.dtype = self.dtype
         if case.task != "lm":
             config.num_labels = case.num_labels
         return config
@@ -141,19 +170,22 @@ class TransformersPeer:
         assert self._target is not None
         config = self._config(T5Gemma2Config.from_pretrained(self._target.folder), case)
         return _CLASSES[case.task].from_pretrained(
-            self._target.folder, config=config, dtype=torch.float32, attn_implementation=self._attention
+            self._target.folder, config=config, dtype=self._torch_dtype, attn_implementation=self._attention
         )
 
     def _from_arrays(self, case: Case) -> Any:
-        """Synthetic weights: the arrays themselves become the parameters, without a copy."""
+        """Synthetic weights: the arrays themselves become the parameters, without a copy where type and place fit."""
         assert self._target is not None
         config = self._config(T5Gemma2Config(**self._target.config.to_dict()), case)
-        model = _CLASSES[case.task]._from_config(config, dtype=torch.float32, attn_implementation=self._attention)
-        head = case.head(self._target.config.decoder.hidden_size)
-        arrays = {hub_name(n, "transformers"): w for n, w in (*self._target.weights.items(), *head.items())}
-        with warnings.catch_warnings():  # the arrays are read-only, and nothing here writes to a parameter
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            state = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+        with no_init_weights():  # every parameter is replaced below
+            model = _CLASSES[case.task]._from_config(
+                config, dtype=self._torch_dtype, attn_implementation=self._attention
+            )
+        arrays = {**self._target.rounded(self.dtype), **case.head(self._target.config.decoder.hidden_size)}
+        state = {
+            hub_name(name, "transformers"): from_array(value, self._torch_dtype, self._device)
+            for name, value in arrays.items()
+        }
         for alias, source in TIED.items():
             if case.task == "lm" or not alias.startswith("lm_head"):
                 state[hub_name(alias, "transformers")] = state[hub_name(source, "transformers")]
@@ -162,5 +194,17 @@ class TransformersPeer:
         return model
 
 
-def create(attention: str) -> TransformersPeer:
-    return TransformersPeer(attention)
+def create(attention: str, dtype: DType | None, device: str | None, backend: Backend) -> TransformersPeer:
+    """The peer; where no device is said, the judge's if torch sees it, else the CPU. PeerUnavailable for a device that
+    torch does not see."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        index = device_index(backend) if has_device(backend) else there
+        device = "cpu" if index >= there else f"cuda:{index}" if index else "cuda"
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= there:
+        seen = f"sees {there} such device{'s' * (there != 1)}" if there else "sees no CUDA device"
+        raise PeerUnavailable(
+            f"transformers on {device}: torch {torch.__version__} {seen}; install a torch for CUDA if this one is for "
+            "the CPU, see whether nvidia-smi lists the card, or say cpu in the peer's name"
+        )
+    return TransformersPeer(attention, dtype or "float32", device.removesuffix(":0"))

@@ -1,0 +1,68 @@
+"""Where arrays lie, on the host or on a device, and the ways between: all that the suite knows of device libraries.
+
+Such a library is never imported here: it comes as a backend's `xp`, or with the arrays that a peer shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from t5g2ref.backend import Backend, find
+
+Array = Any
+
+
+def has_device(backend: Backend) -> bool:
+    """Whether the backend's arrays lie on a device."""
+    return hasattr(backend.xp, "cuda")
+
+
+def on_device(value: Array) -> bool:
+    """Whether the array lies on a device, whatever library made it."""
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def device_index(backend: Backend) -> int:
+    """The number of a device backend's device."""
+    with backend.scope():
+        return int(backend.xp.cuda.runtime.getDevice())
+
+
+def free_bytes(backend: Backend) -> int:
+    """What is free on a device backend's device."""
+    with backend.scope():
+        return int(backend.xp.cuda.runtime.memGetInfo()[0])
+
+
+def release(backend: Backend) -> None:
+    """Give back what a device library keeps of freed memory, so that another one finds room."""
+    pool = getattr(backend, "pool", None)
+    if pool is not None:
+        with backend.scope():
+            pool.free_all_blocks()
+
+
+def to_host(value: Array) -> np.ndarray[Any, Any]:
+    """A device array's copy on the host: in CuPy's own way, or by CuPy for other libraries' arrays."""
+    if hasattr(value, "get"):
+        return np.asarray(value.get())
+    device = find("cupy")
+    with device.scope():
+        return device.host(device.xp.asarray(value))
+
+
+def to_backend(value: Array, backend: Backend) -> Array:
+    """Any array as one of the backend's, same dtype; the array itself where it is one already."""
+    if not has_device(backend):
+        return to_host(value) if on_device(value) else value
+    with backend.scope():
+        if on_device(value):  # a view, unless it lies on another device
+            return backend.xp.asarray(value)
+        return backend.xp.asarray(words(np.asarray(value))).view(value.dtype)
+
+
+def words(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """bfloat16 as 16-bit words, which every library and file format knows; other arrays as they are."""
+    return value.view(np.uint16) if value.dtype.kind == "V" else value

@@ -1,0 +1,67 @@
+"""Time t5g2ref and transformers side by side: see `python tools/bench.py --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from benchmark.options import Options, UsageError, options_of, parser
+
+from conformance.checkpoints import HUB, CheckpointError, resolve
+from conformance.peers import PeerUnavailable, Target
+from t5g2ref.backend import BackendError
+from t5g2ref.config import ConfigError
+from t5g2ref.weights import WeightsError
+
+
+def checkpoint(options: Options, progress: Callable[[str, int, int], None]) -> tuple[Target, str]:
+    """The target on the backend, and what its weights are."""
+    ckpt, backend = options.ckpt, options.backend
+    why = "as asked"
+    if not options.synthetic:
+        try:
+            target = resolve(ckpt, synthetic=False, progress=progress, backend=backend)[0]
+            return target, f"weights: those of {target.folder}"
+        except CheckpointError:
+            if ckpt not in HUB:
+                raise
+            why = f"for those of {ckpt} are not on this machine"
+    target = resolve(ckpt, synthetic=True, progress=progress, backend=backend)[0]
+    return target, f"weights: SYNTHETIC (seeded, at that geometry), {why}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    given = parser().parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a benchmark downloads nothing
+    try:
+        options = options_of(given)
+        reporting, run, show, as_json = _measuring()
+        with reporting(quiet=False) as reporter:
+            target, origin = checkpoint(options, reporter.tensors)
+            result = run(options, target, origin, reporter.say)
+        show(result)
+        if options.json is not None:
+            options.json.write_text(as_json(result), encoding="utf-8")
+        return int(result.status)
+    except (BackendError, CheckpointError, ConfigError, OSError, PeerUnavailable, UsageError, WeightsError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+
+
+def _measuring() -> tuple[Any, ...]:
+    """What needs torch and rich, imported only now: --help and bad options are answered without them."""
+    try:
+        from benchmark.report import as_json, show
+        from benchmark.run import run
+
+        from conformance.progress import reporting
+    except ImportError as error:
+        raise PeerUnavailable(f'{error.name or error} is not to be had: pip install "t5g2ref[conformance]"') from error
+    return reporting, run, show, as_json
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `tools/bench.py` measures, how, and how it is shown."""

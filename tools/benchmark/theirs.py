@@ -1,0 +1,138 @@
+"""transformers' side of the benchmark. The model is the one that the conformance suite judges, made by its peer."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from benchmark.ours import Inputs
+from benchmark.timing import Work
+from conformance import cases, peers
+from conformance.peers import Target
+
+Tensor = torch.Tensor
+
+
+def without_tf32() -> None:
+    """float32 is float32: neither products nor convolutions may drop to TF32."""
+    with warnings.catch_warnings():  # newer versions recommend another spelling, which older ones do not have
+        warnings.simplefilter("ignore")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def opened(target: Target, name: str) -> tuple[Any, Any]:
+    """The peer of that name with the target's weights, and its language model."""
+    peer: Any = peers.create(name)
+    peer.open(target)
+    return peer, peer.model(next(case for case in cases.build(target.config) if case.task == "lm"))
+
+
+class Theirs:
+    """T5Gemma2ForConditionalGeneration on one device in one dtype."""
+
+    def __init__(self, target: Target, name: str, inputs: Inputs) -> None:
+        without_tf32()
+        self._peer, self._model = opened(target, name)
+        table = self._model.get_input_embeddings().weight
+        self.device: torch.device = table.device
+        names = ("source", "target", "warm", "steps")
+        self._ids = {name: torch.tensor(getattr(inputs, name), device=self.device) for name in names}
+        self._pixels = torch.tensor(inputs.pixels, device=self.device, dtype=table.dtype)
+        held = {p.data_ptr(): p.nbytes for p in (*self._model.parameters(), *self._model.buffers())}  # tied ones once
+        self.weight_bytes = sum(held.values())
+
+    def close(self) -> None:
+        self._peer.close()
+        del self._model
+        released(self.device)
+
+    def work(self, item: str) -> Work:
+        if item == "decode":
+            encoded, cache = self._warm()
+            return Work(
+                run=lambda fresh: self._decode(encoded, fresh),
+                sample=_host,
+                prepare=lambda: self._copied(cache),
+                check=lambda fresh: self._decode(encoded, fresh, self._ids["steps"]),
+            )
+        run = {"encode": self._encode, "forward": self._forward, "vision": self._vision}[item]
+        return Work(lambda _: run(), _host)
+
+    def exact_products(self) -> bool:
+        """As `Ours.exact_products`."""
+        x = torch.full((256, 256), 1 + 2.0**-20, device=self.device)
+        return bool(((x @ torch.eye(256, device=self.device)) == x).all())
+
+    @torch.inference_mode()
+    def _encode(self) -> Tensor:
+        return self._model.model.encoder(input_ids=self._ids["source"]).last_hidden_state
+
+    @torch.inference_mode()
+    def _forward(self) -> Tensor:
+        ids = self._ids
+        return self._model(input_ids=ids["source"], decoder_input_ids=ids["target"], use_cache=False).logits
+
+    @torch.inference_mode()
+    def _vision(self) -> Tensor:
+        return self._model.model.encoder.get_image_features(self._pixels, return_dict=True).pooler_output
+
+    @torch.inference_mode()
+    def _warm(self) -> tuple[BaseModelOutput, Any]:
+        encoded = BaseModelOutput(last_hidden_state=self._encode())
+        out = self._model(encoder_outputs=encoded, decoder_input_ids=self._ids["warm"], use_cache=True)
+        return encoded, out.past_key_values
+
+    @torch.inference_mode()
+    def _copied(self, cache: Any) -> Any:
+        """A step writes into the cache, so each repeat starts from a copy of the warm one."""
+        return copy.deepcopy(cache)
+
+    @torch.inference_mode()
+    def _decode(self, encoded: BaseModelOutput, cache: Any, forced: Tensor | None = None) -> Tensor:
+        """As `Ours._decode`."""
+        new = self._ids["steps"][:, :1]
+        for step in range(self._ids["steps"].shape[1]):
+            given = new if forced is None else forced[:, step : step + 1]
+            out = self._model(encoder_outputs=encoded, decoder_input_ids=given, past_key_values=cache, use_cache=True)
+            new = out.logits[:, -1].argmax(dim=-1, keepdim=True)
+        return out.logits
+
+
+class TorchMeter:
+    """CUDA: the most that torch's allocator held, above what was in use when the call began: as `PoolMeter` counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.init()  # before it, the statistics cannot be reset
+        self._device, self._mark = device, 0
+
+    def start(self) -> None:
+        released(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._mark = torch.cuda.memory_allocated(self._device)
+
+    def read(self) -> int:
+        return int(torch.cuda.max_memory_reserved(self._device) - self._mark)
+
+
+def released(device: torch.device) -> None:
+    """Give back what the allocator keeps."""
+    gc.collect()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+
+
+def embedding_rows(model: Any, rows: int) -> np.ndarray[Any, Any]:
+    """The first rows of the table, to see that a loaded model holds the file's numbers."""
+    return _host(model.get_input_embeddings().weight[:rows])
+
+
+def _host(value: Tensor) -> np.ndarray[Any, Any]:
+    return value.detach().double().cpu().numpy()

@@ -1,0 +1,94 @@
+"""Everything that needs a CUDA device, in one command: the GPU tests, the conformance runs, the benchmark.
+
+    python tools/gpu_check.py [--out FOLDER] [--only STEP …] [--skip STEP …] [--jobs N]
+
+A judge's time goes into launching kernels from one core, so several steps side by side share a card well; the benchmark
+always runs alone, at the end. Each step runs to its end whatever became of those before it; its output goes to
+FOLDER/STEP.log (and .json where the step writes one), the last lines of it to the terminal. The exit status is 0 when
+every step's was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+JUDGE = [PYTHON, "-m", "conformance", "--no-progress"]
+OURS = [part for dtype in ("float32", "bfloat16", "float16") for part in ("--peer", f"t5g2ref:cupy:{dtype}")]
+STEPS: dict[str, tuple[str, list[str]]] = {
+    "tests": ("the tests marked gpu", [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
+    "tiny": ("transformers on cuda, tiny", [*JUDGE, "--backend", "cupy", "--json", "{out}/tiny.json"]),
+    "tiny-ours": ("ours on CuPy against NumPy, tiny", [*JUDGE, *OURS, "--json", "{out}/tiny-ours.json"]),
+    **{
+        f"{size}": (
+            f"transformers on cuda, {size}",
+            [*JUDGE, "--backend", "cupy", "--ckpt", size, "--synthetic", "--json", f"{{out}}/{size}.json"],
+        )
+        for size in ("270m", "1b")
+    },
+    "270m-ours": (
+        "ours on CuPy against CuPy in float64, 270m",
+        [*JUDGE, "--backend", "cupy", "--ckpt", "270m", "--synthetic", *OURS, "--json", "{out}/270m-ours.json"],
+    ),
+    "bench": (
+        "ours and transformers side by side, 1b",
+        [PYTHON, "tools/bench.py", "--backend", "cupy", "--ckpt", "1b", "--synthetic", "--json", "{out}/bench.json"],
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    steps = "\n".join(f"  {name:10} {what}" for name, (what, _) in STEPS.items())
+    result = argparse.ArgumentParser(description=__doc__, epilog=f"steps\n{steps}", formatter_class=form)
+    result.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="FOLDER", help="default: gpu-check")
+    result.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help="these steps alone")
+    result.add_argument("--skip", nargs="+", choices=STEPS, default=[], metavar="STEP", help="all but these")
+    result.add_argument("--jobs", type=int, default=1, metavar="N", help="steps side by side (1); memory adds up")
+    result.add_argument("--tail", type=int, default=12, metavar="N", help="lines of each log to print (12)")
+    return result
+
+
+def step(name: str, out: Path, tail: int) -> tuple[int, float]:
+    """Run one step; returns its exit status and its seconds."""
+    what, command = STEPS[name]
+    command = [part.format(out=out) for part in command]
+    began = time.perf_counter()
+    with (out / f"{name}.log").open("w") as log:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+        status = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False
+        ).returncode
+    lines = (out / f"{name}.log").read_text(errors="replace").splitlines()
+    shown = "\n".join(f"   {line}" for line in lines[-tail:])
+    print(f"\n== {name}: {what}\n   {' '.join(command)}\n{shown}", flush=True)
+    return status, time.perf_counter() - began
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    names = [name for name in STEPS if name in (options.only or STEPS) and name not in options.skip]
+    together = [name for name in names if name != "bench"]
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        results = dict(
+            zip(together, pool.map(lambda name: step(name, options.out, options.tail), together), strict=True)
+        )
+    if "bench" in names:
+        results["bench"] = step("bench", options.out, options.tail)
+    print()
+    for name, (status, seconds) in results.items():
+        print(f"{'ok' if status == 0 else f'FAILED ({status})':12} {seconds:7.1f} s  {name:10} {STEPS[name][0]}")
+    return int(any(status for status, _ in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
