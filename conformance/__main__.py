@@ -67,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
 def _run_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--ckpt", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
     target.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
+    target.add_argument(
+        "--calm", action="store_true", help="with --synthetic: no massive activation (1e5), which float16 cannot hold"
+    )
     default = f"default: {', '.join(names())}"
     target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; see `list peers`; {default}")
     target.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")

@@ -38,13 +38,19 @@ def variable(size: str) -> str:
 
 
 def resolve(
-    name: str, *, synthetic: bool, progress: Progress = lambda *_: None, backend: Backend = NUMPY
+    name: str,
+    *,
+    synthetic: bool,
+    calm: bool = False,
+    progress: Progress = lambda *_: None,
+    backend: Backend = NUMPY,
 ) -> list[Target]:
     """The targets that `name` stands for, weights in float32.
 
     Args:
         name: "tiny", "270m", "1b", "4b", a folder, or an id on the Hugging Face Hub.
         synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
+        calm: of the synthetic ones: without the massive activation, which float16 cannot hold.
         progress: called with (what, done, total) while tensors are read or made.
         backend: whose arrays the weights are.
 
@@ -52,14 +58,16 @@ def resolve(
         CheckpointError: it cannot be had or read; with the remedy.
         BackendError: no room for it on the device.
     """
+    if calm and not synthetic:
+        raise CheckpointError("--calm says how synthetic weights are made: give --synthetic too")
     if synthetic:
-        return [_synthetic(name, progress, backend)]
+        return [_synthetic(name, calm, progress, backend)]
     if name in BUNDLED:
         return [_opened(variant, bundled(variant), progress, backend) for variant in BUNDLED[name]]
     return [_opened(name, _folder(name), progress, backend)]
 
 
-def _synthetic(name: str, progress: Progress, backend: Backend) -> Target:
+def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> Target:
     if name in HUB:
         config = preset(name)
     elif Path(name, "config.json").is_file():
@@ -67,8 +75,9 @@ def _synthetic(name: str, progress: Progress, backend: Backend) -> Target:
     else:
         raise CheckpointError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
     _require(backend, name, shapes(config))
-    weights = {tensor: to_backend(value, backend) for tensor, value in _made(Synthetic(config), progress)}
-    return Target(f"{name} (synthetic weights)", config, weights, backend=backend)
+    tensors = Synthetic(config, massive=not calm)
+    weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
+    return Target(f"{name} ({'calm ' if calm else ''}synthetic weights)", config, weights, backend=backend)
 
 
 def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:

@@ -111,17 +111,19 @@ class _Comparison:
         self._taps = {(call, tap.name): tap for call, tap in self._plan}
 
     def findings(self, ours: list[T5Gemma2]) -> list[Finding]:
-        walk(ours, program(self._case), self._meet, scope=self._backend.scope, turns=has_device(self._backend))
+        turns = has_device(self._backend)
+        walk(ours, program(self._case), self._meet, where=self._judged, scope=self._backend.scope, turns=turns)
         judged = [(call, tap) for call, tap in self._plan if self._local or tap.spine]
         unmet = [(call, tap.name) for call, tap in judged if (call, tap.name) not in self._found]
         if unmet or not judged:
             raise RuntimeError(f"the reference never came by {len(unmet)} declared taps, first {unmet[:1]}")
         return [self._found[call, tap.name] for call, tap in judged]
 
+    def _judged(self, call: int, name: str) -> bool:
+        return self._local or self._taps[call, name].spine
+
     def _meet(self, call: int, name: str, values: list[Any]) -> list[Any]:
         tap = self._taps[call, name]
-        if not self._local and not tap.spine:
-            return values
         given = self._dump.get(call, name)
         truth, *controls = values
         anchor, gate = ("local", "worst") if self._local else ("cumulative", "median")

@@ -28,23 +28,30 @@ class LockstepError(RuntimeError):
 
 
 def walk(
-    models: Sequence[Any], program: Program, meet: Meet, *, scope: Scope = nullcontext, turns: bool = False
+    models: Sequence[Any],
+    program: Program,
+    meet: Meet,
+    *,
+    where: Callable[[int, str], bool] = lambda *_: True,
+    scope: Scope = nullcontext,
+    turns: bool = False,
 ) -> None:
     """Run `program(model, trace_of_call)` for every model, each in its thread; `meet(call, name, values)` is called
     once at every tap, in one of these threads, and returns one value a model. The first error of any is raised here.
 
     Args:
+        where: the taps (call, name) at which they meet; past the others every run goes alone.
         scope: every thread, and so every meeting, is inside one of these: what a device library knows by thread.
         turns: only one run computes at a time, all on one core. For models on a device: their threads do nothing but
             launch kernels, one after the other under the interpreter's lock. Handing it to a thread on another core,
             which has to be woken, takes longer than what the thread then does.
     """
-    _Walk(len(models), meet, scope, turns).run(models, program)
+    _Walk(len(models), meet, where, scope, turns).run(models, program)
 
 
 class _Walk:
-    def __init__(self, count: int, meet: Meet, scope: Scope, turns: bool) -> None:
-        self._meet, self._scope = meet, scope
+    def __init__(self, count: int, meet: Meet, where: Callable[[int, str], bool], scope: Scope, turns: bool) -> None:
+        self._meet, self._where, self._scope = meet, where, scope
         self._turn = threading.Semaphore(1 if turns else count)
         self._core = _some_core() if turns else None
         self._places: list[tuple[int, str] | None] = [None] * count
@@ -78,6 +85,8 @@ class _Walk:
             self._fail(error)
 
     def _sink(self, i: int, call: int, name: str, value: Any) -> Any:
+        if call >= 0 and not self._where(call, name):
+            return value
         self._places[i], self._values[i] = (call, name), value
         self._turn.release()
         try:

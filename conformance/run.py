@@ -21,7 +21,7 @@ from conformance.judge import Judgement, judge
 from conformance.peers import Peer, Target, create, names
 from conformance.placement import release
 from conformance.progress import Reporter, reporting
-from t5g2ref.backend import Backend, find
+from t5g2ref.backend import Backend, BackendError, find
 
 Found = list[tuple[str, Judgement]]
 Plan = list[tuple[Target, Case]]
@@ -34,7 +34,13 @@ def run(options: argparse.Namespace) -> int:
     began, found, backend = time.perf_counter(), Found(), find(options.backend)
     peers = _peers(options.peer, backend)
     with reporting(quiet=options.no_progress) as reporter:
-        targets = resolve(options.ckpt, synthetic=options.synthetic, progress=reporter.tensors, backend=backend)
+        targets = resolve(
+            options.ckpt,
+            synthetic=options.synthetic,
+            calm=options.calm,
+            progress=reporter.tensors,
+            backend=backend,
+        )
         plan = _plan(targets, options.case or [])
         try:
             _judge_all(peers, plan, found, reporter)
@@ -91,7 +97,11 @@ def _judge_all(peers: list[Peer], plan: Plan, found: Found, reporter: Reporter) 
             if opened is not target:
                 peer.open(target)
                 opened = target
-            found.append((target.name, judge(peer, target, case, reporter.say)))
+            try:
+                judgement = judge(peer, target, case, reporter.say)
+            except BackendError as error:  # out of memory in one case: what was judged, and what can be, is kept
+                judgement = Judgement(peer.name, case.name, error=str(error))
+            found.append((target.name, judgement))
             reporter.step()
         peer.close()
         release(plan[0][0].backend)

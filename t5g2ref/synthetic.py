@@ -43,10 +43,11 @@ class Synthetic(Mapping[str, Array]):
     Args:
         config: the geometry.
         seed: another seed is another checkpoint of the same statistics.
+        massive: plant the massive activation. Without it every value stays within float16, which ends at 65504.
     """
 
-    def __init__(self, config: Config, seed: int = 0) -> None:
-        self._config, self._seed = config, seed
+    def __init__(self, config: Config, seed: int = 0, *, massive: bool = True) -> None:
+        self._config, self._seed, self._massive = config, seed, massive
         self._shapes = shapes(config)
 
     def __iter__(self) -> Iterator[str]:
@@ -59,7 +60,7 @@ class Synthetic(Mapping[str, Array]):
         shape = self._shapes[name]
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         value = _drawn(rng, name, shape)
-        if not name.startswith(("encoder.vision_tower", "encoder.multi_modal")):
+        if self._massive and not name.startswith(("encoder.vision_tower", "encoder.multi_modal")):
             self._give_channel_to_bos(name, value)
         value = np.asarray(to_grid(value, "bfloat16"))
         value.flags.writeable = False

@@ -262,7 +262,7 @@ def test_synthetic_at_a_folder_s_geometry(tmp_path: Path) -> None:
 
 def test_synthetic_of_a_size_has_the_preset_s_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never the folder's that a variable names; and not one tensor of the 270m parameters is made for this test."""
-    monkeypatch.setattr(checkpoints, "Synthetic", lambda config: {"only": config})
+    monkeypatch.setattr(checkpoints, "Synthetic", lambda config, **_: {"only": config})
     monkeypatch.setenv("T5G2REF_270M", str(bundled("tiny")))
     (target,) = resolve("270m", synthetic=True)
     assert (target.name, target.folder) == ("270m (synthetic weights)", None)

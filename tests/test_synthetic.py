@@ -171,3 +171,17 @@ def test_attention_is_neither_flat_nor_one_hot(walked: dict[str, dict[str, Array
     assert spread.max() < 200
     tops = logits.argmax(axis=-1)
     assert len(np.unique(tops)) > tops.size // 4
+
+
+def test_calm_weights_plant_nothing() -> None:
+    # The same tensors but for the channel that belongs to bos: nothing beyond what was drawn.
+    config = Config.load(bundled("tiny"))
+    planted, calm = Synthetic(config), Synthetic(config, massive=False)
+    channel = config.decoder.hidden_size // 3
+    for name in planted:
+        a, b = planted[name], calm[name]
+        if name.endswith("post_feedforward_layernorm.weight") and ".layers.1." in name and "vision" not in name:
+            assert a[channel] > 1e3
+            assert abs(b[channel]) < 10
+        assert a.shape == b.shape
+        assert np.abs(b).max() < 30

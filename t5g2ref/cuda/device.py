@@ -39,9 +39,8 @@ class CudaBackend(Backend):
         self.index = index
         self.stream = cupy.cuda.Stream.null if stream is None else stream
         self.pool = cupy.cuda.MemoryPool()
-        self._device = cupy.cuda.Device(index)
         if memory_limit is not None:
-            with self._device:  # a pool has a limit for each device
+            with cupy.cuda.Device(index):  # a pool has a limit for each device
                 self.pool.set_limit(size=memory_limit)
         self._loader = Loader(cupy, partial(Pinned, stream=self.stream))
 
@@ -49,7 +48,7 @@ class CudaBackend(Backend):
     def scope(self) -> Iterator[CudaBackend]:
         """Inside it, new arrays and kernels belong to this device, stream and pool, in the calling thread alone; what
         was current before comes back. Scopes nest. Out of memory is a BackendError that says what to do."""
-        with self._device, self.stream, cupy.cuda.using_allocator(self.pool.malloc):
+        with cupy.cuda.Device(self.index), self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             try:
                 yield self
             except cupy.cuda.memory.OutOfMemoryError as error:
@@ -75,7 +74,7 @@ class CudaBackend(Backend):
     def memory(self) -> tuple[int, int]:
         """Bytes that this backend can still take, what its pool would use again included, and bytes in all: of the
         device, or of the memory limit if that is less."""
-        with self._device:
+        with cupy.cuda.Device(self.index):
             free, total = cupy.cuda.runtime.memGetInfo()
             free += self.pool.free_bytes()
             limit = self.pool.get_limit() or total
