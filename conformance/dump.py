@@ -19,7 +19,7 @@ from t5g2ref.backend import NUMPY, Backend
 Array = Any
 MEMORY_BYTES = 1 << 30
 LARGE_BYTES = 1 << 22
-DEVICE_SHARE = 4  # one part in so many of a device's free memory: the rest is the models' and the judge's
+DEVICE_SHARE = 2  # one part in so many of a device's free memory: the rest is the models' and the judge's
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def first_seen_at(tap: str, exposed: Iterable[str]) -> list[str]:
 
 
 _ALWAYS = {"D50", "D51", "D66"}  # any case of the fp32 lane shows these
-_LANE = "needs a half-precision lane, which is not in this version"
+_LANE = "needs the statistics of a half-precision lane, which are not in this version"
 _ELSEWHERE = {
     "D02": _LANE,
     "D11": _LANE,

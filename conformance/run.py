@@ -34,13 +34,8 @@ def run(options: argparse.Namespace) -> int:
     began, found, backend = time.perf_counter(), Found(), find(options.backend)
     peers = _peers(options.peer, backend)
     with reporting(quiet=options.no_progress) as reporter:
-        targets = resolve(
-            options.ckpt,
-            synthetic=options.synthetic,
-            calm=options.calm,
-            progress=reporter.tensors,
-            backend=backend,
-        )
+        made = {"synthetic": options.synthetic, "calm": options.calm}
+        targets = resolve(options.ckpt, **made, progress=reporter.tensors, backend=backend)
         plan = _plan(targets, options.case or [])
         try:
             _judge_all(peers, plan, found, reporter)

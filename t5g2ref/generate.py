@@ -67,7 +67,8 @@ def _steps(
     for _ in range(count):
         hidden, cache = model.decode(new, cache)
         logits.append(model.logits(hidden[:, -1:]))
-        token = xp.where(running, logits[-1][:, -1].argmax(axis=-1), pad)
+        likeliest = model.nx.wide(logits[-1][:, -1]).argmax(axis=-1)  # not every library reduces half types
+        token = xp.where(running, likeliest, pad)
         new = token[:, None]
         ids = xp.concatenate([ids, new], axis=1)
         if on_token is not None:

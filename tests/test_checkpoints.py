@@ -273,3 +273,17 @@ def test_synthetic_of_a_size_has_the_preset_s_geometry(monkeypatch: pytest.Monke
 def test_synthetic_needs_a_geometry(name: str) -> None:
     message = refused(name, synthetic=True)
     assert message == "--synthetic needs a geometry: one of 270m, 1b, 4b or a folder with config.json"
+
+
+def test_calm_weights_are_those_of_a_calm_generator() -> None:
+    folder = str(bundled("tiny"))
+    (target,) = resolve(folder, synthetic=True, calm=True)
+    assert target.name == f"{folder} (calm synthetic weights)"
+    expected = Synthetic(target.config, massive=False)
+    for name, value in target.weights.items():
+        same_bits(value, expected[name])
+
+
+def test_calm_says_how_synthetic_weights_are_made() -> None:
+    with pytest.raises(CheckpointError, match="give --synthetic too"):
+        resolve("tiny", synthetic=False, calm=True)

@@ -31,6 +31,7 @@ from conformance.judge import LIMITS
 from conformance.oracle import models, program
 from conformance.peers import Target
 from t5g2ref import bundled, taps
+from t5g2ref.backend import BackendError
 from t5g2ref.config import Config
 from t5g2ref.trace import Trace
 
@@ -516,6 +517,23 @@ def test_an_interruption_before_any_case(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(running, "resolve", resolve)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines, err) == (3, ["VERDICT: INCOMPLETE - interrupted"], "conformance: interrupted\n")
+
+
+def test_no_memory_for_one_case_costs_that_case_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, calls = running.judge, []
+
+    def full(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise BackendError("not enough memory on cupy: needed 9 GiB, free 1 GiB")
+        return judge(*arguments)
+
+    monkeypatch.setattr(running, "judge", full)
+    status, lines, _ = run("--case", "s[he]*", peers=[Ours()])
+    assert status == 3
+    assert len(calls) > 1
+    assert any("not enough memory on cupy: needed 9 GiB" in line for line in lines)
+    assert lines[-1].endswith("- ours could not run case short")
 
 
 def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -193,3 +194,30 @@ def test_in_turns_one_computes_at_a_time() -> None:
 
     within(lambda: lockstep.walk([1, 2, 3], program, same, turns=True))
     assert most == [1]
+
+
+def test_runs_meet_only_where_they_are_asked_to(walk: Any) -> None:
+    met: list[tuple[int, str]] = []
+
+    def meet(call: int, name: str, values: list[float]) -> list[float]:
+        met.append((call, name))
+        return values
+
+    taps = [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    models = [{"start": start, "taps": taps} for start in (1.0, 3.0)]
+    within(lambda: walk(models, script, meet, where=lambda call, name: (call, name) in ((0, "b"), (1, "a"))))
+    assert met == [(0, "b"), (1, "a")]
+
+
+def test_the_core_is_the_walks_alone() -> None:
+    # In turns all runs sit on one core; the caller keeps what it had.
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    seen: list[set[int]] = []
+
+    def meet(call: int, name: str, values: list[float]) -> list[float]:
+        seen.append(os.sched_getaffinity(0) if before else {0})
+        return values
+
+    within(lambda: lockstep.walk([{"start": 1.0, "taps": [(0, "a")]}] * 2, script, meet, turns=True))
+    assert [len(cores) for cores in seen] == [1]
+    assert not before or os.sched_getaffinity(0) == before

@@ -1,11 +1,10 @@
 """Everything that needs a CUDA device, in one command: the GPU tests, the conformance runs, the benchmark.
 
-    python tools/gpu_check.py [--out FOLDER] [--only STEP …] [--skip STEP …] [--jobs N]
+    python tools/gpu_check.py [--out FOLDER] [--only STEP …] [--skip STEP …]
 
-A judge's time goes into launching kernels from one core, so several steps side by side share a card well; the benchmark
-always runs alone, at the end. Each step runs to its end whatever became of those before it; its output goes to
-FOLDER/STEP.log (and .json where the step writes one), the last lines of it to the terminal. The exit status is 0 when
-every step's was.
+Each step runs to its end whatever became of those before it; its output goes to FOLDER/STEP.log (and .json where the
+step writes one), the last lines of it to the terminal. The exit status is 0 when every step's was. One after the other,
+since side by side on one card they wait for each other at every tap: six took longer than their sum.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 JUDGE = [PYTHON, "-m", "conformance", "--no-progress"]
+DEVICE = ["--backend", "cupy", "--synthetic"]
 OURS = [part for dtype in ("float32", "bfloat16", "float16") for part in ("--peer", f"t5g2ref:cupy:{dtype}")]
 STEPS: dict[str, tuple[str, list[str]]] = {
     "tests": ("the tests marked gpu", [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
@@ -29,13 +28,17 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     **{
         f"{size}": (
             f"transformers on cuda, {size}",
-            [*JUDGE, "--backend", "cupy", "--ckpt", size, "--synthetic", "--json", f"{{out}}/{size}.json"],
+            [*JUDGE, *DEVICE, "--ckpt", size, "--json", f"{{out}}/{size}.json"],
         )
         for size in ("270m", "1b")
     },
     "270m-ours": (
         "ours on CuPy against CuPy in float64, 270m",
-        [*JUDGE, "--backend", "cupy", "--ckpt", "270m", "--synthetic", *OURS, "--json", "{out}/270m-ours.json"],
+        [*JUDGE, *DEVICE, "--ckpt", "270m", *OURS[:4], "--json", "{out}/270m-ours.json"],
+    ),
+    "270m-calm": (
+        "the same in float16, which cannot hold the massive activations",
+        [*JUDGE, *DEVICE, "--ckpt", "270m", "--calm", *OURS[4:], "--json", "{out}/270m-calm.json"],
     ),
     "bench": (
         "ours and transformers side by side, 1b",
@@ -51,7 +54,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="FOLDER", help="default: gpu-check")
     result.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help="these steps alone")
     result.add_argument("--skip", nargs="+", choices=STEPS, default=[], metavar="STEP", help="all but these")
-    result.add_argument("--jobs", type=int, default=1, metavar="N", help="steps side by side (1); memory adds up")
     result.add_argument("--tail", type=int, default=12, metavar="N", help="lines of each log to print (12)")
     return result
 
@@ -77,13 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in STEPS if name in (options.only or STEPS) and name not in options.skip]
-    together = [name for name in names if name != "bench"]
-    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        results = dict(
-            zip(together, pool.map(lambda name: step(name, options.out, options.tail), together), strict=True)
-        )
-    if "bench" in names:
-        results["bench"] = step("bench", options.out, options.tail)
+    results = {name: step(name, options.out, options.tail) for name in names}
     print()
     for name, (status, seconds) in results.items():
         print(f"{'ok' if status == 0 else f'FAILED ({status})':12} {seconds:7.1f} s  {name:10} {STEPS[name][0]}")
