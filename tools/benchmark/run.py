@@ -108,7 +108,7 @@ def notes(options: Options) -> list[str]:
 def _busy(load: float, cores: int) -> str:
     """Threads that wait for each other at every product lose far more than their share of a busy core."""
     line = f"{cores} cores, load average {load:.1f} before the first item"
-    return line if load < cores / 4 else f"{line}: BUSY, do not quote these times (torch has been seen 30 times slower)"
+    return line if load < cores / 4 else f"{line}: BUSY, do not quote these times"
 
 
 def bounded(row: Row, config: Config, lengths: Lengths, options: Options, ceilings: Ceilings) -> Row:
