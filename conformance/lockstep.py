@@ -11,7 +11,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -41,7 +41,8 @@ def walk(
 
     Args:
         where: the taps (call, name) at which they meet; past the others every run goes alone.
-        scope: every thread, and so every meeting, is inside one of these: what a device library knows by thread.
+        scope: every thread is inside one of these, and every meeting inside another of its own: what a device library
+            knows by thread, and what it makes of that library's errors. They nest.
         turns: only one run computes at a time, all on one core. For models on a device: their threads do nothing but
             launch kernels, one after the other under the interpreter's lock. Handing it to a thread on another core,
             which has to be woken, takes longer than what the thread then does.
@@ -64,17 +65,23 @@ class _Walk:
             threading.Thread(target=self._one, args=(i, model, program), daemon=True) for i, model in enumerate(models)
         ]
         # Each run gets its share of the cores: BLAS pools that fight for them made this twice as slow.
-        with threadpool_limits(max(1, (os.cpu_count() or 1) // len(threads)), user_api="blas"):
+        with threadpool_limits(max(1, _cores() // len(threads)), user_api="blas"):
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
+        # What is left must not hold the runs' values: the barrier knows this object, and an error knows the frames
+        # that it came through, which know this object too. In circles they would stay until a collection.
+        del self._barrier
+        self._values.clear()
         if self._errors:
-            raise self._errors[0]
+            del self._errors[1:]
+            raise self._errors.pop()
 
     def _one(self, i: int, model: Any, program: Program) -> None:
         if self._core is not None:
-            os.sched_setaffinity(0, {self._core})  # of this thread, which ends with the walk
+            with suppress(OSError):  # some systems refuse it; it only saves time
+                os.sched_setaffinity(0, {self._core})  # of this thread, which ends with the walk
         try:
             with self._scope(), self._turn:
                 program(model, lambda call: Trace(lambda name, value: self._sink(i, call, name, value)))
@@ -104,7 +111,8 @@ class _Walk:
         if place == (-1, "end"):
             return
         try:
-            self._values = list(self._meet(*place, self._values))
+            with self._scope():  # an error is kept here, so it would never pass through the thread's own
+                self._values = list(self._meet(*place, self._values))
         except BaseException as error:
             self._errors.append(error)
             raise threading.BrokenBarrierError from error  # breaks the barrier; abort() here would wait for itself
@@ -114,7 +122,16 @@ class _Walk:
         self._barrier.abort()
 
 
+def _cores() -> int:
+    """How many cores this process may use."""
+    with suppress(AttributeError, OSError):  # a system that does not know, or does not say
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _some_core() -> int | None:
     """A core that this process may use, by chance, since other processes may be at the same; None where the system
     does not let a thread choose."""
-    return random.choice(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_setaffinity") else None
+    with suppress(AttributeError, OSError):
+        return random.choice(sorted(os.sched_getaffinity(0)))
+    return None

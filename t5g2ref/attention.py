@@ -84,18 +84,19 @@ def _block(nx: Numerics, q: Array, sources: Sequence[Source], scale: float, cap:
     stacked = q.reshape(batch, k.shape[1], -1, width)  # (B, K, G·rows, H)
     grouped = (batch, k.shape[1], -1, rows, k.shape[2])
     allowed = visible(nx, sources, first, first + rows - 1)
-    weights = _weights(nx, stacked, k, scale, cap, None if allowed is None else allowed[:, None, None], grouped)
+    weights = attention_weights(nx, stacked, k, scale, cap, None if allowed is None else allowed[:, None, None], grouped)
     return nx.matmul(weights.reshape(*stacked.shape[:3], -1), v).reshape(batch, heads, rows, v.shape[-1])
 
 
-def _weights(
+@twinned
+def attention_weights(
     nx: Numerics, q: Array, k: Array, scale: float, cap: float | None, allowed: Array | None, grouped: tuple[int, ...]
 ) -> Array:
     """softmax(q kᵀ · scale) in shape `grouped`: rounded at each step on the unfused path, kept wide on the fused."""
     k = k.swapaxes(-1, -2)
     if nx.profile.round_scores:
-        scores = softcap(nx, nx.mul(nx.matmul(q, k), scale), cap)
-        return masked_softmax(nx, scores.reshape(grouped), allowed)
+        scores = nx.cast(nx.wide(nx.matmul(q, k)) * scale)  # wide: beside a half array the factor would be rounded
+        return masked_softmax(nx, softcap(nx, scores, cap).reshape(grouped), allowed)
     return scaled_softmax(nx, nx.product(q, k).reshape(grouped), scale, cap, allowed)
 
 

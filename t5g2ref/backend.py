@@ -6,12 +6,13 @@ are multiplied, and which operations have a faster twin. The model files see nei
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class Backend:
     native_half = False
     block_rows = 128
     block_scores = 1 << 24
-    twins: ClassVar[Mapping[str, Twin]] = MappingProxyType({})
+    twins: Mapping[str, Twin] = MappingProxyType({})
 
     def scope(self) -> AbstractContextManager[object]:
         """Inside it, new arrays and kernels belong to this backend's device, stream and memory pool."""
@@ -87,6 +88,12 @@ class Backend:
         """The type in which a model in `dtype` keeps a weight stored as `stored`; narrower only where that is exact,
         since `Numerics.weight` widens at use."""
         return dtype
+
+    def with_twins(self, twins: Mapping[str, Twin]) -> Self:
+        """This backend, the same device and pool, with these twins in place of or beside its own."""
+        other = copy.copy(self)
+        other.twins = MappingProxyType({**self.twins, **twins})
+        return other
 
     def require(self, bytes_needed: int, what: str) -> None:
         """BackendError where this backend has no room for so many bytes of `what` ("the weights of …"). Host memory is

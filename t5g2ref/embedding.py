@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref.numerics import Array, Numerics, to_grid
+from t5g2ref.numerics import Array, Numerics, to_grid, twinned
 
 
 def embed_scale(nx: Numerics, width: int) -> float:
@@ -15,6 +15,7 @@ def embed_scale(nx: Numerics, width: int) -> float:
     return float(to_grid(np.asarray(math.sqrt(width)), nx.embed_dtype or nx.dtype))
 
 
+@twinned
 def embed(nx: Numerics, w: Any, ids: Array, eoi_id: int) -> Array:
     """ids (B, T) → (B, T, D): row · √D, rounded once. The end-of-image id has a row of its own, which is not scaled."""
     rows = nx.array(w.weight[ids])

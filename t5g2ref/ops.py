@@ -59,11 +59,15 @@ def gated_gelu(nx: Numerics, gate: Array, up: Array, trace: Trace = OFF) -> Arra
     return nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up)
 
 
+@twinned
 def softcap(nx: Numerics, x: Array, cap: float | None) -> Array:
-    """cap · tanh(x / cap), each step rounded to the model's type; `x` itself when cap is None."""
+    """cap · tanh(x / cap), each step rounded to the model's type; `x` itself when cap is None. Quotient and product are
+    formed wide: beside a native half array `cap` would be rounded to its type."""
     if cap is None:
         return x
-    return nx.mul(nx.cast(nx.xp.tanh(nx.wide(nx.cast(x / cap)))), cap)
+    x = nx.cast(nx.wide(x) / cap)
+    x = nx.cast(nx.xp.tanh(nx.wide(x)))
+    return nx.cast(nx.wide(x) * cap)
 
 
 @twinned

@@ -22,6 +22,7 @@ def inverse_frequencies(nx: Numerics, rope: Rope, head_dim: int) -> Array:
     return (kind(1.0) / kind(rope.theta) ** exponent) / kind(rope.factor)
 
 
+@twinned
 def tables(nx: Numerics, rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
     """cos and sin of every angle, rounded to the activations' type.
 

@@ -25,16 +25,19 @@ from t5g2ref.backend import Backend
 
 FUNCTIONS: dict[str, tuple[str, ...]] = {  # name: the keyword arguments let through
     **dict.fromkeys(("abs", "cos", "exp", "isfinite", "log", "log1p", "maximum", "sin", "sqrt", "tanh"), ()),
+    **dict.fromkeys(("expm1", "minimum", "sign"), ()),
     **dict.fromkeys(("arange", "asarray", "full", "ones", "zeros"), ("dtype",)),
     **dict.fromkeys(("asnumpy", "broadcast_to", "matmul", "where"), ()),
-    "concatenate": ("axis",),
+    **dict.fromkeys(("concatenate", "partition", "stack"), ("axis",)),
+    "sum": ("axis", "dtype"),
+    "zeros_like": (),
 }
 # How many of the arguments are arrays, where not all are.
-ARRAYS = {**dict.fromkeys(("arange", "full", "ones", "zeros"), 0), "broadcast_to": 1, "concatenate": 1}
+ARRAYS = {**dict.fromkeys(("arange", "full", "ones", "zeros"), 0), "broadcast_to": 1, "concatenate": 1, "partition": 1, "stack": 1}
 CONSTANTS = ("inf", "nan")
 METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("all", "any", "argmax", "max", "mean", "min"), ("axis", "keepdims")),
-    **dict.fromkeys(("copy", "reshape", "swapaxes", "transpose"), ()),
+    **dict.fromkeys(("copy", "reshape", "swapaxes", "transpose", "view"), ()),
     "astype": ("copy",),
     "sum": ("axis", "dtype", "keepdims"),
 }
@@ -136,7 +139,7 @@ class Strict:
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         check_keywords(name, kwargs, FUNCTIONS[name])
         count = ARRAYS.get(name, len(args))
-        if name == "concatenate":
+        if name in ("concatenate", "stack"):
             arrays: list[Any] = [[unwrapped(value) for value in args[0]]]
         else:
             arrays = [unwrapped(value) for value in args[:count]]

@@ -42,6 +42,22 @@ class CudaError(RuntimeError):
     """As CuPy's: the message begins with the error's name."""
 
 
+class BlasError(RuntimeError):
+    """As CuPy's: the message is the status's name."""
+
+
+class DriverError(RuntimeError):
+    """As CuPy's: the message begins with the error's name."""
+
+
+class CompileException(Exception):
+    """As CuPy's: no RuntimeError, and its text is all that the compiler said."""
+
+
+class DynamicLibNotFoundError(RuntimeError):
+    """As cuda.pathfinder's."""
+
+
 class OutOfMemory(MemoryError):
     def __init__(self, size: int, total: int, limit: int = 0) -> None:
         self._size = size
@@ -77,7 +93,7 @@ class Reentrant:
 
 
 class Device(Reentrant):
-    what = "device"
+    what, compute_capability = "device", "70"
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -118,19 +134,42 @@ class Pool:
         return 2 * GIB
 
 
-def raising(error: str) -> Callable[..., Any]:
-    def call(*_: object) -> Any:
-        raise CudaError(error)
+def raising(error: str | Exception) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> Any:
+        raise CudaError(error) if isinstance(error, str) else error
 
     return call
 
 
-def stand_in(count: int = 2, failing: str = "", driver: int = 13010, starts: str = "", release: str = "14.2.0") -> Any:
+class Cuda(SimpleNamespace):
+    """`cupy.cuda`, which loads cuBLAS when somebody first asks for it."""
+
+    @property
+    def cublas(self) -> Any:
+        return self.load_cublas()
+
+
+def stand_in(
+    count: int = 2,
+    failing: str = "",
+    driver: int = 13010,
+    starts: str = "",
+    release: str = "14.2.0",
+    without: tuple[str, Exception] | None = None,
+) -> Any:
     """A module that has what the backend takes from CuPy. `failing` is the error of getDeviceCount, `starts` that of
-    a device's first call; 4 of 8 GiB are free."""
+    a device's first call, `without` what does not work ("cublas", "nvrtc", "ones", "create") and its error; 4 of 8 GiB
+    are free."""
     cupy: Any = ModuleType("cupy")
     cupy.__version__ = release
-    cupy.empty, cupy.zeros = np.empty, np.zeros
+    cupy.empty, cupy.zeros, cupy.ones = np.empty, np.zeros, np.ones
+    handles: list[int] = []
+    cublas = SimpleNamespace(
+        CUBLASError=BlasError,
+        create=lambda: (handles.append(HERE.device), HERE.device)[1],
+        destroy=handles.remove,
+        handles=handles,
+    )
     cupy.asnumpy = lambda x: (np.asarray(x), HERE.device)[0]
     runtime = SimpleNamespace(
         CUDARuntimeError=CudaError,
@@ -141,8 +180,11 @@ def stand_in(count: int = 2, failing: str = "", driver: int = 13010, starts: str
         getDeviceProperties=lambda index: {"name": f"Card {index}".encode()},
     )
     default = Stream(-1)
-    cupy.cuda = SimpleNamespace(
+    cupy.cuda = Cuda(
         runtime=runtime,
+        driver=SimpleNamespace(CUDADriverError=DriverError),
+        nvrtc=SimpleNamespace(getVersion=lambda: (13, 1)),
+        load_cublas=lambda: cublas,
         Device=Device,
         Stream=SimpleNamespace(null=default),
         MemoryPool=Pool,
@@ -150,6 +192,15 @@ def stand_in(count: int = 2, failing: str = "", driver: int = 13010, starts: str
         using_allocator=partial(current, "allocator"),
         alloc_pinned_memory=raising("cudaErrorMemoryAllocation: out of memory"),
     )
+    if without is not None:
+        what, error = without
+        owner, name = {
+            "cublas": (cupy.cuda, "load_cublas"),
+            "nvrtc": (cupy.cuda.nvrtc, "getVersion"),
+            "ones": (cupy, "ones"),
+            "create": (cublas, "create"),
+        }[what]
+        setattr(owner, name, raising(error))
     return cupy
 
 
@@ -207,6 +258,67 @@ def test_what_is_missing_is_said(install: Any, facts: dict[str, Any], words: lis
     message = refused()
     assert all(word in message for word in words), message
     assert "hides" not in message  # CUDA_VISIBLE_DEVICES is not set
+
+
+MISSING = 'Failure finding "libcublasLt.so.13 or libcublasLt.so.12": No such file: libcublasLt.so.13, No such file'
+
+
+@pytest.mark.parametrize("what", ["cublas", "nvrtc"])
+@pytest.mark.parametrize("kind", [ImportError, OSError, DynamicLibNotFoundError, RuntimeError])
+def test_cuda_libraries_that_are_missing(install: Any, kind: type[Exception], what: str) -> None:
+    """CuPy's wheels alone have neither, and it imports all the same."""
+    install(without=(what, kind(f"\n{MISSING}\n\n")))
+    assert refused() == (
+        f"CuPy does not find CUDA's libraries, cuBLAS and the compiler NVRTC: {kind.__name__}: {MISSING}. They do not "
+        'come with CuPy alone: pip install "cupy-cuda13x[ctk]", or "cupy-cuda12x[ctk]" where that is the CuPy that '
+        "`pip list` shows; or install the CUDA toolkit of that version"
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ("ones", CompileException("nvrtc: error: invalid value for --gpu-architecture (-arch)\n\n"), "(-arch). CUDA"),
+        ("ones", CompileException("a.cuh(5): catastrophic error: no cuda_fp16.h\n" + 1000 * "x\n"), "fp16.h. CUDA 13"),
+        (
+            "ones",
+            CudaError("cudaErrorNoKernelImageForDevice: no image"),
+            ": CudaError: cudaErrorNoKernelImageForDevice",
+        ),
+        ("create", BlasError("CUBLAS_STATUS_ARCH_MISMATCH"), "BlasError: CUBLAS_STATUS_ARCH_MISMATCH. CUDA 13"),
+        ("create", BlasError("CUBLAS_STATUS_NOT_INITIALIZED"), "BlasError: CUBLAS_STATUS_NOT_INITIALIZED. CUDA 13"),
+        ("create", RuntimeError(), "has: RuntimeError. CUDA 13"),
+    ],
+    ids=str,
+)
+def test_a_card_that_this_cupy_cannot_use(install: Any, what: str, error: Exception, said: str) -> None:
+    install(without=(what, error))
+    message = refused(1)
+    assert message.startswith(
+        "CuPy 14.2.0 for CUDA 13.2 cannot compile or run for compute capability 7.0, which CUDA device 1 has: "
+    )
+    assert said in message
+    assert (
+        'CUDA 13 knows 7.5 and later; for an older card uninstall CuPy, then pip install "t5g2ref[cuda12]"' in message
+    )
+    assert len(message) < 1000  # not all that a compiler has to say
+
+
+@pytest.mark.parametrize(
+    ("what", "error"), [("ones", OutOfMemory(512, GIB)), ("create", BlasError("CUBLAS_STATUS_ALLOC_FAILED"))], ids=str
+)
+def test_a_card_that_is_full(install: Any, what: str, error: Exception) -> None:
+    install(without=(what, error))
+    message = refused()
+    assert message.startswith("CUDA device 0 has no memory left in which CUDA's libraries could start: ")
+    assert message.endswith("; close what else holds it (nvidia-smi lists it)")
+
+
+def test_the_trial_leaves_nothing(install: Any) -> None:
+    cupy = install()
+    t5g2ref.cuda.backend(1)
+    assert not cupy.cuda.cublas.handles
+    assert now() == (None, None, None)
 
 
 @pytest.mark.parametrize("facts", [{"failing": NO_DEVICE}, {"count": 0}])
@@ -347,12 +459,52 @@ def test_out_of_memory_says_what_to_do(install: Any) -> None:
     assert now() == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlasError("CUBLAS_STATUS_ALLOC_FAILED"),
+        BlasError("CUBLAS_STATUS_NOT_INITIALIZED"),  # as cuBLAS says it where a handle finds no room
+        CudaError("cudaErrorMemoryAllocation: out of memory"),
+        DriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+    ],
+    ids=str,
+)
+def test_a_library_without_memory_for_itself(install: Any, error: Exception) -> None:
+    install()
+    made = t5g2ref.cuda.backend()
+    with pytest.raises(BackendError) as found, made.scope(), made.scope():
+        raise error
+    assert str(found.value).startswith(
+        f"not enough memory on cupy (Card 0) for a CUDA library itself: {error}, free 6 GiB of 8 GiB. Use a smaller"
+    )
+    assert found.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlasError("CUBLAS_STATUS_EXECUTION_FAILED"),
+        CudaError("cudaErrorIllegalAddress: an illegal memory access was encountered"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED, says somebody else"),
+    ],
+    ids=str,
+)
+def test_other_errors_stay_what_they_are(install: Any, error: Exception) -> None:
+    install()
+    with pytest.raises(type(error)) as found, t5g2ref.cuda.backend().scope():
+        raise error
+    assert found.value is error
+
+
 def test_room_counts_what_the_pool_can_use_again(install: Any) -> None:
     install()
     made = t5g2ref.cuda.backend()
     assert made.memory() == (6 * GIB, 8 * GIB)
-    made.require(6 * GIB, "the weights of x")
-    with pytest.raises(BackendError, match=r"for the weights of x: needed 6 GiB, free 6 GiB of 8 GiB"):
+    made.require(11 * GIB // 2, "the weights of x")
+    words = r"for the weights of x: needed 5\.5 GiB and 0\.5 GiB for CUDA's libraries, free 6 GiB of 8 GiB\. Use"
+    with pytest.raises(BackendError, match=words):
+        made.require(11 * GIB // 2 + 1, "the weights of x")
+    with pytest.raises(BackendError, match=r"for the weights of x: needed 6 GiB, free 6 GiB of 8 GiB\. Use"):
         made.require(6 * GIB + 1, "the weights of x")
 
 
@@ -363,6 +515,7 @@ def test_a_memory_limit_is_the_devices_own(install: Any) -> None:
     assert made.memory() == (2 * GIB, 3 * GIB)  # 1 GiB is in use
     with pytest.raises(BackendError, match=r"needed 2\.5 GiB, free 2 GiB of 3 GiB.* or a higher memory_limit"):
         made.require(5 * GIB // 2, "x")
+    made.require(2 * GIB, "x")  # the libraries' own memory is not the pool's
     assert t5g2ref.cuda.backend(memory_limit=100 * GIB).memory() == (6 * GIB, 8 * GIB)
     assert t5g2ref.cuda.backend(memory_limit=1).memory() == (0, 1)
 

@@ -38,7 +38,6 @@ WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/cuda: imported wh
 
 FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
 PEERS = {"torch", "transformers"}
-JUDGES = ("judge", "compare", "cases", "oracle", "lockstep", "dump", "report")  # of conformance
 MODEL_FILES = (  # written over Numerics
     *("ops", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "heads", "model"),
@@ -48,6 +47,9 @@ SCALAR_HELPERS = {"rope": {"inverse_frequencies"}, "embedding": {"embed_scale"}}
 
 def modules(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py"))
+
+
+JUDGES = [name for name in modules(SUITE) if not name.startswith("__")]  # all of conformance but its peers
 
 
 def imported(source: str, package: str) -> Iterator[tuple[int, str]]:

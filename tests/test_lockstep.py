@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -163,22 +165,90 @@ def test_every_run_and_every_meeting_is_in_a_scope(walk: Any) -> None:
 
     @contextmanager
     def scope() -> Iterator[None]:
-        local.inside = True
+        local.depth = getattr(local, "depth", 0) + 1
         yield
-        local.inside = False
-        left.append(threading.get_ident())
+        local.depth -= 1
+        if not local.depth:
+            left.append(threading.get_ident())
 
     def program(model: Any, trace_of: Callable[[int], Any]) -> None:
         for _ in range(3):
-            assert local.inside
+            assert local.depth == 1
             trace_of(0)("a", model)
 
     def meet(call: int, name: str, values: list[Any]) -> list[Any]:
-        assert local.inside
+        assert local.depth == 2
         return values
 
     within(lambda: walk([1, 2, 3], program, meet, scope=scope))
-    assert len(set(left)) == 3
+    assert len(set(left)) == len(left) == 3
+
+
+class Full(MemoryError):
+    """A device library's own error."""
+
+
+class PlainWords(RuntimeError):
+    """What its scope makes of it."""
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    try:
+        yield
+    except Full as error:
+        raise PlainWords("close what else holds the memory") from error
+
+
+@pytest.mark.parametrize("where", ["in a meeting", "in a run"])
+def test_a_scope_translates_the_errors_inside_it(where: str, walk: Any) -> None:
+    def full(*_: Any) -> Any:
+        raise Full
+
+    program, meet = (script, full) if where == "in a meeting" else (full, same)
+    with pytest.raises(PlainWords, match="close what else") as caught:
+        within(lambda: walk([made(1, "a", "b"), made(2, "a", "b")], program, meet, scope=translating))
+    assert isinstance(caught.value.__cause__, Full)
+
+
+class Activation:
+    """A large value, as far as a test needs one."""
+
+
+@pytest.mark.parametrize("fails", ["", "in a run", "in a meeting", "at different taps"])
+def test_nothing_of_the_runs_is_left(fails: str, walk: Any) -> None:
+    """Once the error is dealt with the values are gone: a device's memory cannot wait for a collection."""
+    alive: list[weakref.ref[Any]] = []
+
+    def program(model: int, trace_of: Callable[[int], Any]) -> None:
+        for name in ("a", "b" if model or fails != "at different taps" else "c", "d"):
+            value = Activation()
+            alive.append(weakref.ref(value))
+            value = trace_of(0)(name, value)
+            if name == "b" and model and fails == "in a run":
+                raise ZeroDivisionError
+
+    def meet(call: int, name: str, values: list[Any]) -> list[Any]:
+        if name == "b" and fails == "in a meeting":
+            raise ZeroDivisionError
+        return values
+
+    def once() -> str:
+        try:
+            walk([0, 1, 2], program, meet)
+        except (ZeroDivisionError, LockstepError) as error:
+            return type(error).__name__
+        return ""
+
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        assert bool(within(once)) == bool(fails)
+        assert len(alive) >= 6
+        assert not [value for value in alive if value() is not None]
+    finally:
+        if was:
+            gc.enable()
 
 
 def test_in_turns_one_computes_at_a_time() -> None:
@@ -221,3 +291,24 @@ def test_the_core_is_the_walks_alone() -> None:
     within(lambda: lockstep.walk([{"start": 1.0, "taps": [(0, "a")]}] * 2, script, meet, turns=True))
     assert [len(cores) for cores in seen] == [1]
     assert not before or os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("name", ["sched_setaffinity", "sched_getaffinity"])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_system_that_does_not_let_a_thread_choose_its_core(
+    calls: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused to one run alone, the others would wait for it at their first tap for ever."""
+    refused: list[Any] = []
+
+    def refuse(*_: Any) -> Any:
+        refused.append(_)
+        if len(refused) <= calls:
+            raise PermissionError("not permitted here")
+        return {0}
+
+    monkeypatch.setattr(os, name, refuse, raising=False)
+    models = [made(1, "a", "b"), made(2, "a", "b")]
+    within(lambda: lockstep.walk(models, script, same, turns=True))
+    assert [model["end"] for model in models] == [4, 8]
+    assert refused

@@ -17,6 +17,11 @@ INSTALL = (
     'pip install "t5g2ref[cuda13]" where `nvidia-smi` prints CUDA Version 13 or later, "t5g2ref[cuda12]" where it '
     "prints 12"
 )
+LIBRARIES = (
+    'pip install "cupy-cuda13x[ctk]", or "cupy-cuda12x[ctk]" where that is the CuPy that `pip list` shows; or install '
+    "the CUDA toolkit of that version"
+)
+NO_ROOM = ("ALLOC_FAILED", "OUT_OF_MEMORY", "MemoryAllocation")  # in cuBLAS's, the driver's and the runtime's errors
 
 
 def usable(index: int, memory_limit: int | None, stream: Any) -> None:
@@ -35,6 +40,31 @@ def usable(index: int, memory_limit: int | None, stream: Any) -> None:
             cupy.cuda.runtime.memGetInfo()  # makes the context, which a card in exclusive use or at fault refuses
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise BackendError(f"CUDA device {index} does not start: {error}; see who uses it with nvidia-smi") from error
+    works(cupy, index)
+
+
+def works(cupy: Any, index: int) -> None:
+    """Return if CUDA's libraries are there, a kernel compiles and runs on the device, and cuBLAS starts. CuPy looks for
+    all of it only at its first use; whether its compiler knows a card shows only then too."""
+    try:
+        blas, _ = cupy.cuda.cublas, cupy.cuda.nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        why = f"CuPy does not find CUDA's libraries, cuBLAS and the compiler NVRTC: {_line(error)}"
+        raise BackendError(f"{why}. They do not come with CuPy alone: {LIBRARIES}") from error
+    try:
+        with cupy.cuda.Device(index):
+            cupy.asnumpy(cupy.ones(1, dtype=np.float16))  # a kernel, with CUDA's headers
+            blas.destroy(blas.create())
+    except Exception as error:
+        if isinstance(error, MemoryError) or no_room(error):
+            why = f"CUDA device {index} has no memory left in which CUDA's libraries could start: {_line(error)}"
+            raise BackendError(f"{why}; close what else holds it (nvidia-smi lists it)") from error
+        raise BackendError(_unfit(cupy, index, error)) from error
+
+
+def no_room(error: Exception) -> bool:
+    """Whether an error of CUDA's libraries says that they found no memory for themselves."""
+    return any(word in str(error) for word in NO_ROOM)
 
 
 def library() -> Any:
@@ -96,6 +126,27 @@ def version(get: Callable[[], int]) -> str | None:
     except Exception:  # only ever part of a message
         return None
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
+
+
+def _unfit(cupy: Any, index: int, error: Exception) -> str:
+    try:
+        digits = str(cupy.cuda.Device(index).compute_capability)  # "75", "120"
+        capability = f"{digits[:-1]}.{digits[-1]}"
+    except Exception:  # only ever part of a message
+        capability = "unknown"
+    built = version(cupy.cuda.runtime.runtimeGetVersion)
+    return (
+        f"CuPy {cupy.__version__} for CUDA {built} cannot compile or run for compute capability {capability}, which "
+        f"CUDA device {index} has: {_line(error)}. CUDA 13 knows 7.5 and later; for an older card uninstall CuPy, then "
+        'pip install "t5g2ref[cuda12]". Otherwise put CuPy and the CUDA libraries in order: uninstall every cupy and '
+        f"nvidia package that `pip list` shows, then {INSTALL}"
+    )
+
+
+def _line(error: Exception) -> str:
+    """The error's first line of text: a compiler's message may be hundreds."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 
 
 def _visible() -> str:

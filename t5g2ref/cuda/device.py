@@ -15,8 +15,11 @@ import numpy as np
 
 from t5g2ref.backend import Array, Backend, BackendError, Source
 from t5g2ref.cuda import blas, fused
-from t5g2ref.cuda.checks import version
+from t5g2ref.cuda.checks import no_room, version
 from t5g2ref.cuda.loading import Loader
+
+ERRORS = (cupy.cuda.cublas.CUBLASError, cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)
+LIBRARIES = 512 << 20  # bytes beside the arrays that CUDA's libraries take for themselves: cuBLAS, compiled kernels
 
 
 class CudaBackend(Backend):
@@ -47,12 +50,17 @@ class CudaBackend(Backend):
     @contextmanager
     def scope(self) -> Iterator[CudaBackend]:
         """Inside it, new arrays and kernels belong to this device, stream and pool, in the calling thread alone; what
-        was current before comes back. Scopes nest. Out of memory is a BackendError that says what to do."""
+        was current before comes back. Scopes nest. Out of memory, of an array or of a CUDA library for itself, is a
+        BackendError that says what to do."""
         with cupy.cuda.Device(self.index), self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             try:
                 yield self
             except cupy.cuda.memory.OutOfMemoryError as error:
-                raise self._full(getattr(error, "_size", 0), "an array") from error
+                raise self._full(f"an array: needed {gib(getattr(error, '_size', 0))}") from error
+            except ERRORS as error:
+                if not no_room(error) and "NOT_INITIALIZED" not in str(error):  # how cuBLAS says it when it starts
+                    raise
+                raise self._full(f"a CUDA library itself: {error}") from error
 
     def host(self, x: Array) -> np.ndarray[Any, Any]:
         with self.scope():  # so that the copy is made in the order of our stream
@@ -68,17 +76,26 @@ class CudaBackend(Backend):
         return "float32" if dtype == "float64" and stored != "float64" else dtype
 
     def require(self, bytes_needed: int, what: str) -> None:
+        """BackendError where the device has no room for so many bytes of `what` and, beside them, for the 512 MiB that
+        CUDA's libraries may take for themselves once something is computed; these count for no memory limit."""
         if bytes_needed > self.memory()[0]:
-            raise self._full(bytes_needed, what)
+            raise self._full(f"{what}: needed {gib(bytes_needed)}")
+        if bytes_needed + LIBRARIES > self._room()[0]:
+            raise self._full(f"{what}: needed {gib(bytes_needed)} and {gib(LIBRARIES)} for CUDA's libraries")
 
     def memory(self) -> tuple[int, int]:
         """Bytes that this backend can still take, what its pool would use again included, and bytes in all: of the
         device, or of the memory limit if that is less."""
+        free, total = self._room()
         with cupy.cuda.Device(self.index):
-            free, total = cupy.cuda.runtime.memGetInfo()
-            free += self.pool.free_bytes()
             limit = self.pool.get_limit() or total
             return max(0, min(free, limit - self.pool.used_bytes())), min(total, limit)
+
+    def _room(self) -> tuple[int, int]:
+        """The same of the device, whatever the memory limit."""
+        with cupy.cuda.Device(self.index):
+            free, total = cupy.cuda.runtime.memGetInfo()
+            return free + self.pool.free_bytes(), total
 
     def describe(self) -> dict[str, str]:
         runtime = cupy.cuda.runtime
@@ -94,12 +111,12 @@ class CudaBackend(Backend):
         name: bytes = cupy.cuda.runtime.getDeviceProperties(self.index)["name"]
         return name.decode()
 
-    def _full(self, needed: int, what: str) -> BackendError:
+    def _full(self, what: str) -> BackendError:
         free, total = self.memory()
         return BackendError(
-            f"not enough memory on {self.name} ({self._model()}) for {what}: needed {gib(needed)}, free {gib(free)} of "
-            f"{gib(total)}. Use a smaller dtype, fewer rows or tokens at a time, another device (cupy:1), or a higher "
-            "memory_limit if one was given; or close what else holds the device's memory (nvidia-smi lists it)"
+            f"not enough memory on {self.name} ({self._model()}) for {what}, free {gib(free)} of {gib(total)}. Use a "
+            "smaller dtype, fewer rows or tokens at a time, another device (cupy:1), or a higher memory_limit if one "
+            "was given; or close what else holds the device's memory (nvidia-smi lists it)"
         )
 
     def product(self, a: Array, b: Array, dtype: np.dtype[Any]) -> Array:

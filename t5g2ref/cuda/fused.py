@@ -78,6 +78,13 @@ def add_norm(
     return out
 
 
+def fitting(x: Array, cos: Array, sin: Array) -> bool:
+    """Whether the tables are what the kernels read them as, at (b · T + t) · H: each (B, T, H) for x (B, N, T, H), with
+    no axis to be broadcast, and of its type."""
+    shape, dtype = (x.shape[0], *x.shape[2:]), x.dtype
+    return len(shape) == 3 and cos.shape == shape == sin.shape and cos.dtype == dtype == sin.dtype
+
+
 def turned_norm(
     definition: Definition,
     nx: Any,
@@ -88,9 +95,9 @@ def turned_norm(
     name: str,
     trace: Any,
 ) -> Array:
-    """One kernel, unless someone listens to the norm or the head is too wide."""
+    """One kernel, unless someone listens to the norm, the head is too wide or the tables are not the kernel's."""
     width = x.shape[-1]
-    if trace.active or width > WIDEST_HEAD:
+    if trace.active or width > WIDEST_HEAD or not fitting(x, *rope):
         return definition(nx, x, weight, eps, rope, name, trace)
     x, rows = rows_of(x)
     out, tables = cupy.ndarray(x.shape, x.dtype), (dense(rope[0]), dense(rope[1]))
@@ -124,6 +131,8 @@ def biased(definition: Definition, nx: Any, y: Array, bias: Array) -> Array:
 
 
 def rotate(definition: Definition, nx: Any, x: Array, cos: Array, sin: Array) -> Array:
+    if not fitting(x, cos, sin):
+        return definition(nx, x, cos, sin)
     x, (heads, length, *strides) = rows_of(x)
     out, size = cupy.ndarray(x.shape, x.dtype), x.size
     args = (x, heads, length, *strides, x.shape[-1], dense(cos), dense(sin), size, out)
