@@ -1,0 +1,153 @@
+"""A program of any language as a peer: it is started, and asked in lines of JSON on its standard input.
+
+    → {"hello": "t5g2ref", "version": 1, "checkpoint": "/path" or null, "folder": "/tmp/…"}
+    ← {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}, "taps": ["*"], "layouts": {}, "stored": {}}
+    → {"run": "short", "inputs": "/tmp/…/inputs.safetensors", "out": "/tmp/…/out", "task": "lm", "runs": […], …}
+    ← {"done": ["0.safetensors", …]}  one file a call, inside `out`, tensors named as the taps are
+    ← {"skip": "no pictures yet", "link": "https://…"}   or   {"error": "out of memory"}
+
+Inputs, runs and calls are as `export` writes them, and files are read as `check` reads a dump's. The end of its input
+means that it may go.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from conformance.cases import Case
+from conformance.compare import Finding
+from conformance.dump import Dump
+from conformance.dumps import describe, writing
+from conformance.dumps.channel import Channel, ProcessError
+from conformance.dumps.manifest import DTYPES, Declared, Shown, declared
+from conformance.dumps.peer import opened
+from conformance.dumps.reading import DumpError
+from conformance.dumps.showing import Shower, check_patterns
+from conformance.peers import PeerUnavailable, Skip, Target
+from t5g2ref.safetensors_file import short
+
+VERSION = 1
+TIMEOUT = 600.0  # seconds for the handshake, and for each case
+_NAME = re.compile(rf"(?:process:)?(?:({'|'.join(DTYPES)}):)?(.*)", re.DOTALL)
+
+
+class ProcessPeer:
+    """A process under judgement; started anew for each checkpoint, and after it has failed.
+
+    Args:
+        command: split as a shell would, and run without one.
+        dtype: what it runs in; it has to say the same.
+        timeout: seconds for each answer.
+
+    Attributes:
+        taps, findings: see `DumpPeer`; before a case has been run, `taps` are the patterns that the process gave.
+    """
+
+    def __init__(self, command: str, dtype: str = "float32", timeout: float = TIMEOUT) -> None:
+        self.name = f"process:{command}" if dtype == "float32" else f"process:{dtype}:{command}"
+        self.dtype = dtype
+        self.taps: tuple[str, ...] = ("*",)
+        self.findings: list[Finding] = []
+        self._argv, self._timeout = shlex.split(command), timeout
+        self._target: Target | None = None
+        self._channel: Channel | None = None
+        self._declared = Declared("", dtype)
+
+    def versions(self) -> dict[str, str]:
+        return self._declared.versions
+
+    def open(self, target: Target) -> None:
+        """Start the process and greet it. PeerUnavailable when it cannot be started or does not answer as it has to."""
+        self.close()
+        self._target = target
+        self._folder = tempfile.TemporaryDirectory(prefix="conformance-process-")
+        try:
+            self._greet(target)
+        except (ProcessError, DumpError, OSError) as error:
+            self.close()
+            raise PeerUnavailable(f"peer {self.name}: {error}") from error
+
+    def close(self) -> None:
+        """End the process and its group; delete what was exchanged."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._target is not None:
+            self._folder.cleanup()
+        self._channel = self._target = None
+
+    def run(self, case: Case, dump: Dump) -> None:
+        """Ask for the case and read its files. Skip where it says so; ProcessError or DumpError otherwise."""
+        assert self._target is not None, "open() comes first"
+        channel, folder = self._running(self._target), Path(self._folder.name) / "case"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            (folder / "out").mkdir(parents=True)
+            width = self._target.config.decoder.hidden_size
+            writing.tensors(folder / "inputs.safetensors", describe.inputs(case, width))
+            places = {"run": case.name, "inputs": str(folder / "inputs.safetensors"), "out": str(folder / "out")}
+            answer = channel.ask(places | describe.words(self._target.config, case), self._timeout)
+            shower = Shower(self._declared, self._target.config, case)
+            files = opened(shower, folder / "out", _done(answer))
+            self.findings = []
+            shower.put_all(files, dump, self.findings)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _running(self, target: Target) -> Channel:
+        """The process, started again if it has ended."""
+        if self._channel is None or not self._channel.running:
+            self._greet(target)
+        assert self._channel is not None
+        return self._channel
+
+    def _greet(self, target: Target) -> None:
+        self._channel = Channel(self._argv)
+        hello = {"hello": "t5g2ref", "version": VERSION, "folder": self._folder.name}
+        hello["checkpoint"] = None if target.folder is None else str(Path(target.folder).absolute())
+        answer = self._channel.ask(hello, self._timeout)
+        if "error" in answer or "skip" in answer:
+            raise ProcessError(f"it refuses: {short(answer.get('error', answer.get('skip')))}")
+        said = declared({"layouts": answer.pop("layouts", {}), "stored": answer.pop("stored", {})}, answer)
+        if said.dtype != self.dtype:
+            raise ProcessError(f"it runs in {said.dtype}, not {self.dtype}; name it process:{said.dtype}:COMMAND")
+        check_patterns(said, target.config)
+        patterns = answer.get("taps", ["*"])
+        if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+            raise ProcessError(f"taps are {short(patterns)}, expected a list of names or patterns")
+        self._declared, self.taps = said, tuple(patterns)
+
+
+def _done(answer: dict[str, Any]) -> list[Shown]:
+    """The files of an answer; Skip or ProcessError where it has none."""
+    if "skip" in answer:
+        raise Skip(_line(answer["skip"]), _line(answer.get("link", "")))
+    if "error" in answer:
+        raise ProcessError(f"it says: {_line(answer['error'])}")
+    files = answer.get("done")
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ProcessError(f"it answered {short(answer)}, expected done, skip or error")
+    return [Shown(file) for file in files]
+
+
+def _line(value: object) -> str:
+    """Foreign text, cut and without what a terminal would act on."""
+    text = value if isinstance(value, str) else short(value)
+    return "".join(c if c.isprintable() else " " for c in text)[:1000]
+
+
+def create(name: str, timeout: float = TIMEOUT) -> ProcessPeer:
+    """The peer `process:[DTYPE:]COMMAND`; PeerUnavailable where there is no command in it."""
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    dtype, command = match.groups()
+    try:
+        if not shlex.split(command):
+            raise ValueError("there is no command in it")
+    except ValueError as error:
+        raise PeerUnavailable(f"peer {name}: {error}; give process:[DTYPE:]COMMAND") from error
+    return ProcessPeer(command, dtype or "float32", timeout)
