@@ -1,0 +1,155 @@
+"""The report document (JSON, schema 2) as JUnit and HTML read it: rows by name, groups of taps, numbers that JSON has
+as words. Nothing here knows a Python object of the judge: what is rendered can have been written elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+SCHEMA = 2
+Row = dict[str, Any]
+Document = Mapping[str, Any]
+
+_TOWER, _PROJECTOR = "encoder.vision_tower", "encoder.multi_modal_projector"
+_STACKS = {"encoder.text_model": "encoder", "decoder": "decoder"}
+
+
+class DocumentError(ValueError):
+    """The document is not one of this schema; the message says what was expected and what to do."""
+
+
+def checked(document: Document) -> Document:
+    """The document, if it is of the schema that is understood here; else a DocumentError."""
+    if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
+        found = document.get("schema") if isinstance(document, Mapping) else type(document).__name__
+        raise DocumentError(f"expected a report of schema {SCHEMA}, found {found!r}: write it again with --json")
+    return document
+
+
+def number(value: object) -> float:
+    """A number of the document; "nan", "inf" and "-inf" are words there. What is no number is a NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def rows(document: Document, judgement: Document, lane: str) -> list[Row]:
+    """The findings of one lane ("exact", "local" or "cumulative"), each a dict by the document's `columns`."""
+    columns = document["columns"]
+    return [dict(zip(columns, row, strict=True)) for row in judgement.get(lane, ())]
+
+
+def failing(findings: Iterable[Row]) -> list[Row]:
+    return [row for row in findings if row["status"] != "pass"]
+
+
+def severity(row: Row) -> tuple[bool, float]:
+    """Sorts the worst last: what fails above what passes, a NaN above every number."""
+    judged = number(row.get("judged"))
+    return row["status"] != "pass", math.inf if math.isnan(judged) else judged
+
+
+def group_of(tap: str) -> str:
+    """The part of the model that a tap belongs to, as a person would say it: "encoder layer 3" or "projector"."""
+    if tap.startswith(_TOWER):
+        return "vision"
+    if tap.startswith(_PROJECTOR):
+        return "projector"
+    for prefix, stack in _STACKS.items():
+        if tap.startswith(prefix + "."):
+            return _within(stack, tap.removeprefix(prefix + "."))
+    return "heads"
+
+
+def _within(stack: str, rest: str) -> str:
+    part, _, more = rest.partition(".")
+    if part == "layers":
+        return f"{stack} layer {more.split('.')[0]}"
+    return f"{stack} final norm" if part == "norm" else f"{stack} embedding"
+
+
+def grouped(findings: Iterable[Row]) -> dict[str, list[Row]]:
+    """Findings by group, groups in the order in which the computation first comes by them."""
+    groups: dict[str, list[Row]] = {}
+    for row in findings:
+        groups.setdefault(group_of(str(row["tap"])), []).append(row)
+    return groups
+
+
+def named(judgement: Document) -> list[Document]:
+    """The defects that were recognised by their pattern."""
+    return [s for s in judgement.get("named", ()) if s.get("verdict") == "named"]
+
+
+def state(judgement: Document) -> str:
+    """What became of one peer on one case: "pass", "fail", "known", "error", "skip" or "unclear".
+
+    Fails closed: what is neither passed nor explained is a failure.
+    """
+    if judgement.get("passed") and not judgement.get("deviates"):
+        return "pass"
+    if judgement.get("deviates"):
+        return "fail"
+    for key, name in (("skipped", "skip"), ("error", "error"), ("known", "known"), ("unclear", "unclear")):
+        if judgement.get(key):
+            return name
+    return "fail"
+
+
+def culprits(document: Document, wanted: str = "fail") -> Iterator[list[Document]]:
+    """Judgements of one state, those with the same target, peer and first bad tap together."""
+    alike: dict[tuple[str, ...], list[Document]] = {}
+    for judgement in document["judgements"]:
+        if state(judgement) == wanted:
+            culprit = judgement.get("culprit") or {}
+            what = (culprit.get("tap", ""), culprit.get("status", ""), judgement.get("error", ""))
+            alike.setdefault((judgement["target"], judgement["peer"], *map(str, what)), []).append(judgement)
+    yield from alike.values()
+
+
+def in_words(value: object, digits: int = 3) -> str:
+    """A number for a person: three digits, no exponent where few zeros do."""
+    x = number(value)
+    if math.isnan(x):
+        return "NaN"
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    size = abs(x)
+    if size == 0 or 1e-4 <= size < 1e3:
+        return f"{x:.{digits}g}".replace("-", "−")
+    if 1e3 <= size < 1e6:
+        return f"{x:,.0f}".replace(",", "\u202f").replace("-", "−")
+    return f"{x:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
+
+
+def in_parts(value: object) -> str:
+    """A number that is near 0 or 1, to a thousandth."""
+    x = number(value)
+    return f"{x:.3f}".replace("-0.000", "0.000").replace("-", "−") if abs(x) < 100 else in_words(x)
+
+
+STATUSES = {
+    "pass": "within its limit",
+    "missing": "the peer does not show it",
+    "shape": "its shape is wrong",
+    "dtype": "its number type is wrong",
+    "nan": "it holds a NaN or an infinity",
+    "exact": "bits differ where none may",
+    "values": "its error is too large for this precision",
+    "mask": "it lets the wrong keys through",
+    "ceiling": "an error above what any legal rounding can do",
+    "bias": "its errors lean to one side",
+    "tail": "its largest errors are too large",
+    "signature": "its errors hold the pattern of a catalogued defect",
+}
+"""Status of a finding: what that means."""
+
+
+def blame(row: Row) -> str:
+    """A failing finding in one sentence: where, what, how much."""
+    text = f"{row['tap']} (call {row['call']}): {row['status']}, {STATUSES.get(row['status'], 'it fails')}"
+    return f"{text}; {row['detail']}" if row.get("detail") else text

@@ -1,0 +1,1 @@
+"""What the HTML report shows, worked out from the document; `html.py` and `templates/` make the page of it."""
