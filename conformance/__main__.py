@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import shlex
 import sys
 import textwrap
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from conformance import cases as case_list
 from conformance.checkpoints import BUNDLED, HUB, CheckpointError, variable
@@ -21,9 +25,10 @@ CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
 HELP = """\
 Hold an implementation of T5Gemma 2 against the float64 reference, tap by tap, and say who is wrong and where.
 
-With no arguments: the installed transformers (eager and sdpa attention, float32) on the bundled checkpoint.
-Every value is judged by a ratio: the peer's distance from the float64 truth over the distance that the same
-mathematics in the peer's own precision has. 1 is as good as it gets; a real defect is at 100 or far above.
+With no arguments: the installed transformers (eager and sdpa attention, in float32 and bfloat16) on the bundled
+checkpoint. Every value is judged by a ratio: the peer's distance from the float64 truth over the distance that the
+same mathematics in the peer's own precision has. 1 is as good as it gets; in float32 a real defect is at 100 or far
+above, in bfloat16 it is found by worst-case bounds and by its pattern. `explain` says how to read all of it.
 
 exit status   0 CONFORMS   1 DEVIATES   2 bad usage or environment   3 INCOMPLETE
 """
@@ -36,13 +41,29 @@ examples
   python -m conformance --ckpt 1b                        the real weights: ${variable("1b")}, cache or download
   python -m conformance --backend cupy                   truth, controls and transformers on a CUDA device
   python -m conformance --peer t5g2ref:cupy:bfloat16     the reference's own CUDA path against NumPy's truth
+  python -m conformance --lane bf16 --html report.html   one lane, and a page to paste into a bug report
+  python -m conformance selftest                         the judge judged: every known fault must be found
+  python -m conformance export DIR                       the cases as files, for a port in any language
+  python -m conformance check DIR                        judge what that port wrote
   python -m conformance list cases                       what there is: cases, taps, faults, checkpoints, peers
 """
 
 
 BACKEND = """\
 where truth and controls are computed and compared: numpy (default), or cupy, a CUDA device (cupy:1 the second one),
-where peers run on the device too, by default in float32 and bfloat16"""
+where peers run on the device too"""
+LANE = """\
+exact (weights, embedding rows, masks by probing: bit for bit), fp32, bf16, fp16; repeatable; default: exact, fp32 and
+bf16. A --peer whose name has no type runs in every lane that is named"""
+KNOWN = "deviations that are known, with reason and link (TOML; see `explain known`): shown, and no failure"
+
+
+MODULES = {
+    "selftest": ("conformance.selftest", "inject every known fault and demand that each is found where it is"),
+    "export": ("conformance.export", "write the cases as files, for a program in any language"),
+    "check": ("conformance.check", "judge a folder that such a program wrote"),
+    "explain": ("conformance.explain", "what every number means, and how to get from a red row to a line of code"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,9 +80,21 @@ def parser() -> argparse.ArgumentParser:
     for target in (top, run):
         _run_options(target)
     top.set_defaults(ckpt="tiny", backend="numpy")
+    for name, (module, what) in MODULES.items():
+        command = commands.add_parser(name, help=what, description=what, formatter_class=form)
+        with suppress(PeerUnavailable):  # said when the command is run
+            _module(name, module).add_options(command)
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("cases", "taps", "faults", "checkpoints", "peers"))
     return top
+
+
+def _module(name: str, module: str) -> Any:
+    """A command's module; PeerUnavailable where a package that it needs is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PeerUnavailable(f'{name}: {error.name} is not installed: pip install "t5g2ref[conformance]"') from error
 
 
 def _run_options(target: argparse.ArgumentParser) -> None:
@@ -70,20 +103,26 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--calm", action="store_true", help="with --synthetic: no massive activation (1e5), which float16 cannot hold"
     )
-    default = f"default: {', '.join(names())}"
+    default = "default: transformers, eager and sdpa"
     target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; see `list peers`; {default}")
+    target.add_argument("--lane", action="append", choices=("exact", "fp32", "bf16", "fp16"), help=LANE)
     target.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")
     target.add_argument("--backend", metavar="NAME", help=BACKEND)
     target.add_argument("--detail", action="store_true", help="print every tap of every case")
+    target.add_argument("--known", type=Path, metavar="FILE", help=KNOWN)
     target.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    target.add_argument("--junit", type=Path, metavar="FILE", help="the same for a CI system")
+    target.add_argument("--html", type=Path, metavar="FILE", help="the same as one page, plots and masks included")
     target.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    options = parser().parse_args(arguments)
     try:
-        status = _list(options.what) if options.command == "list" else _run(options)
+        given = sys.argv[1:] if arguments is None else arguments
+        options = parser().parse_args(given)
+        options.command_line = shlex.join(["python", "-m", "conformance", *given])
+        status = _command(options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `list taps | head`: the reader has had enough, and Python must not try once more
@@ -101,6 +140,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
         print("VERDICT: INCOMPLETE - the suite itself failed")
         return INCOMPLETE
+
+
+def _command(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        return _list(options.what)
+    if options.command in MODULES:
+        status: int = _module(options.command, MODULES[options.command][0]).main(options)
+        return status
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ CANN judge accelerators this way. A NaN fails: it is looked for first, and every
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from t5g2ref.numerics import HALF, unit_roundoff
 from t5g2ref.taps import Tap
 
 FEW = 16  # numbers of one token whose errors do not average out
-FAULTS = ("missing", "shape", "dtype", "nan", "values", "mask")
+FAULTS = ("missing", "shape", "dtype", "nan", "exact", "mask", "ceiling", "values", "tail", "bias", "signature")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Finding:
         peer_error: that token's ‖peer − truth‖ / ‖truth‖; control_error likewise, after the floor.
         tokens: how many valid tokens were compared.
         detail: for a fault: expected and found, in words.
-        judged: the ratio that was held against the limit: the worst of a local anchor, the median of a cumulative one.
+        judged: what was held against `limit`: the worst ratio of a local anchor in float32, the median of a cumulative
+            one, in a half-precision lane the first test that failed (`half.py`).
+        tail, bias, ceiling: of a half-precision lane: the largest |error| / bound beside the legal profiles', the mean
+            of error / bound beyond theirs, and the largest |error| / worst-case bound: above 1 is proof.
     """
 
     tap: str
@@ -50,6 +54,10 @@ class Finding:
     tokens: int = 0
     detail: str = ""
     judged: float = float("nan")
+    limit: float = float("nan")
+    tail: float = float("nan")
+    bias: float = float("nan")
+    ceiling: float = float("nan")
 
     @property
     def passed(self) -> bool:
@@ -83,7 +91,59 @@ def examine(
             ratios are sums over many roundings and every token is judged.
         distances: what the arrays of one backend are compared with; NumPy's when None. Only numbers by token leave it.
     """
-    distances = distances or Distances()
+    found = errors_of(tap, call, peer, truth, controls, valid, dtype, distances or Distances())
+    return found if isinstance(found, Finding) else values(tap, call, found, dtype, limit, gate)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """One tap that can be judged: (3, valid tokens) as of `Distances.errors`, of `features` numbers a token; `keep` is
+    bool over the token axes."""
+
+    found: np.ndarray[Any, Any]
+    features: int
+    keep: np.ndarray[Any, Any]
+
+    @property
+    def legal(self) -> np.ndarray[Any, Any]:
+        """(tokens,): the control's error relative to the value."""
+        norm, _, control = self.found
+        return np.asarray(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0))
+
+
+def errors_of(
+    tap: Tap,
+    call: int,
+    peer: Any,
+    truth: Any,
+    controls: list[Any],
+    valid: np.ndarray[Any, Any] | None,
+    dtype: str,
+    distances: Distances,
+) -> Finding | Errors:
+    """The errors of one tap, or the finding of what cannot be compared, is a mask, or is not finite."""
+    found = refused(tap, call, peer, truth, valid, dtype)
+    if found is not None:
+        return found
+    keep = kept(tap, truth, valid)
+    if tap.exact:
+        return exactly(tap, call, peer, truth, keep, distances)
+    errors = distances.errors(tap.token_axes, truth, peer, controls)
+    broken = not_finite(tap, call, peer, distances) if not np.isfinite(errors[1]).all() else None
+    return broken or Errors(errors[:, keep.reshape(-1)], truth.size // keep.size, keep)
+
+
+def typical(parts: Sequence[Errors]) -> float:
+    """The relative error that is typical of a tap over all calls of a case: the median over tokens of the control's,
+    or the largest where there are few tokens."""
+    legal = np.sort(np.concatenate([part.legal for part in parts]))
+    return float(legal[-1]) if len(legal) < FEW else _middle(legal)
+
+
+def refused(
+    tap: Tap, call: int, peer: Any, truth: Any, valid: np.ndarray[Any, Any] | None, dtype: str
+) -> Finding | None:
+    """The finding of a value that cannot be compared: missing, of a wrong shape or dtype, or without a valid token."""
 
     def fault(status: str, detail: str) -> Finding:
         return Finding(tap.name, call, status, detail=detail)
@@ -94,16 +154,14 @@ def examine(
         return fault("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
     if str(peer.dtype) not in (expected := _dtypes(tap, dtype)):
         return fault("dtype", f"expected {' or '.join(expected)}, found {peer.dtype}")
-    keep = np.ones([truth.shape[a] for a in tap.token_axes], bool) if valid is None else valid
-    if not keep.any() or not truth.size:
+    if not kept(tap, truth, valid).any() or not truth.size:
         return fault("missing", "no valid token to compare: an empty comparison is not a pass")
-    if tap.exact:
-        return _exact(tap, call, peer, truth, keep, distances)
-    errors = distances.errors(tap.token_axes, truth, peer, controls)
-    broken = _not_finite(distances.backend.host(peer)) if not np.isfinite(errors[1]).all() else ""
-    if broken:
-        return fault("nan", broken)
-    return _values(tap, call, errors[:, keep.reshape(-1)], truth.size // keep.size, keep, dtype, limit, gate)
+    return None
+
+
+def kept(tap: Tap, truth: Any, valid: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    """bool over the tap's token axes: the tokens that are compared."""
+    return np.ones([truth.shape[a] for a in tap.token_axes], bool) if valid is None else valid
 
 
 def _dtypes(tap: Tap, dtype: str) -> tuple[str, ...]:
@@ -114,22 +172,24 @@ def _dtypes(tap: Tap, dtype: str) -> tuple[str, ...]:
     return ("float32", dtype) if tap.name == "loss" and dtype in HALF else (dtype,)
 
 
-def _not_finite(peer: np.ndarray[Any, Any]) -> str:
-    """Where the peer's first NaN or infinity is; "" for none, where it is the reference's error that is not finite."""
+def not_finite(tap: Tap, call: int, peer: Any, distances: Distances) -> Finding | None:
+    """The finding of the peer's first NaN or infinity; None where it is the reference's error that is not finite."""
+    value = distances.backend.host(peer)
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of a signalling NaN
-        broken = np.argwhere(~np.isfinite(peer))
+        broken = np.argwhere(~np.isfinite(value))
     for index in broken[:1]:
         where = tuple(int(i) for i in index)
-        return f"expected finite numbers, found {peer[where]} at {where}"
-    return ""
+        return Finding(tap.name, call, "nan", detail=f"expected finite numbers, found {value[where]} at {where}")
+    return None
 
 
-def _exact(tap: Tap, call: int, peer: Any, truth: Any, keep: np.ndarray[Any, Any], distances: Distances) -> Finding:
+def exactly(tap: Tap, call: int, peer: Any, truth: Any, keep: np.ndarray[Any, Any], distances: Distances) -> Finding:
+    """The finding of a mask, which is compared bit for bit."""
     wrong = distances.differing(tap.token_axes, peer, truth)[keep.reshape(-1)]
     worst = int(wrong.argmax())
     token = tuple(int(i) for i in np.argwhere(keep)[worst])
     if not wrong.any():
-        return Finding(tap.name, call, "pass", 0.0, 0.0, 0.0, token, 0.0, 0.0, len(wrong), judged=0.0)
+        return Finding(tap.name, call, "pass", 0.0, 0.0, 0.0, token, 0.0, 0.0, len(wrong), judged=0.0, limit=0.0)
     shown, rule = (distances.backend.host(array[token]) for array in (peer, truth))
     extra = int((shown & ~rule).sum())
     detail = (
@@ -139,19 +199,16 @@ def _exact(tap: Tap, call: int, peer: Any, truth: Any, keep: np.ndarray[Any, Any
     return Finding(tap.name, call, "mask", token=token, tokens=len(wrong), detail=detail)
 
 
-def _values(
-    tap: Tap,
-    call: int,
-    errors: np.ndarray[Any, Any],
-    features: int,
-    keep: np.ndarray[Any, Any],
-    dtype: str,
-    limit: float,
-    gate: str,
+def values(
+    tap: Tap, call: int, errors: Errors, dtype: str, limit: float, gate: str, usual: float | None = None
 ) -> Finding:
-    """The finding of (3, valid tokens) errors, see `Distances.errors`, of `features` numbers each."""
-    norm, error, control = errors
-    yardstick = _yardstick(norm, control, features, dtype)
+    """The finding of a tap that can be judged.
+
+    Args:
+        usual: the relative error that every token may have; None for what is typical of this tap in this call.
+    """
+    (norm, error, control), keep = errors.found, errors.keep
+    yardstick = _yardstick(norm, control, errors.features, dtype, usual)
     ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
     ratio = np.where(np.isfinite(error) & np.isfinite(yardstick), ratio, np.nan)  # a broken reference excuses nobody
     worst, ordered = int(ratio.argmax()), np.sort(ratio)
@@ -175,11 +232,12 @@ def _values(
         len(ratio),
         "" if passed else detail,
         judged,
+        limit,
     )
 
 
 def _yardstick(
-    norm: np.ndarray[Any, Any], control: np.ndarray[Any, Any], features: int, dtype: str
+    norm: np.ndarray[Any, Any], control: np.ndarray[Any, Any], features: int, dtype: str, usual: float | None
 ) -> np.ndarray[Any, Any]:
     """What error each token may have: its own control's, but no less than what is typical of this tap (the median
     over tokens, of the error relative to the value) and than one rounding.
@@ -189,8 +247,9 @@ def _yardstick(
     """
     if features < FEW:
         return np.asarray(np.maximum(control.max(), unit_roundoff(dtype) * norm))
-    typical = _middle(np.sort(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0)))
-    return np.asarray(np.maximum(control, max(typical, unit_roundoff(dtype)) * norm))
+    if usual is None:
+        usual = _middle(np.sort(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0)))
+    return np.asarray(np.maximum(control, max(usual, unit_roundoff(dtype)) * norm))
 
 
 def _middle(ordered: np.ndarray[Any, Any]) -> float:

@@ -1,15 +1,10 @@
-"""The result for a person (a table of 100 columns) and for a machine (one JSON document, schema versioned)."""
+"""The result, and how a person reads it: a table of 100 columns, what failed, what could not be seen."""
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-from dataclasses import asdict, astuple, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,124 +12,10 @@ from rich.text import Text
 from conformance.compare import Finding
 from conformance.exposure import DEFECTS, first_seen_at
 from conformance.judge import LIMITS, Judgement
-from t5g2ref import __version__
-from t5g2ref.backend import NUMPY, Backend
+from conformance.result import Result
+from t5g2ref.numerics import HALF
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Result:
-    """Everything that one command found.
-
-    Args:
-        judgements: (target name, judgement) in the order of the run.
-        exposes: case name → defect ids.
-        hidden: defect id → why this run could not have seen it.
-        versions: of the peers.
-        selected, available: cases chosen and cases there are, for each target together.
-        seconds, peak_bytes: of the whole command.
-        interrupted: how far it came, when someone stopped it.
-    """
-
-    judgements: list[tuple[str, Judgement]]
-    exposes: dict[str, tuple[str, ...]]
-    hidden: dict[str, str]
-    versions: dict[str, str]
-    selected: int
-    available: int
-    seconds: float = 0.0
-    peak_bytes: int = 0
-    environment: dict[str, str] = field(default_factory=dict)
-    interrupted: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """CONFORMS, DEVIATES, or INCOMPLETE when a peer could not be judged on something it was asked."""
-        if any(j.deviates for _, j in self.judgements):
-            return "DEVIATES"
-        if self.interrupted or not self.judgements or any(j.error for _, j in self.judgements):
-            return "INCOMPLETE"
-        return "CONFORMS"
-
-    @property
-    def status(self) -> int:
-        return {"CONFORMS": 0, "DEVIATES": 1, "INCOMPLETE": 3}[self.verdict]
-
-    def worst(self, anchor: str = "local") -> tuple[str, Judgement, Finding] | None:
-        """The place with the largest ratio over everything."""
-        places = [(t, j, w) for t, j in self.judgements if (w := j.worst(anchor)) is not None]
-        return max(places, key=lambda p: (not p[2].passed, np.nan_to_num(p[2].judged, nan=np.inf)), default=None)
-
-    def last_line(self) -> str:
-        """The fixed last line of the output."""
-        scope = "" if self.selected == self.available else f" (on {self.selected} of {self.available} cases)"
-        return f"VERDICT: {self.verdict}{scope}{self._blame()}"
-
-    def _blame(self) -> str:
-        if self.verdict == "INCOMPLETE" and self.interrupted:
-            return f" - interrupted after {self.interrupted}"
-        for target, judgement in self.judgements:
-            culprit = judgement.culprit
-            if self.verdict == "DEVIATES" and judgement.deviates and culprit is not None:
-                return f" at {culprit.tap} ({culprit.status}; {judgement.peer}, case {judgement.case}, {target})"
-            if self.verdict == "INCOMPLETE" and judgement.error:
-                return f" - {judgement.peer} could not run case {judgement.case}"
-        return ""
-
-
-def environment(backend: Backend = NUMPY) -> dict[str, str]:
-    """What judged: versions, and the backend with its device where it is not NumPy."""
-    found = {"t5g2ref": __version__, "numpy": np.__version__, "python": platform.python_version()}
-    return found if backend is NUMPY else found | {"backend": backend.name} | backend.describe()
-
-
-def as_json(result: Result) -> str:
-    """The whole result; numbers that JSON cannot hold (NaN, infinity) become strings."""
-    document = {
-        "schema": SCHEMA,
-        "verdict": result.verdict,
-        "line": result.last_line(),
-        "limits": LIMITS,
-        "environment": result.environment | result.versions,
-        "seconds": result.seconds,
-        "peak_bytes": result.peak_bytes,
-        "cases": {"selected": result.selected, "available": result.available},
-        "not_exposed": result.hidden,
-        "columns": [f.name for f in fields(Finding)],
-        "judgements": [_judgement(target, judgement) for target, judgement in result.judgements],
-    }
-    return json.dumps(_plain(document), allow_nan=False)
-
-
-def _judgement(target: str, judgement: Judgement) -> dict[str, Any]:
-    """One peer on one case; a finding is a row under the document's `columns`."""
-    culprit = judgement.culprit
-    return {
-        "target": target,
-        "peer": judgement.peer,
-        "case": judgement.case,
-        "passed": judgement.passed,
-        "error": judgement.error,
-        "culprit": None if culprit is None else asdict(culprit),
-        "seconds": judgement.seconds,
-        "local": [astuple(f) for f in judgement.local],
-        "cumulative": [astuple(f) for f in judgement.cumulative],
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
-    return value
-
-
-def write_json(result: Result, path: Path) -> None:
-    path.write_text(as_json(result) + "\n", encoding="utf-8")
+WIDE = 48  # characters of a peer's name over its column
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
@@ -145,8 +26,10 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
         for target, judgement in result.judgements:
             console.print(_details(target, judgement))
     for target, judgement in result.judgements:
-        if not judgement.passed:
+        if judgement.culprit is not None and not _unasked(judgement):
             console.print(_explained(target, judgement, result.exposes.get(judgement.case, ())))
+    for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and _unasked(j)]):
+        console.print(text)
     console.print(_summary(result))
 
 
@@ -157,30 +40,46 @@ def _table(target: str, judgements: list[Judgement]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", no_wrap=True)
     for peer in peers:
-        heading = Text(peer.removeprefix("transformers:").replace(":", "\n"))  # four peers fit side by side
+        short = peer if len(peer) <= WIDE else peer[: WIDE - 1] + "…"  # a command line may be long
+        heading = Text(short.removeprefix("transformers:").replace(":cpu", "").replace(":", "\n"))  # four fit
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("worst place (local)")  # the only one that a narrow terminal may cut
     table.add_column("", no_wrap=True, min_width=5)
     for case in dict.fromkeys(j.case for j in judgements):
         rows = {j.peer: j for j in judgements if j.case == case}
-        cells = [f"{_ratio(j.worst())} / {_ratio(j.worst('cumulative'))}" for j in rows.values()]
+        cells = [_cell(rows.get(peer)) for peer in peers]
         table.add_row(case, *cells, _cut(_place(list(rows.values()))), _passed(list(rows.values())))
     return table
+
+
+def _cell(judgement: Judgement | None) -> str:
+    """Worst local and worst cumulative ratio; of the exact lane how many of its findings are right."""
+    if judgement is None:
+        return ""
+    if judgement.exact and not judgement.local:
+        return f"{sum(f.passed for f in judgement.exact)} of {len(judgement.exact)}"
+    return f"{_ratio(judgement.worst())} / {_ratio(judgement.worst('cumulative'))}"
 
 
 def _place(judgements: list[Judgement]) -> str:
     """Where the worst local ratio is, or the first fault, or why there is none."""
     for j in judgements:
         if not j.passed:
-            return _shortened(j.culprit.tap) if j.culprit else j.error.split(":")[0]
-    worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged)
-    return _shortened(worst.tap)
+            return _shortened(j.culprit.tap) if j.culprit else (j.skipped or j.error or "unclear").split(":")[0]
+    worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged, default=None)
+    return "weights, embeddings, probes" if worst is None else _shortened(worst.tap)
 
 
 def _passed(judgements: list[Judgement]) -> Text:
     if all(j.passed for j in judgements):
         return Text("pass", "green")
-    return Text("FAIL" if any(j.deviates for j in judgements) else "error", "bold red")
+    if any(j.deviates for j in judgements):
+        return Text("FAIL", "bold red")
+    judgement = next(j for j in judgements if not j.passed)
+    for word, state in (("known", judgement.known), ("skip", judgement.skipped), ("unclear", judgement.unclear)):
+        if state:
+            return Text(word, "bold yellow")
+    return Text("error", "bold red")
 
 
 def _ratio(finding: Finding | None) -> str:
@@ -214,44 +113,71 @@ def _details(target: str, judgement: Judgement) -> Table:
     return table
 
 
-def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> Text:
+def _unasked(judgement: Judgement) -> bool:
+    """Whether no fault was found because nothing, or too little, could be compared."""
     culprit = judgement.culprit
+    return culprit is None or bool(judgement.error and culprit.status == "missing")
+
+
+def _unjudged(judgements: list[tuple[str, Judgement]]) -> Iterator[Text]:
+    """What could not be judged, every reason once, with its cases."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for target, j in judgements:
+        unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
+        why = j.skipped or j.error or unclear or "nothing was compared"
+        groups.setdefault((j.peer, target, why), []).append(j.case)
+    for (peer, target, why), cases in groups.items():
+        text = Text(
+            f"\n{peer} could not be judged on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", "bold red"
+        )
+        yield text.append(f"  cases           {' '.join(cases)}\n  why             {why}\n", "default")
+
+
+def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> Text:
+    assert judgement.culprit is not None
     text = Text(f"\n{judgement.peer} fails case {judgement.case} on {target}\n", "bold red")
-    if culprit is None or not judgement.deviates:
-        return text.append(f"  it could not be judged: {judgement.error or 'nothing was compared'}\n", "default")
-    where = "local" if culprit in judgement.local else "cumulative"
-    failing = sum(not f.passed for f in judgement.local)
-    lines = [
-        f"  first bad tap   {culprit.tap}   ({where} anchor, call {culprit.call})",
-        f"  what            {culprit.status}: {culprit.detail}",
-        f"  failing taps    {failing} of {len(judgement.local)} local",
-    ]
+    return text.append("\n".join(_blamed(judgement, judgement.culprit, exposes)) + "\n", "default")
+
+
+def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
+    """The lines about a fault: where, what, how large, which defect."""
+    where = next(name for name in ("exact", "local", "cumulative") if culprit in getattr(judgement, name))
+    kind = "exact" if where == "exact" else "local"
+    found: list[Finding] = getattr(judgement, kind)
+    yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
+    yield f"  what            {culprit.status}: {culprit.detail}"
+    yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
     if not math.isnan(culprit.worst):
         at = f"token {culprit.token}, {culprit.tokens} tokens compared"
         errors = f"peer {culprit.peer_error:.2e}, control {culprit.control_error:.2e} of the value"
-        lines.append(f"  worst ratio     {culprit.worst:.3g} (median {culprit.median:.3g}) at {at}; errors {errors}")
-    known = first_seen_at(culprit.tap, exposes)
+        yield f"  worst ratio     {culprit.worst:.3g} (median {culprit.median:.3g}) at {at}; errors {errors}"
+    named = [s for s in judgement.named if s.named]
+    for s in named:
+        size = f"{s.coefficient:.2f} ± {s.error:.2g} of its pattern"
+        yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
+    known = [] if named else first_seen_at(culprit.tap, exposes)
     if known:
-        lines.append("  it may be       " + "\n                  ".join(f"{d} {DEFECTS[d]}" for d in known))
+        yield "  it may be       " + "\n                  ".join(f"{d} {DEFECTS[d]}" for d in known)
+    if judgement.known:
+        yield f"  known           {judgement.known}"
     if judgement.error:
-        lines.append(f"  then it raised  {judgement.error}")
+        yield f"  then it raised  {judgement.error}"
     if where == "cumulative":
-        lines.append("  every single operation is right by itself: look at what is passed between them")
-    return text.append("\n".join(lines) + "\n", "default")
+        yield "  every single operation is right by itself: look at what is passed between them"
 
 
 def _summary(result: Result) -> Text:
     text = Text()
-    worst, whole = result.worst(), result.worst("cumulative")
-    for name, place, tokens in (("local", worst, "each"), ("cumulative", whole, "median")):
-        if place is not None and not math.isnan(place[2].judged):
-            target, j, f = place
-            text.append(f"worst {name} ratio {f.judged:.3g} (limit {LIMITS[name]:g}, {tokens} token)")
-            text.append(f" at {_shortened(f.tap)}, {j.peer}, case {j.case}, {target}\n")
+    for dtype in result.dtypes:
+        text.append("\n".join(_figures(result, dtype)) + "\n")
     taps = sum(len(j.local) for _, j in result.judgements)
     text.append(f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, ")
     text.append(f"peak memory {result.peak_bytes / 2**30:.1f} GiB; ")
     text.append(", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items()) + "\n")
+    for note in result.notes:
+        text.append(f"note: {note}\n", "yellow")
+    for entry in result.known:
+        text.append(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})\n")
     groups: dict[str, list[str]] = {}
     for defect, reason in result.hidden.items():
         groups.setdefault(reason, []).append(defect)
@@ -259,3 +185,25 @@ def _summary(result: Result) -> Text:
     for reason, defects in groups.items():
         text.append(f"  {' '.join(defects)}: {reason}\n")
     return text
+
+
+def _figures(result: Result, dtype: str) -> Iterator[str]:
+    """The largest ratios of the peers in one type; in half precision also what was held against the worst case."""
+    for name, tokens in (("local", "each"), ("cumulative", "median")):
+        place = result.worst(name, dtype)
+        if place is not None and not math.isnan(place[2].judged):
+            target, j, f = place
+            limit = f"k = {f.limit:.2f}" if dtype in HALF and name == "local" else f"limit {f.limit:g}"
+            yield (
+                f"{dtype}: worst {name} ratio {f.judged:.3g} ({limit}, {tokens} token) at {_shortened(f.tap)}, "
+                f"{j.peer}, case {j.case}, {target}"
+            )
+    if dtype in HALF:
+        found = [f for _, j in result.judgements if j.dtype == dtype for f in j.local]
+        ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
+        k = [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits] or [1.0]
+        yield f"{dtype}: largest error {ceiling:.3g} of the worst case that legal rounding can do"
+        yield (
+            f"{dtype}: k of the median token {min(k):.2f} to {max(k):.2f}: bootstrap over tokens of the legal "
+            f"profiles' errors, never above {LIMITS['half']:g}"
+        )

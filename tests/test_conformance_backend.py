@@ -61,7 +61,7 @@ class Faulty(ReferencePeer):
 
     def _shown(self, dump: Dump, name: str, value: Any) -> Any:
         if name == self._tap:
-            value = (value * self._factor).astype(value.dtype)
+            value = self._nx.cast(self._nx.wide(value) * self._factor)  # what is shown is what is gone on with
         return super()._shown(dump, name, value)
 
 
@@ -93,7 +93,8 @@ def test_a_fault_in_it_is_found_at_its_tap(tap: str, dtype: DType, target: Targe
     result = judged(Faulty(NUMPY, dtype, tap, 1.5), target, "short")
     assert result.deviates
     assert result.culprit is not None
-    assert (result.culprit.tap, result.culprit.status) == (tap, "values")
+    assert result.culprit.tap == tap
+    assert result.culprit.status in ("values", "ceiling")
     assert [f.tap for f in result.local if not f.passed] == [tap], "one fault lights one row"
 
 
@@ -182,6 +183,8 @@ def test_one_wait_and_few_launches_a_tap(far: Target) -> None:
     library = far.backend.xp
     masks = sum(f.tap.endswith(".mask") for f in findings)
     waits = Counter(place for place in library.waits if not place.startswith(("inputs.", "model.", "embedding.")))
+    logits = sum(f.tap == "logits" for f in result.local)  # and once more for KL and first choice
+    assert waits.pop("logits.LogitTest.add") == logits
     assert waits == {"distance.Distances.differing": masks, "distance.Fused.errors": len(findings) - masks}
     assert len(library.launched) == 4 * (len(findings) - masks)  # truth, peer and two controls
 
@@ -273,8 +276,8 @@ def test_there_and_back(shape: tuple[int, ...], dtype: Any, devices: None) -> No
 
 
 def test_peers_that_are_judged_unasked() -> None:
-    assert names() == ["transformers:eager", "transformers:sdpa"]
-    assert names(Device()) == [f"transformers:{a}:{d}" for d in ("float32", "bfloat16") for a in ("eager", "sdpa")]
+    assert names() == ["transformers:eager:float32", "transformers:sdpa:float32"]
+    assert names("bfloat16") == ["transformers:eager:bfloat16", "transformers:sdpa:bfloat16"]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +364,7 @@ def test_the_report_on_numpy_says_no_more_than_before(command: Any, tmp_path: Pa
 def test_a_peer_in_two_spellings_is_judged_once(command: Any) -> None:
     peers = ("--peer", "t5g2ref:numpy:float32") * 2
     _, lines, _ = command("--ckpt", "tiny-even", "--case", "short", *peers)
-    assert any(line.startswith("1 comparisons,") for line in lines)
+    assert any(line.startswith("2 comparisons,") for line in lines)  # the case and the exact lane
 
 
 @pytest.mark.parametrize("name", ["tpu", "numpy:1", "cupy:x", "", "NumPy"])

@@ -96,8 +96,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str, peers: list[Ours] | None = None) -> tuple[int, list[str], str]:
         if peers is not None:
             known = {peer.name: peer for peer in peers}
-            monkeypatch.setattr(running, "names", lambda backend: list(known))
+            monkeypatch.setattr(running, "names", lambda dtype: list(known))
             monkeypatch.setattr(running, "create", lambda name, backend: known[name])
+            if "--lane" not in arguments:  # these show taps and cannot be probed
+                arguments = (*arguments, "--lane", "fp32")
         capsys.readouterr()
         status = command.main(list(arguments))
         out, err = capsys.readouterr()
@@ -209,7 +211,8 @@ def test_unknown_peer(run: Run) -> None:
     status, lines, err = run("--peer", "nobody")
     assert (status, lines) == (2, [])
     forms = "transformers:eager|sdpa[:float32|bfloat16|float16[:cpu|cuda|cuda:1]], t5g2ref:numpy|cupy[:1]:float32|"
-    assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16\n"
+    others = "process:[DTYPE:]COMMAND, dir:FOLDER, ENTRY[:ARGUMENT]"
+    assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16, {others}\n"
 
 
 def test_unknown_case_lists_the_cases(run: Run) -> None:
@@ -274,7 +277,7 @@ def test_conforms(run: Run, tmp_path: Path) -> None:
     assert not any(word in line for line in lines for word in ("FAIL", "error"))
 
     document = strictly(file)
-    assert (document["schema"], document["verdict"], document["line"]) == (1, "CONFORMS", lines[-1])
+    assert (document["schema"], document["verdict"], document["line"]) == (2, "CONFORMS", lines[-1])
     assert document["limits"] == LIMITS
     assert document["cases"] == {"selected": 2, "available": 42}
     assert document["environment"]["ours"] == "1.0"
@@ -406,10 +409,10 @@ def test_peer_that_raises_is_incomplete(run: Run, tmp_path: Path) -> None:
     broken = Ours("broken", raising(RuntimeError("sizes differ: 7 and 8")))
     status, lines, _ = run("--case", "short", "--json", str(file), peers=[Ours(), broken])
     assert status == 3
-    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 42 cases) - broken could not run case short"
+    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 42 cases) - broken could not be judged on case short"
     narrow(lines)
     text = "\n".join(lines)
-    assert "it could not be judged: RuntimeError: sizes differ: 7 and 8" in text
+    assert "RuntimeError: sizes differ: 7 and 8" in text
     assert "exposed 0 of 66" in text, "what raised has shown nothing"
     document = strictly(file)
     assert [j["passed"] for j in document["judgements"]] == [True, False, True, False]
@@ -447,7 +450,7 @@ def test_peer_that_raises_without_a_fault_is_incomplete(run: Run, tmp_path: Path
     stops = Ours("stops", stopping("decoder.norm", lambda call, name, value: value))
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", "--json", str(file), peers=[stops])
     assert status == 3
-    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 42 cases) - stops could not run case short"
+    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 42 cases) - stops could not be judged on case short"
     narrow(lines)
     judgement = strictly(file)["judgements"][0]
     assert (judgement["culprit"]["tap"], judgement["culprit"]["status"]) == ("decoder.norm", "missing")
@@ -533,7 +536,7 @@ def test_no_memory_for_one_case_costs_that_case_alone(run: Run, monkeypatch: pyt
     assert status == 3
     assert len(calls) > 1
     assert any("not enough memory on cupy: needed 9 GiB" in line for line in lines)
-    assert lines[-1].endswith("- ours could not run case short")
+    assert lines[-1].endswith("- ours could not be judged on case short")
 
 
 def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,7 +559,7 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
 def test_without_a_package(package: str) -> None:
     done = process(code=f"import sys\nsys.modules[{package!r}] = None")
     assert (done.returncode, done.stdout) == (2, "")
-    peer = "" if package == "rich" else "peer transformers:eager needs "
+    peer = "" if package == "rich" else "peer transformers:eager:float32 needs "
     if package != "transformers" or importlib.util.find_spec("torch"):  # torch is imported, and missed, first
         assert done.stderr.startswith(f"conformance: {peer}{package}")
     assert done.stderr.endswith('is not installed: pip install "t5g2ref[conformance]"\n')
@@ -615,11 +618,16 @@ def test_transformers_conforms(run: Run, tmp_path: Path) -> None:
     document = strictly(file)
     assert {"t5g2ref", "numpy", "python", "transformers", "torch"} == set(document["environment"])
     expected = [tap.name for tap in taps.table(Config.load(bundled("tiny")), images=False)]
+    half = {"transformers:eager:bfloat16:cpu", "transformers:sdpa:bfloat16:cpu"}
+    assert {j["peer"] for j in document["judgements"]} == {"transformers:eager", "transformers:sdpa"} | half
     for judgement in document["judgements"]:
+        if judgement["case"] == "exact":
+            assert len(judgement["exact"]) > 50
+            continue
         rows = [dict(zip(document["columns"], row, strict=True)) for row in judgement["local"]]
         assert [row["tap"] for row in rows] == expected
-        assert all(math.isfinite(row["worst"]) and row["worst"] <= LIMITS["local"] for row in rows)
-    assert {j["peer"] for j in document["judgements"]} == {"transformers:eager", "transformers:sdpa"}
+        limit = LIMITS["half" if judgement["peer"] in half else "local"]
+        assert all(math.isfinite(row["worst"]) and row["worst"] <= limit for row in rows)
 
 
 def test_transformers_starting_from_pad_deviates(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -641,9 +649,11 @@ def test_transformers_starting_from_pad_deviates(run: Run, monkeypatch: pytest.M
 
     monkeypatch.setattr(peer, "_build", build)
     file = tmp_path / "out.json"
-    status, lines, _ = run("--ckpt", "tiny-even", "--case", "loss", "--peer", "transformers:sdpa", "--json", str(file))
+    status, lines, _ = run(
+        *("--ckpt", "tiny-even", "--case", "loss", "--lane", "fp32", "--peer", "transformers:sdpa", "--json", str(file))
+    )
     assert status == 1
-    place = "(values; transformers:sdpa, case loss, tiny-even)"
+    place = "(values, D08; transformers:sdpa, case loss, tiny-even)"
     assert lines[-1] == f"VERDICT: DEVIATES (on 1 of 21 cases) at decoder.embed_tokens {place}"
     narrow(lines)
     assert "D08 decoder starts from pad instead of bos" in "\n".join(lines)

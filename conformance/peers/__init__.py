@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from conformance.cases import Case
 from conformance.dump import Dump
-from conformance.placement import has_device
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.numerics import HALF, DType, Numerics
@@ -19,6 +18,19 @@ from t5g2ref.numerics import HALF, DType, Numerics
 
 class PeerUnavailable(RuntimeError):
     """The peer cannot be run here; the message says what to install or change."""
+
+
+class Skip(Exception):
+    """Raised by a peer's `run` for a case that it does not do: shown, counted, and never a pass.
+
+    Args:
+        reason: why.
+        link: where that is said (an issue, a page); "" for nowhere.
+    """
+
+    def __init__(self, reason: str, link: str = "") -> None:
+        super().__init__(f"{reason} ({link})" if link else reason)
+        self.reason, self.link = reason, link
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,11 @@ def _on_grid(nx: Numerics, value: Any) -> Any:
 
 
 class Peer(Protocol):
-    """What the judge needs of an implementation."""
+    """What the judge needs of an implementation.
+
+    Two more it looks for: `taps`, a tuple of patterns of the tap names that the peer shows (without it: all), and
+    `weights()`, which yields canonical name and array of every tensor as the peer holds it after loading.
+    """
 
     name: str
     dtype: str
@@ -81,6 +97,9 @@ _TYPES = "float32|bfloat16|float16"
 FORMS = {
     f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "float32 and the judge's device where nothing is said",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
+    "process:[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
+    "dir:FOLDER": "what a program wrote, as `check` reads it",
+    "ENTRY[:ARGUMENT]": "a Python package's entry point in the group conformance.peers",
 }
 """How a peer may be named, and what that means."""
 
@@ -90,11 +109,9 @@ _NAMES = {  # module: its names, whose groups are the arguments of its `create`
 }
 
 
-def names(backend: Backend = NUMPY) -> list[str]:
-    """The peers that are judged where none is named: transformers, on a device in bfloat16 as well."""
-    if not has_device(backend):
-        return ["transformers:eager", "transformers:sdpa"]
-    return [f"transformers:{attention}:{dtype}" for dtype in ("float32", "bfloat16") for attention in ("eager", "sdpa")]
+def names(dtype: str = "float32") -> list[str]:
+    """The peers that are judged where none is named, in this type."""
+    return [f"transformers:{attention}:{dtype}" for attention in ("eager", "sdpa")]
 
 
 def create(name: str, backend: Backend = NUMPY) -> Peer:
@@ -103,7 +120,19 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
     for module, pattern in _NAMES.items():
         if match := pattern.fullmatch(name):
             return _created(name, module, *match.groups(), backend)
-    raise PeerUnavailable(f"no peer is called {name!r}; there are: {', '.join(FORMS)}")
+    if name.startswith("process:"):
+        return _created(name, "process", name)
+    if name.startswith("dir:"):
+        from conformance.dumps.peer import create as read
+
+        return read(Path(name.removeprefix("dir:")))
+    from conformance.peers import plugins
+
+    found = plugins.find(name, backend)
+    if found is None:
+        known = ", ".join([*FORMS, *plugins.names()])
+        raise PeerUnavailable(f"no peer is called {name!r}; there are: {known}")
+    return found
 
 
 def _created(name: str, module: str, *arguments: Any) -> Peer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,12 @@ class ReferencePeer:
         with backend.scope():
             self._weights = {n: self._nx.array(to_backend(w, backend)) for n, w in target.rounded(self.dtype).items()}
         self._target = target
+
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """What is computed with, in the peer's type."""
+        exact = HALF[self.dtype] if self._nx.emulated else None
+        for name, value in self._weights.items():
+            yield name, value if exact is None else value.astype(exact)
 
     def close(self) -> None:
         self._weights, self._target = {}, None

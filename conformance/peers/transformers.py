@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,12 +17,12 @@ from conformance.cases import Case, Run
 from conformance.dump import Dump
 from conformance.peers import PeerUnavailable, Target
 from conformance.peers.capture import Capture
-from conformance.peers.tensors import from_array, without_tf32
+from conformance.peers.tensors import from_array, to_array, without_tf32
 from conformance.placement import device_index, has_device
 from t5g2ref import taps
 from t5g2ref.backend import Backend
 from t5g2ref.numerics import DType
-from t5g2ref.params import TIED, hub_name
+from t5g2ref.params import TIED, canonical, hub_name
 
 _CLASSES = {
     "lm": modeling.T5Gemma2ForConditionalGeneration,
@@ -57,6 +58,13 @@ class TransformersPeer:
         self._target = target
         if self._device != "cpu":
             self._switches.enter_context(without_tf32())
+
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """Every tensor of the language model after its own loader; one that is tied has the names of all its places."""
+        assert self._target is not None, "open() comes first"
+        model, backend = self.model(Case("weights", "", ())), self._target.backend
+        for name, tensor in model.state_dict().items():
+            yield canonical(name), to_array(tensor, backend)
 
     def close(self) -> None:
         self._switches.close()

@@ -1,0 +1,66 @@
+"""The language model's logits as what they are for: a distribution, and its first choice.
+
+Judged under the local anchor, so from the peer's own last hidden states: KL(truth ‖ peer) beside KL(truth ‖ control).
+The first choice has to be the truth's wherever the truth's margin is larger than twice what a legal run's error can be
+there; elsewhere a flip is counted and no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from t5g2ref.backend import Backend
+
+Array = Any
+MOST = 8.0  # a peer's error beside a control's: the largest limit of any lane (`comparison.LIMITS`)
+
+
+class LogitTest:
+    """Sums over every call of a case."""
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray[Any, Any]] = []
+
+    def add(self, backend: Backend, peer: Array, truth: Array, controls: Sequence[Array], valid: Any) -> None:
+        """Logits (B, T, V) of one call; valid bool (B, T) or None. Of the controls the worst counts, by token."""
+        xp = backend.xp
+        rows = [_wide(a).reshape(-1, a.shape[-1]) for a in (truth, peer, *controls)]
+        keep = np.ones(rows[0].shape[0], bool) if valid is None else np.asarray(valid).reshape(-1)
+        logs = [_log_softmax(xp, row) for row in rows]
+        weight = xp.exp(logs[0])
+        peer_kl, *kl = [(weight * (logs[0] - other)).sum(axis=1) for other in logs[1:]]
+        budget = xp.stack([xp.abs(row - rows[0]).max(axis=1) for row in rows[2:]]).max(axis=0)
+        order = xp.partition(rows[0], rows[0].shape[1] - 2, axis=1)[:, -2:]
+        same = (rows[0].argmax(axis=1) == rows[1].argmax(axis=1)).astype(np.float64)
+        found = xp.stack([peer_kl, xp.stack(kl).max(axis=0), budget, order[:, 1] - order[:, 0], same])
+        self._rows.append(backend.host(found)[:, keep])
+
+    def figures(self) -> dict[str, float]:
+        """Empty where no logits were compared; else kl, the mean KL(truth ‖ peer) in nats; kl_ratio, beside the
+        control's; tokens; certified, those whose margin is above twice the error that a logit may have (`MOST` times
+        a control's largest); flips, other first choices; wrong, the flips of certified tokens."""
+        if not self._rows:
+            return {}
+        peer, control, budget, margin, same = np.concatenate(self._rows, axis=1)
+        certified = margin > 2 * MOST * budget
+        floor = np.finfo(np.float64).eps  # the divergence of two float64 runs is noise of this size
+        return {
+            "kl": float(peer.mean()),
+            "kl_ratio": float((abs(peer.mean()) + floor) / (abs(control.mean()) + floor)),
+            "tokens": float(peer.size),
+            "certified": float(certified.sum()),
+            "flips": float((same == 0).sum()),
+            "wrong": float((certified & (same == 0)).sum()),
+        }
+
+
+def _wide(a: Array) -> Array:
+    return (a.astype(np.float32) if a.dtype.itemsize < 4 else a).astype(np.float64)
+
+
+def _log_softmax(xp: Any, rows: Array) -> Array:
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))

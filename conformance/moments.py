@@ -1,0 +1,120 @@
+"""What the half-precision lane needs of one tap: sums over the elements of each token, in float64.
+
+An error is looked at in two measures: as a norm beside the truth's, and element by element in units of the worst-case
+bound (`ceiling.py`), in which rounding noise is about alike everywhere and a defect's pattern stands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from t5g2ref.backend import Backend
+
+Array = Any
+Host = np.ndarray[Any, Any]
+PIECE = 1 << 16  # elements looked at together on the host: they stay in the cache
+DEVICE_PIECE = 1 << 25
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums by token, on the host. Rows of `gram` and the like: the peer, then the controls, then the patterns.
+
+    Args:
+        norm: (tokens,) ‖truth‖.
+        errors: (1 + controls, tokens) ‖peer − truth‖, then each control's.
+        top: (1 + controls, tokens) largest |error| / bound.
+        gain, shift: (1 + controls, tokens) sums of (error / bound), times the truth's sign and as it is.
+        square: (1 + controls, tokens) sums of (error / bound)².
+        gram: (rows, rows, tokens) sums of products of (error or pattern) / bound; (0, 0, tokens) where no pattern is.
+        features: numbers of one token.
+    """
+
+    norm: Host
+    errors: Host
+    top: Host
+    gain: Host
+    shift: Host
+    square: Host
+    gram: Host
+    features: int
+
+    def of(self, keep: Host) -> Moments:
+        """Only the tokens where keep (tokens,) is True."""
+        return replace(self, **{f.name: getattr(self, f.name)[..., keep] for f in fields(self) if f.name != "features"})
+
+
+def moments(
+    backend: Backend,
+    axes: tuple[int, ...],
+    truth: Array,
+    peer: Array,
+    controls: Sequence[Array],
+    bound: Array | None,
+    patterns: Sequence[Array],
+    smallest: float,
+) -> Moments:
+    """The sums of one tap; all arrays have one shape, whose `axes` count tokens.
+
+    Args:
+        bound: of every element's error; None where there is none: `top` is then 0, and error / bound is 0.
+        patterns: what oracles with a defect have here.
+        smallest: below it the type's grid is no longer relative: added to the bound.
+    """
+    rows = [_rows(a, axes) for a in (truth, peer, *controls, *patterns)]
+    limits = None if bound is None else _rows(bound, axes)
+    piece = PIECE if backend.xp is np else DEVICE_PIECE
+    step = max(1, piece // (max(1, rows[0].shape[1]) * len(rows)))
+    parts = []
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is looked for afterwards
+        for t in range(0, len(rows[0]), step):
+            piece_of = [row[t : t + step] for row in rows]
+            limit = None if limits is None else limits[t : t + step]
+            parts.append(_sums(backend.xp, piece_of, limit, 1 + len(controls), bool(patterns), smallest))
+        flat = backend.host(parts[0] if len(parts) == 1 else backend.xp.concatenate(parts, axis=1))
+    return _named(flat, 1 + len(controls), len(patterns), rows[0].shape[1])
+
+
+def _rows(array: Array, axes: tuple[int, ...]) -> Array:
+    """(tokens, features), in the array's own dtype."""
+    order = (*axes, *(axis for axis in range(array.ndim) if axis not in axes))
+    tokens = int(np.prod([array.shape[axis] for axis in axes])) if axes else 1
+    return array.transpose(order).reshape(tokens, -1)
+
+
+def _sums(xp: Any, rows: list[Array], limit: Array | None, errors: int, patterned: bool, smallest: float) -> Array:
+    """(columns, tokens): what `_named` takes apart again. Few calls on stacked arrays: taps are many and small."""
+    truth = rows[0].astype(np.float64)
+    apart = xp.stack([_wide(row) - truth for row in rows[1:]])
+    scaled = xp.zeros_like(apart) if limit is None else apart * (1.0 / (xp.abs(limit) + smallest))
+    own = scaled[:errors]
+    found = [
+        xp.sqrt((truth * truth).sum(axis=1))[None],
+        xp.sqrt((apart[:errors] ** 2).sum(axis=2)),
+        xp.abs(own).max(axis=2),
+        (own * xp.sign(truth)).sum(axis=2),
+        own.sum(axis=2),
+        (own * own).sum(axis=2),
+    ]
+    if patterned:
+        by_token = scaled.transpose(1, 0, 2)
+        found.append(xp.matmul(by_token, by_token.transpose(0, 2, 1)).reshape(len(truth), -1).T)
+    return xp.concatenate(found)
+
+
+def _wide(row: Array) -> Array:
+    """In float64; a device's half types by way of float32, which holds them."""
+    return (row.astype(np.float32) if row.dtype.itemsize < 4 else row).astype(np.float64)
+
+
+def _named(flat: Host, errors: int, patterns: int, features: int) -> Moments:
+    norm, rest = flat[0], flat[1:]
+    names = ("errors", "top", "gain", "shift", "square")
+    blocks = {name: rest[i * errors : (i + 1) * errors] for i, name in enumerate(names)}
+    rows = errors + patterns if patterns else 0
+    gram = rest[len(names) * errors :].reshape(rows, rows, flat.shape[1])
+    return Moments(norm=norm, gram=gram, features=features, **blocks)

@@ -1,0 +1,34 @@
+"""What a defect leaves behind: how much of (oracle with the defect − oracle) there is in (peer − oracle).
+
+A coefficient near 1 names a defect even where the error is no larger than a legal one, as erf in place of tanh in a
+bfloat16 GELU: its size hides in the rounding, its pattern does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One defect looked for at one place.
+
+    Args:
+        defect: its id.
+        tap: a tap, or a kind of tap such as `decoder.layers.*.mlp.act_fn` when all of them were taken together.
+        coefficient: of the defect's pattern in the peer's error; 1 is all of it, 0 none.
+        error: the coefficient's standard error; 1 / error is the power: how many of them the defect would be.
+        residual: ‖what the pattern leaves‖ / ‖peer − oracle‖.
+        verdict: "named", "absent" or "no power".
+    """
+
+    defect: str
+    tap: str
+    coefficient: float
+    error: float
+    residual: float
+    verdict: str
+
+    @property
+    def named(self) -> bool:
+        return self.verdict == "named"
