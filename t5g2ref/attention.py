@@ -84,7 +84,8 @@ def _block(nx: Numerics, q: Array, sources: Sequence[Source], scale: float, cap:
     stacked = q.reshape(batch, k.shape[1], -1, width)  # (B, K, G·rows, H)
     grouped = (batch, k.shape[1], -1, rows, k.shape[2])
     allowed = visible(nx, sources, first, first + rows - 1)
-    weights = attention_weights(nx, stacked, k, scale, cap, None if allowed is None else allowed[:, None, None], grouped)
+    allowed = None if allowed is None else allowed[:, None, None]
+    weights = attention_weights(nx, stacked, k, scale, cap, allowed, grouped)
     return nx.matmul(weights.reshape(*stacked.shape[:3], -1), v).reshape(batch, heads, rows, v.shape[-1])
 
 

@@ -33,7 +33,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {  # name: the keyword arguments let thr
     "zeros_like": (),
 }
 # How many of the arguments are arrays, where not all are.
-ARRAYS = {**dict.fromkeys(("arange", "full", "ones", "zeros"), 0), "broadcast_to": 1, "concatenate": 1, "partition": 1, "stack": 1}
+ARRAYS = {
+    **dict.fromkeys(("arange", "full", "ones", "zeros"), 0),
+    **dict.fromkeys(("broadcast_to", "concatenate", "partition", "stack"), 1),
+}
 CONSTANTS = ("inf", "nan")
 METHODS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("all", "any", "argmax", "max", "mean", "min"), ("axis", "keepdims")),

@@ -70,7 +70,8 @@ def truth() -> Array:
 
 def test_passes_with_figures(truth: Array) -> None:
     found = see(off_by(truth, 2**-10), truth, [off_by(truth, 2**-10)], call=3)
-    figures = {"worst": 1.0, "judged": 1.0, "limit": 8.0, "median": 1.0, "p99": 1.0, "peer_error": 2**-12, "control_error": 2**-12}
+    ratios = dict.fromkeys(("worst", "judged", "median", "p99"), 1.0)
+    figures = {**ratios, "limit": 8.0, "peer_error": 2**-12, "control_error": 2**-12}
     assert found == Finding("decoder.norm", 3, "pass", token=(0, 0), tokens=10, **figures)
     assert found.passed
 

@@ -21,7 +21,7 @@ import torch
 
 from conformance import cases
 from conformance.checkpoints import resolve
-from conformance.judge import LIMITS, Judgement, judge
+from conformance.judge import Judgement, judge
 from conformance.peers import PeerUnavailable, Target, create
 from conformance.peers.tensors import from_array, to_array, without_tf32
 from conformance.peers.transformers import TransformersPeer

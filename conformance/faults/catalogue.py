@@ -1,0 +1,32 @@
+"""All faults in one list."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from conformance.exposure import DEFECTS
+from conformance.faults import arithmetic, attention, embedding, heads, masks, norms, own, positions, vision
+from conformance.faults.fault import Fault
+
+_PARTS = (embedding, norms, positions, masks, attention, vision, heads, arithmetic, own)
+
+FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)
+
+NOT_INJECTED: dict[str, str] = {}
+"""Ids of the catalogue that are not here, and why."""
+
+
+def find(patterns: list[str]) -> list[Fault]:
+    """The faults whose id or key matches any of the patterns, in any case; all when there is none."""
+    chosen = [pattern.upper() for pattern in patterns]
+    return [
+        fault
+        for fault in FAULTS
+        if not chosen or any(fnmatchcase(name.upper(), p) for p in chosen for name in (fault.id, fault.key))
+    ]
+
+
+def describe() -> list[str]:
+    """One line a fault: its key, what is wrong, and where it has to be found."""
+    lines = [f"{f.key:22} {f.title:72} {f.case}: {f.tap}" for f in FAULTS]
+    return [*lines, *(f"{id:22} {DEFECTS[id]}: not injected: {reason}" for id, reason in NOT_INJECTED.items())]

@@ -1,0 +1,200 @@
+"""The command `selftest`: faults put into the reference as a peer, one at a time, and each has to be found.
+
+A judge that cannot fail is no judge. Every fault of `faults/` is judged in its own case, where the verdict, the first
+failing tap and the name are demanded, and in every other case, for the matrix; every legal run has to conform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from threadpoolctl import threadpool_limits
+
+from conformance import cases as case_list
+from conformance.checkpoints import BUNDLED, CheckpointError, resolve
+from conformance.faults import catalogue, matrix
+from conformance.faults.fault import Fault
+from conformance.faults.legal import LEGAL
+from conformance.faults.matrix import Outcome
+from conformance.faults.peer import FaultyPeer
+from conformance.faults.trial import Bench
+from conformance.judge import judge
+from conformance.peers import Target
+from conformance.progress import Reporter, reporting
+from t5g2ref import bundled
+from t5g2ref.backend import find
+from t5g2ref.config import Config
+from t5g2ref.numerics import DType
+
+LANES = ("float32", "bfloat16", "float16")
+FEW_CASES = ("short", "padded-left-cached", "image")  # of legal runs in half types: each kind of tap once
+Job = tuple[str, ...]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--fault", action="append", metavar="ID", help="only these, in detail; repeatable, D24 or 'X*'")
+    parser.add_argument("--lane", choices=LANES, help="only faults and legal runs of this type")
+    parser.add_argument("--backend", default="numpy", help="numpy, cupy or cupy:1")
+    parser.add_argument("--ckpt", default="tiny", help="tiny (default), 270m, 1b, 4b, a folder, or a Hub id")
+    parser.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
+    parser.add_argument("--calm", action="store_true", help="with --synthetic: no massive activation")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core; one on a device)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the self-test; the exit status is 0 where the judge did all that it should."""
+    if options.json is not None and not options.json.parent.is_dir():
+        raise CheckpointError(f"--json {options.json}: there is no folder {options.json.parent}")
+    chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
+    if not chosen:
+        raise CheckpointError(f"--fault {' '.join(options.fault or [])}: none is called so; see `list faults`")
+    began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane)
+    with reporting(quiet=options.no_progress) as reporter:
+        try:
+            _run(options, chosen, outcome, reporter)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+    outcome.seconds = time.perf_counter() - began
+    _tell(options, outcome)
+    if outcome.interrupted:
+        return 3
+    return 1 if outcome.failures() else 0
+
+
+def describe() -> list[str]:
+    """One line a fault, for `list faults`."""
+    return catalogue.describe()
+
+
+def _tell(options: argparse.Namespace, outcome: Outcome) -> None:
+    if options.fault:
+        for fault, trial in outcome.pairs():
+            print(matrix.explained(fault, trial), end="\n\n")
+    else:
+        matrix.show(outcome)
+    print(outcome.last_line(), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Without the numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    return value
+
+
+def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, reporter: Reporter) -> None:
+    """All jobs, into the outcome; faults in the order of the catalogue."""
+    everywhere = options.ckpt in BUNDLED and not options.synthetic and not options.fault
+    given = (options.ckpt, options.synthetic, options.calm, options.backend)
+    jobs: list[Job] = [("fault", fault.key, "all" if everywhere else "own") for fault in chosen]
+    jobs += _legal(options, everywhere)
+    found: dict[Job, Any] = {}
+    reporter.start(len(jobs))
+    try:
+        for job, result in _results(given, jobs, _processes(options, len(jobs))):
+            found[job] = result
+            reporter.say(" ".join(job[1:]))
+            reporter.step()
+    finally:
+        for fault, job in zip(chosen, jobs, strict=False):
+            if job in found:
+                outcome.faults.append(fault)
+                outcome.trials.append(found[job])
+        outcome.legal = [run for job in jobs if job[0] == "legal" for run in found.get(job, [])]
+        outcome.cases = _columns(everywhere, chosen)
+
+
+def _columns(everywhere: bool, chosen: list[Fault]) -> list[case_list.Case]:
+    """The cases of the matrix; those of the bundled checkpoint have the names of every other's."""
+    names = {fault.case for fault in chosen}
+    return [c for c in case_list.build(Config.load(bundled("tiny"))) if everywhere or c.name in names]
+
+
+def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:
+    lanes = [lane for lane in LANES if options.lane in (None, lane)]
+    targets = BUNDLED[options.ckpt] if everywhere else ()
+    pairs = [(lane, target) for lane in lanes for target in targets if lane == "float32" or target == targets[0]]
+    return [("legal", name, lane, target) for lane, target in pairs for name in LEGAL]
+
+
+def _processes(options: argparse.Namespace, jobs: int) -> int:
+    if options.jobs is not None and options.jobs < 1:
+        raise CheckpointError(f"--jobs {options.jobs}: at least 1")
+    usual = (os.cpu_count() or 1) if options.backend == "numpy" and options.ckpt in BUNDLED else 1
+    return min(options.jobs or usual, jobs)
+
+
+def _results(given: tuple[Any, ...], jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+    """(job, result) as they come, in this process where one is enough."""
+    if processes == 1:
+        bench = _bench(*given)
+        yield from ((job, _do(bench, job)) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    with ProcessPoolExecutor(processes, context, _start, given) as pool:
+        waiting: dict[Future[Any], Job] = {pool.submit(_there, job): job for job in jobs}
+        try:
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    yield waiting.pop(future), future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_BENCH: list[Bench] = []  # of a worker process
+
+
+def _start(*given: Any) -> None:
+    threadpool_limits(1)
+    _BENCH[:] = [_bench(*given)]
+
+
+def _there(job: Job) -> Any:
+    return _do(_BENCH[0], job)
+
+
+def _bench(ckpt: str, synthetic: bool, calm: bool, backend: str) -> Bench:
+    targets = resolve(ckpt, synthetic=synthetic, calm=calm, backend=find(backend))
+    if ckpt in BUNDLED and not synthetic:
+        massive = resolve(str(bundled("tiny")), synthetic=True, backend=find(backend))[0]
+        targets.append(replace(massive, name="massive"))
+    return Bench({target.name: target for target in targets})
+
+
+def _do(bench: Bench, job: Job) -> Any:
+    if job[0] == "fault":
+        (fault,) = (f for f in catalogue.FAULTS if f.key == job[1])
+        return bench.try_out(fault, everywhere=job[2] == "all")
+    return _conforming(bench.targets[job[3]], job[1], cast(DType, job[2]))
+
+
+def _conforming(target: Target, name: str, lane: DType) -> list[tuple[str, str, str, str, str]]:
+    """A legal run of every case, and what it was blamed for."""
+    profile, injection = LEGAL[name]
+    peer = FaultyPeer(injection, target.backend, lane, profile)
+    peer.open(target)
+    found: list[tuple[str, str, str, str, str]] = []
+    for case in case_list.build(target.config):
+        if (lane == "float32" and target.name == "tiny") or case.name in FEW_CASES:
+            result = judge(cast(Any, peer), target, case)
+            blame = "" if result.culprit is None else f"{result.culprit.tap} {result.culprit.status}"
+            found.append((name, lane, target.name, case.name, blame or result.error))
+    return found
