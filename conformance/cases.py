@@ -188,7 +188,8 @@ def _padded(side: str) -> Callable[[_Kit], Case]:
         decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
         keep = k.keep(decoder_ids)
         run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
-        exposes = _ids("D38 D39 D40 D41 D42" + (" D29" if side == "left" else ""))  # on the right it shifts nothing
+        exposes = _ids("D38 D39 D40 D41" + (" D29 D42" if side == "left" else ""))  # on the right it shifts nothing,
+        # and no causal row sees what comes behind it
         return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=exposes)
 
     return make
@@ -304,7 +305,8 @@ def _classifier(
         else:
             decoder_ids, mask = k.padded([5, 3, 4], side)
             run = Run(ids, decoder_ids, decoder_attention_mask=mask, labels=labels(k, n))
-        exposes = ("D08",) if side == "none" else ("D64",)
+        pooled = ("D64",) if task == "sequence" else ("D65",)
+        exposes = ("D08",) if side == "none" else pooled
         return Case(name, title, (run,), task=task, num_labels=n, exposes=exposes)
 
     return make

@@ -30,12 +30,13 @@ from conformance.faults.trial import Bench
 from conformance.judge import judge
 from conformance.peers import Target
 from conformance.progress import Reporter, reporting
+from conformance.run import LANES as NAMES
 from t5g2ref import bundled
 from t5g2ref.backend import find
 from t5g2ref.config import Config
 from t5g2ref.numerics import DType
 
-LANES = ("float32", "bfloat16", "float16")
+LANES = tuple(NAMES.values())
 FEW_CASES = ("short", "padded-left-cached", "image")  # of legal runs in half types: each kind of tap once
 Job = tuple[str, ...]
 
@@ -43,7 +44,8 @@ Job = tuple[str, ...]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--fault", action="append", metavar="ID", help="only these, in detail; repeatable, D24 or 'X*'")
-    parser.add_argument("--lane", choices=LANES, help="only faults and legal runs of this type")
+    lane = parser.add_argument("--lane", type=lambda n: NAMES.get(n, n), choices=LANES, help="fp32, bf16 or fp16 alone")
+    lane.metavar = "LANE"
     parser.add_argument("--backend", default="numpy", help="numpy, cupy or cupy:1")
     parser.add_argument("--ckpt", default="tiny", help="tiny (default), 270m, 1b, 4b, a folder, or a Hub id")
     parser.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
