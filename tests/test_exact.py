@@ -18,6 +18,8 @@ from conformance.peers import Skip, Target, create
 from conformance.probe import probes
 from t5g2ref.params import TIED, hub_name
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 ENC, DEC = "encoder.text_model", "decoder"
 TABLE = f"{ENC}.embed_tokens.weight"
 DTYPES = ("float32", "bfloat16", "float16")

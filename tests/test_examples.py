@@ -33,6 +33,8 @@ FAULTY = """\
 import runpy, sys
 import torch, transformers
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 load = transformers.PreTrainedModel.from_pretrained.__func__
 
 def faulty(cls, *args, **kwargs):

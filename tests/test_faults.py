@@ -29,6 +29,8 @@ from t5g2ref.backend import NUMPY
 from t5g2ref.config import Rope
 from t5g2ref.numerics import EXACT, DType, Numerics
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 HALVES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 

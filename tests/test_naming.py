@@ -23,6 +23,8 @@ from conformance.faults.fault import joined
 from conformance.faults.peer import FaultyPeer
 from conformance.judge import judge
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 NAMES = {
     "cross keys rotated": {"D24"},
     "+ 1 dropped from one norm": {"D09"},

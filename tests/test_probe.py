@@ -25,6 +25,8 @@ from t5g2ref.backend import NUMPY
 from t5g2ref.config import Config, preset
 from t5g2ref.model import T5Gemma2
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 ENC, DEC = "encoder.text_model", "decoder"
 
 

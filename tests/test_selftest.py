@@ -23,6 +23,8 @@ from conformance.faults.peer import FaultyPeer
 from conformance.faults.trial import Bench, Trial
 from conformance.judge import judge
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
