@@ -24,6 +24,8 @@ from conformance.peers import plugins
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 FOLDER = Path(examples.__file__).parent
 TINY = str(bundled("tiny"))
 CASES = ("short", "padded-left-cached", "image", "sequence-multi", "loss")
@@ -32,8 +34,6 @@ CASES = ("short", "padded-left-cached", "image", "sequence-multi", "loss")
 FAULTY = """\
 import runpy, sys
 import torch, transformers
-
-pytestmark = pytest.mark.slow  # minutes in all
 
 load = transformers.PreTrainedModel.from_pretrained.__func__
 
