@@ -64,7 +64,7 @@ class Checkpoint:
     def dtype(self, name: str) -> str:
         """The stored dtype: "bfloat16", "float16", "float32" or "float64"."""
         file, key = self._find(name)
-        return file.entries[key].dtype
+        return file.entries[key].dtype.name
 
     def read(self, name: str, dtype: str = "float32", backend: Backend = NUMPY) -> Any:
         """Return one tensor as an array of the backend, on NumPy read-only; narrowing rounds to nearest even.

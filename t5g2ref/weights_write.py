@@ -99,7 +99,7 @@ def _plan(wanted: Mapping[str, Shape], dtype: str, layout: Layout, limit: int | 
     places: dict[str, tuple[str, Entry]] = {}
     for i, part in enumerate(parts, 1):
         file = SINGLE if many == 1 else f"model-{i:05d}-of-{many:05d}.safetensors"
-        files[file], placed = encode_header({hub_name(name, layout): (dtype, names[name]) for name in part})
+        files[file], placed = encode_header({hub_name(name, layout): (element(dtype), names[name]) for name in part})
         places |= {name: (file, placed[hub_name(name, layout)]) for name in part}
     return _Plan(files, places, sum(sizes.values()))
 
@@ -144,7 +144,7 @@ def _write_array(handle: BinaryIO, entry: Entry, array: Array, name: str) -> Non
     handle.seek(entry.begin)
     flat = array.reshape(-1)
     for at in range(0, flat.size, CHUNK):
-        handle.write(finite(flat[at : at + CHUNK], entry.dtype, name).tobytes())
+        handle.write(finite(flat[at : at + CHUNK], entry.dtype.name, name).tobytes())
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -633,8 +633,7 @@ def samples(stored: str, wanted: str) -> Array:
 
 def store(folder: Path, **tensors: Array) -> SafetensorsFile:
     """A file of these tensors, each stored in its own dtype."""
-    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    header, _ = encode_header({name: (names[x.dtype], x.shape) for name, x in tensors.items()})
+    header, _ = encode_header({name: (x.dtype, x.shape) for name, x in tensors.items()})
     path = folder / "model.safetensors"
     path.write_bytes(header + b"".join(x.tobytes() for x in tensors.values()))
     return SafetensorsFile.open(path)

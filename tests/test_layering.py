@@ -26,7 +26,13 @@ LAYERS = (
     ("attention", "mlp", "embedding"),
     ("vision", "encoder", "decoder", "heads"),
     ("model + inputs",),
-    ("weights + weights_write + safetensors_file + stored", "image", "text", "generate", "synthetic"),
+    (
+        "weights + weights_write + safetensors_file + safetensors_header + stored",
+        "image",
+        "text",
+        "generate",
+        "synthetic",
+    ),
     ("__init__",),
     ("__main__",),
 )

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from t5g2ref.config import Config, ConfigError, Rope, Ropes, TextConfig, VisionConfig
 from t5g2ref.params import TIED, hub_name, shapes
-from t5g2ref.safetensors_file import CHUNK, DTYPES, SafetensorsFile, convert, parse_header
+from t5g2ref.safetensors_file import CHUNK, DTYPES, SafetensorsFile, convert
+from t5g2ref.safetensors_header import FLOATS, HeaderError, parse_header
 from t5g2ref.weights import Checkpoint, WeightsError, load, save
 
 EMBED = "encoder.text_model.embed_tokens.weight"
@@ -534,10 +535,10 @@ ENTRY = st.fixed_dictionaries(
     | st.dictionaries(st.text(max_size=3), ENTRY | JSON, max_size=3).map(lambda header: json.dumps(header).encode()),
     st.integers(0, 60),
 )
-def test_any_header_is_an_order_or_a_weights_error(data: bytes, more: int) -> None:
+def test_any_header_is_an_order_or_a_header_error(data: bytes, more: int) -> None:
     try:
-        entries = parse_header(data, 8 + len(data) + more, "f")
-    except WeightsError:
+        entries = parse_header(data, 8 + len(data) + more, FLOATS)
+    except HeaderError:
         return
     assert sum(item.end - item.begin for item in entries.values()) == more
 

@@ -16,7 +16,7 @@ import weakref
 from typing import IO, Any
 
 from t5g2ref.config_fields import unique_keys
-from t5g2ref.safetensors_file import short
+from t5g2ref.safetensors_header import short
 
 MAX_LINE = 1 << 20  # bytes of an answer
 KEPT = 1 << 12  # bytes of standard error

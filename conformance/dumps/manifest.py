@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from conformance.dumps.reading import DumpError, confined
 from t5g2ref.config_fields import unique_keys
-from t5g2ref.safetensors_file import short
+from t5g2ref.safetensors_header import short
 
 FORMAT, VERSION = "t5g2ref-dump", 1
 MAX_BYTES = 1 << 26

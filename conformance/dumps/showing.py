@@ -19,7 +19,7 @@ from conformance.dumps.reading import DumpError, Tensors, truths
 from conformance.judge import plan_of, validity
 from t5g2ref import taps
 from t5g2ref.config import Config
-from t5g2ref.safetensors_file import short
+from t5g2ref.safetensors_header import short
 from t5g2ref.stored import convert
 from t5g2ref.taps import Tap
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from conformance.dumps.reading import CODES
+from t5g2ref.safetensors_header import encode_header
 
 Array = np.ndarray[Any, Any]
 Put = Callable[[str, Array], None]
-_NAMES = {dtype: code for code, dtype in CODES.items()}
 
 
 @contextmanager
@@ -51,25 +48,17 @@ def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int,
     Args:
         declared: name → type and shape of every tensor that will come.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    left, at = {}, 0
-    for name, (dtype, shape) in declared.items():
-        end = at + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
-        left[name] = (at, dtype, shape)
-        at = end
-    data = json.dumps(header, separators=(",", ":")).encode()
-    data += b" " * (-len(data) % 8)
+    header, left = encode_header(declared)
 
     def put(name: str, array: Array) -> None:
-        begin, dtype, shape = left.pop(name)
-        if (array.dtype, array.shape) != (dtype, shape):
-            raise RuntimeError(f"{name}: declared as {dtype} {shape}, given {array.dtype} {array.shape}")
-        handle.seek(8 + len(data) + begin)
+        entry = left.pop(name)
+        if (array.dtype, array.shape) != (entry.dtype, entry.shape):
+            raise RuntimeError(f"{name}: declared as {entry.dtype} {entry.shape}, given {array.dtype} {array.shape}")
+        handle.seek(entry.begin)
         handle.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     with replacing(path) as temporary, temporary.open("wb") as handle:
-        handle.write(len(data).to_bytes(8, "little") + data)
+        handle.write(header)
         yield put
         if left:
             raise RuntimeError(f"{path.name}: {len(left)} tensors never came, first {next(iter(left))}")

@@ -29,7 +29,7 @@ from conformance.dumps.peer import opened
 from conformance.dumps.reading import DumpError
 from conformance.dumps.showing import Shower, check_patterns
 from conformance.peers import PeerUnavailable, Skip, Target
-from t5g2ref.safetensors_file import short
+from t5g2ref.safetensors_header import short
 
 VERSION = 1
 TIMEOUT = 600.0  # seconds for the handshake, and for each case
