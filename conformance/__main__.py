@@ -10,12 +10,13 @@ import sys
 import textwrap
 import traceback
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from conformance import cases as case_list
+from conformance import options as shared
 from conformance.checkpoints import BUNDLED, HUB, CheckpointError, variable
 from conformance.exposure import DEFECTS
+from conformance.options import LANES
 from conformance.peers import FORMS, PeerUnavailable, names
 from t5g2ref.backend import BackendError
 from t5g2ref.config import ConfigError
@@ -23,39 +24,37 @@ from t5g2ref.config import ConfigError
 CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
 
 HELP = """\
-Hold an implementation of T5Gemma 2 against the float64 reference, tap by tap, and say who is wrong and where.
+Hold an implementation of T5Gemma 2 against the float64 reference, tap by tap, and say who is wrong
+and where.
 
-With no arguments: the installed transformers (eager and sdpa attention, in float32 and bfloat16) on the bundled
-checkpoint. Every value is judged by a ratio: the peer's distance from the float64 truth over the distance that the
-same mathematics in the peer's own precision has. 1 is as good as it gets; in float32 a real defect is at 100 or far
-above, in bfloat16 it is found by worst-case bounds and by its pattern. `explain` says how to read all of it.
+With no arguments: the installed transformers (eager and sdpa attention, in float32 and bfloat16) on
+the bundled checkpoint. Every value is judged by a ratio: the peer's distance from the float64 truth
+over the distance that the same mathematics in the peer's own precision has. 1 is as good as it gets;
+in float32 a real defect is at 100 or far above, in bfloat16 it is found by worst-case bounds and by
+its pattern. `explain` says how to read all of it.
 
 exit status   0 CONFORMS   1 DEVIATES   2 bad usage or environment   3 INCOMPLETE
 """
 
 EXAMPLES = f"""\
 examples
-  python -m conformance                                  judge transformers on the tiny checkpoint
-  python -m conformance --case 'window*' --detail        one case, every tap's ratio
-  python -m conformance --ckpt 270m --synthetic          the real geometry, seeded weights (slow: minutes)
-  python -m conformance --ckpt 1b                        the real weights: ${variable("1b")}, cache or download
-  python -m conformance --backend cupy                   truth, controls and transformers on a CUDA device
-  python -m conformance --peer t5g2ref:cupy:bfloat16     the reference's own CUDA path against NumPy's truth
-  python -m conformance --lane bf16 --html report.html   one lane, and a page to paste into a bug report
-  python -m conformance selftest                         the judge judged: every known fault must be found
-  python -m conformance export DIR                       the cases as files, for a port in any language
-  python -m conformance check DIR                        judge what that port wrote
-  python -m conformance list cases                       what there is: cases, taps, faults, checkpoints, peers
+  python -m conformance                             judge transformers on the tiny checkpoint
+  python -m conformance --case 'window*' --detail   one case, every tap's ratio
+  python -m conformance --ckpt 270m --synthetic     the real geometry, seeded weights (slow: minutes)
+  python -m conformance --ckpt 1b                   the real weights: ${variable("1b")}, cache or download
+  python -m conformance --backend cupy              truth, controls and transformers on a CUDA device
+  python -m conformance --peer t5g2ref:cupy:bfloat16  the reference's own CUDA path against NumPy's truth
+  python -m conformance --lane bf16 --html report.html  one lane, and a page to paste into a bug report
+  python -m conformance selftest                    the judge judged: every known fault must be found
+  python -m conformance export DIR                  the cases as files, for a port in any language
+  python -m conformance check DIR                   judge what that port wrote
+  python -m conformance list cases                  what there is: cases, taps, faults, checkpoints, peers
 """
 
 
-BACKEND = """\
-where truth and controls are computed and compared: numpy (default), or cupy, a CUDA device (cupy:1 the second one),
-where peers run on the device too"""
 LANE = """\
 exact (weights, embedding rows, masks by probing: bit for bit), fp32, bf16, fp16; repeatable; default: exact, fp32 and
 bf16. A --peer whose name has no type runs in every lane that is named"""
-KNOWN = "deviations that are known, with reason and link (TOML; see `explain known`): shown, and no failure"
 
 
 MODULES = {
@@ -79,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for target in (top, run):
         _run_options(target)
-    top.set_defaults(ckpt="tiny", backend="numpy")
+    shared.defaults(top)
     for name, (module, what) in MODULES.items():
         command = commands.add_parser(name, help=what, description=what, formatter_class=form)
         with suppress(PeerUnavailable):  # said when the command is run
@@ -98,22 +97,14 @@ def _module(name: str, module: str) -> Any:
 
 
 def _run_options(target: argparse.ArgumentParser) -> None:
-    target.add_argument("--ckpt", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
-    target.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
-    target.add_argument(
-        "--calm", action="store_true", help="with --synthetic: no massive activation (1e5), which float16 cannot hold"
-    )
+    shared.checkpoint(target)
     default = "default: transformers, eager and sdpa"
     target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; see `list peers`; {default}")
-    target.add_argument("--lane", action="append", choices=("exact", "fp32", "bf16", "fp16"), help=LANE)
-    target.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")
-    target.add_argument("--backend", metavar="NAME", help=BACKEND)
-    target.add_argument("--detail", action="store_true", help="print every tap of every case")
-    target.add_argument("--known", type=Path, metavar="FILE", help=KNOWN)
-    target.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
-    target.add_argument("--junit", type=Path, metavar="FILE", help="the same for a CI system")
-    target.add_argument("--html", type=Path, metavar="FILE", help="the same as one page, plots and masks included")
-    target.add_argument("--no-progress", action="store_true", help="no progress bar")
+    target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
+    shared.cases(target)
+    shared.backend(target)
+    shared.outputs(target)
+    shared.progress(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +163,10 @@ def _list(what: str) -> int:
         for tap in taps.table(config, loss=True):
             print(f"{tap.name:62} {tap.shape:10} {'mask' if tap.exact else ''}")
     elif what == "faults":
-        for defect, title in DEFECTS.items():
+        from conformance.faults import catalogue
+
+        own = {fault.id: fault.title for fault in catalogue.FAULTS if fault.id not in DEFECTS}
+        for defect, title in (DEFECTS | own).items():
             print(f"{defect}  {title}")
     elif what == "checkpoints":
         for name in BUNDLED:

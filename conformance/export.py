@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from conformance import cases as case_list
+from conformance import options as shared
 from conformance.cases import Case
 from conformance.checkpoints import CheckpointError, resolve
 from conformance.dumps import describe, writing
@@ -54,20 +55,19 @@ _CASE = re.compile(r"[a-z0-9-]+")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; made if need be")
-    parser.add_argument("--ckpt", default="tiny", help="one checkpoint, as in `run` (tiny is tiny alone here)")
-    parser.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
-    parser.add_argument("--calm", action="store_true", help="with --synthetic: no massive activation")
-    parser.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")
+    shared.checkpoint(parser)
+    shared.cases(parser)
     parser.add_argument("--expected", action="store_true", help="the float64 truth too, at the least taps of a dump")
     parser.add_argument("--all-taps", action="store_true", help="with --expected: at every tap")
     parser.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16", "float16"),
+        choices=tuple(shared.LANES.values()),
         help="what the program will run in: pictures, and the weights of the truth, are numbers of that type",
     )
     parser.add_argument("--force", action="store_true", help="write into a folder that holds something else")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    shared.progress(parser)
+    shared.defaults(parser)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ import resource
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +28,7 @@ from conformance.exposure import hidden
 from conformance.judge import Judgement, judge
 from conformance.known import Known
 from conformance.known import load as load_known
+from conformance.options import FILES, LANES, check_writable
 from conformance.peers import Peer, Target, create, names
 from conformance.placement import release
 from conformance.progress import Reporter, reporting
@@ -36,9 +36,7 @@ from conformance.result import Result, environment
 from t5g2ref.backend import Backend, BackendError, find
 from t5g2ref.numerics import HALF, DType
 
-LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 USUAL = ("exact", "fp32", "bf16")
-FILES = ("json", "junit", "html")
 UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:cupy")
 
 Found = list[tuple[str, Judgement]]
@@ -54,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 def judge_peers(peers: list[Peer], options: argparse.Namespace, backend: Backend) -> int:
     """Everything after the peers are made: checkpoint, cases, judgement, report; returns the exit status."""
     for name in FILES:
-        _check_writable(f"--{name}", getattr(options, name, None))
+        check_writable(f"--{name}", getattr(options, name, None))
     known = load_known(options.known) if getattr(options, "known", None) else Known()
     lanes = set(getattr(options, "lane", None) or USUAL)
     began, found = time.perf_counter(), Found()
@@ -122,15 +120,6 @@ def _write(result: Result, options: argparse.Namespace) -> None:
             from conformance import html
 
             path.write_text(html.render(json.loads(document)), encoding="utf-8")
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{option} {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise CheckpointError(f"{option} {path}: this is a folder; name a file")
 
 
 def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> list[Peer]:

@@ -20,6 +20,7 @@ from typing import Any, cast
 from threadpoolctl import threadpool_limits
 
 from conformance import cases as case_list
+from conformance import options as shared
 from conformance.checkpoints import BUNDLED, CheckpointError, resolve
 from conformance.faults import catalogue, matrix
 from conformance.faults.fault import Fault
@@ -28,9 +29,9 @@ from conformance.faults.matrix import Outcome
 from conformance.faults.peer import FaultyPeer
 from conformance.faults.trial import Bench
 from conformance.judge import judge
+from conformance.options import LANES as NAMES
 from conformance.peers import Target
 from conformance.progress import Reporter, reporting
-from conformance.run import LANES as NAMES
 from t5g2ref import bundled
 from t5g2ref.backend import find
 from t5g2ref.config import Config
@@ -46,19 +47,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fault", action="append", metavar="ID", help="only these, in detail; repeatable, D24 or 'X*'")
     lane = parser.add_argument("--lane", type=lambda n: NAMES.get(n, n), choices=LANES, help="fp32, bf16 or fp16 alone")
     lane.metavar = "LANE"
-    parser.add_argument("--backend", default="numpy", help="numpy, cupy or cupy:1")
-    parser.add_argument("--ckpt", default="tiny", help="tiny (default), 270m, 1b, 4b, a folder, or a Hub id")
-    parser.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
-    parser.add_argument("--calm", action="store_true", help="with --synthetic: no massive activation")
+    shared.backend(parser)
+    shared.checkpoint(parser)
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core; one on a device)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=shared.FILES["json"])
+    shared.progress(parser)
+    shared.defaults(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the self-test; the exit status is 0 where the judge did all that it should."""
-    if options.json is not None and not options.json.parent.is_dir():
-        raise CheckpointError(f"--json {options.json}: there is no folder {options.json.parent}")
+    shared.check_writable("--json", options.json)
     chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
     if not chosen:
         raise CheckpointError(f"--fault {' '.join(options.fault or [])}: none is called so; see `list faults`")
@@ -73,11 +72,6 @@ def main(options: argparse.Namespace) -> int:
     if outcome.interrupted:
         return 3
     return 1 if outcome.failures() else 0
-
-
-def describe() -> list[str]:
-    """One line a fault, for `list faults`."""
-    return catalogue.describe()
 
 
 def _tell(options: argparse.Namespace, outcome: Outcome) -> None:

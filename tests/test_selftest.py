@@ -179,7 +179,3 @@ def test_usage(tmp_path: Path) -> None:
         selftest.main(options("--json", str(tmp_path / "no" / "x.json")))
     with pytest.raises(CheckpointError, match="at least 1"):
         selftest.main(options("--fault", "D47", "--jobs", "0"))
-
-
-def test_every_fault_is_listed() -> None:
-    assert any(line.startswith("X48") for line in selftest.describe())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from conformance.exposure import DEFECTS
 from conformance.faults import arithmetic, attention, embedding, heads, masks, norms, own, positions, vision
 from conformance.faults.fault import Fault
 
@@ -24,9 +23,3 @@ def find(patterns: list[str]) -> list[Fault]:
         for fault in FAULTS
         if not chosen or any(fnmatchcase(name.upper(), p) for p in chosen for name in (fault.id, fault.key))
     ]
-
-
-def describe() -> list[str]:
-    """One line a fault: its key, what is wrong, and where it has to be found."""
-    lines = [f"{f.key:22} {f.title:72} {f.case}: {f.tap}" for f in FAULTS]
-    return [*lines, *(f"{id:22} {DEFECTS[id]}: not injected: {reason}" for id, reason in NOT_INJECTED.items())]
