@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from conformance.faults import arithmetic, attention, embedding, heads, masks, norms, own, positions, vision
+from conformance.faults import (
+    arithmetic,
+    attention,
+    cached,
+    embedding,
+    heads,
+    masks,
+    norms,
+    own,
+    padding,
+    positions,
+    vision,
+)
 from conformance.faults.fault import Fault
 
-_PARTS = (embedding, norms, positions, masks, attention, vision, heads, arithmetic, own)
+_PARTS = (embedding, norms, positions, masks, padding, attention, cached, vision, heads, arithmetic, own)
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)
 
