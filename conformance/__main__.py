@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import shlex
+import signal
 import sys
 import textwrap
 import traceback
@@ -93,7 +95,7 @@ def _module(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise PeerUnavailable(f'{name}: {error.name} is not installed: pip install "t5g2ref[conformance]"') from error
+        raise PeerUnavailable(f'{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
 
 
 def _run_options(target: argparse.ArgumentParser) -> None:
@@ -103,16 +105,31 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
     shared.cases(target)
     shared.backend(target)
+    shared.timeout(target)
     shared.outputs(target)
     shared.progress(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ‖ or √ shows a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        given = sys.argv[1:] if arguments is None else arguments
+        if given and given[0] in MODULES:  # before its options are parsed, which it could not name
+            _module(given[0], MODULES[given[0]][0])
         options = parser().parse_args(given)
-        options.command_line = shlex.join(["python", "-m", "conformance", *given])
+    except PeerUnavailable as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return USAGE
+    options.command_line = shlex.join(["python", "-m", "conformance", *given])
+    return _guarded(options)
+
+
+def _guarded(options: argparse.Namespace) -> int:
+    """The command's exit status, whatever happens in it."""
+    try:
         status = _command(options)
         sys.stdout.flush()
         return status
@@ -126,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("conformance: interrupted", file=sys.stderr)
         print("VERDICT: INCOMPLETE - interrupted")
         return INCOMPLETE
-    except Exception:  # Python's own exit status for this is 1, which says that a peer deviates
+    except BaseException:  # Python's own exit status is 1, which says that a peer deviates; SystemExit's may be 0
         traceback.print_exc()
         print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
         print("VERDICT: INCOMPLETE - the suite itself failed")
@@ -151,6 +168,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _list(what: str) -> int:
+    from conformance.peers import plugins
     from t5g2ref import bundled, taps
     from t5g2ref.config import Config
 
@@ -174,9 +192,16 @@ def _list(what: str) -> int:
         for name, repo in HUB.items():
             print(f"{name:10} {repo}, or ${variable(name)}; --synthetic: seeded weights")
     else:
-        print("\n".join([*names(), "", "Every name:", *(f"  {form}\n      {what}" for form, what in FORMS.items())]))
+        print("\n".join([*names(), *plugins.names(), "", "Every name:"]))
+        print("\n".join(f"  {form}\n      {what}" for form, what in FORMS.items()))
     return CONFORMS
 
 
+def _terminated(*_: object) -> None:
+    """A polite end is an interruption: what was judged is shown, and processes of peers are ended."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main())

@@ -31,6 +31,7 @@ def as_json(result: Result) -> str:
         "defects": DEFECTS,
         "notes": result.notes,
         "command": result.command,
+        "peers": result.peers,
         "known": result.known,
         "columns": [f.name for f in fields(Finding)],
         "judgements": [_judgement(target, j, result.titles) for target, j in result.judgements],

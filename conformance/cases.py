@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +99,16 @@ class Case:
             "score.out_proj.weight": to_grid(weight, "bfloat16"),
             "score.out_proj.bias": to_grid(bias, "bfloat16"),
         }
+
+    def copied(self) -> Case:
+        """The case with arrays of its own, for a peer to do with as it likes: the truth is computed from ours."""
+
+        def copied(run: Run) -> Run:
+            given = {f.name: getattr(run, f.name) for f in fields(run)}
+            own: dict[str, Any] = {name: v.copy() for name, v in given.items() if isinstance(v, np.ndarray)}
+            return replace(run, **own)
+
+        return replace(self, runs=tuple(copied(run) for run in self.runs))
 
     def given(self, dtype: str) -> Case:
         """The case as a model in `dtype` is given it: pictures are numbers of that type, so that what their rounding

@@ -28,7 +28,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         from conformance.run import judge_peers
     except ImportError as error:
-        raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[conformance]"') from error
+        raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[judge]"') from error
     options.lane = [
         lane for lane, dtype in LANES.items() if dtype == peer.dtype
     ]  # not the exact one: a dump cannot be probed

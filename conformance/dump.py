@@ -72,8 +72,15 @@ class Dump:
         Args:
             value: a NumPy array, or a device's: anything with `__cuda_array_interface__`.
         """
+        if not self._held:
+            raise ValueError(f"tap {name} was given before any call: new_call() comes first")
         if name in self._held[-1]:
             raise ValueError(f"tap {name} was given twice in call {self.calls - 1}")
+        if not on_device(value):
+            if not isinstance(value, np.ndarray | np.generic):
+                raise TypeError(f"tap {name} is a {type(value).__name__}, expected an array of NumPy or of a device")
+            if type(value) is not np.ndarray:
+                value = np.asarray(value).view(np.ndarray)  # a masked array would hide what it holds
         self._held[-1][name] = self._kept(value)
 
     def get(self, call: int, name: str) -> Array | None:

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from conformance.compare import Finding
+from conformance.foreign import said
 from conformance.moves import Moves, Shown, examine_probe
 from conformance.peers import Peer, Skip, Target
 from conformance.placement import on_device, to_host, words
 from conformance.probe import Array, Probe, probes
+from t5g2ref.backend import BackendError
 from t5g2ref.numerics import HALF, DType
 from t5g2ref.params import TIED, canonical
 
@@ -42,8 +44,10 @@ def examine_exact(
         except Skip as skip:
             found.append(Finding(probe.case.name, 0, "missing", detail=f"skipped by the peer: {skip}"))
             continue
-        except Exception as error:  # whatever a foreign program raises is a finding, not our crash
-            detail = f"the peer raised {type(error).__name__}: {error}"
+        except (KeyboardInterrupt, BackendError):
+            raise
+        except BaseException as error:  # whatever a foreign program raises is a finding, not our crash
+            detail = f"the peer raised {said(error)}"
             found.append(Finding(probe.case.name, 0, "missing", detail=detail))
             continue
         if probe.case.name == "probe-positions":  # it has the end-of-image id, in both stacks

@@ -78,10 +78,9 @@ def main(options: argparse.Namespace) -> int:
     with reporting(quiet=options.no_progress) as reporter:
         made = {"synthetic": options.synthetic, "calm": options.calm}
         target = resolve(options.ckpt, **made, progress=reporter.tensors)[0]
-        chosen = case_list.select(case_list.build(target.config), options.case or [])
-        if not chosen:
-            known = ", ".join(case.name for case in case_list.build(target.config))
-            raise CheckpointError(f"--case {' '.join(options.case)}: no case matches; there are: {known}")
+        built = case_list.build(target.config)
+        shared.check_cases(options.case or [], (case.name for case in built))
+        chosen = case_list.select(built, options.case or [])
         with _staged(options.folder) as staging:
             _write(staging, target, chosen, options, reporter)
     size = sum(path.stat().st_size for path in options.folder.rglob("*.safetensors"))
@@ -116,6 +115,7 @@ def _document(target: Target, dtype: str) -> dict[str, Any]:
         "writer": f"t5g2ref {__version__}",
         "dtype": dtype,
         "checkpoint": {"name": target.name, "fingerprint": describe.fingerprint(each)},
+        "folder": None if target.folder is None else str(Path(target.folder).absolute()),
         "weights": {name: {"shape": shapes[name], "sha256": digest} for name, digest in each.items()},
         "letters": LETTERS,
         "cases": {},
@@ -211,8 +211,9 @@ def _move(staging: Path, folder: Path) -> None:
 README = """\
 Cases for an implementation of T5Gemma 2, written by `python -m conformance export`.
 
-manifest.json   what there is: the checkpoint, its weights (sha256 of each tensor's bytes in float32, little-endian),
-                and for each case its runs, its calls, and what a program may show of each call.
+manifest.json   what there is: the checkpoint, the "folder" that it lies in (null for seeded weights: a clone of t5g2ref
+                writes those by tools/make_checkpoint.py), its weights (sha256 of each tensor's bytes in float32,
+                little-endian), and for each case its runs, its calls, and what a program may show of each call.
 CASE/inputs.safetensors       run0.input_ids, run0.decoder_input_ids, ...; a missing one was not given.
 CASE/expected-N.safetensors   with --expected: what call N should give, from the same weights in float64.
 

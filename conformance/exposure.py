@@ -167,21 +167,41 @@ for _id in ("D20", "D21", "D22"):
     )
 
 
+# What a peer of few taps does not show; `tests/test_few_taps.py` holds it against every injected fault.
+_FEW = {
+    "D29": "a peer shows few taps: the encoder's RoPE is relative, so its own positions show in its tables alone",
+    "D54": "a peer shows few taps: a position too many in the cache is masked, and shows in the cached keys alone",
+    "D65": "a peer shows few taps, and the loss is not among them",
+}
+_FEW_HALF = dict.fromkeys(
+    (*_HALF, "D27", "D51", "D52"),
+    "a peer in half precision shows few taps: there are neither bounds nor patterns then, and its rounding hides this",
+)
+
+
 def hidden(
-    configs: Iterable[Config], cases: Iterable[Case], powers: Mapping[str, bool] | None = None
+    configs: Iterable[Config],
+    cases: Iterable[Case],
+    powers: Mapping[str, bool] | None = None,
+    few: Iterable[str] = (),
 ) -> dict[str, str]:
     """Defect id → why these cases on these checkpoints could not have shown it. A defect is exposed when any
     checkpoint and any case can show it.
 
     Args:
         powers: defect id → whether its pattern was looked for in half precision, with the power to find it.
+        few: types of the peers that do not show every tap.
     """
+    few = set(few)
+    partly = (_FEW if few else {}) | (_FEW_HALF if few & {"bfloat16", "float16"} else {})
     configs, cases, powers = list(configs), list(cases), powers or {}
     shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
     reasons: dict[str, str] = {}
     for defect in DEFECTS:
         hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))
-        if defect in _HALF:
+        if defect in partly:
+            reasons[defect] = partly[defect]
+        elif defect in _HALF:
             if not powers.get(defect):
                 lacks = "these inputs lack the power to find its pattern" if defect in powers else "no peer was in"
                 reasons[defect] = lacks if defect in powers else f"{lacks} half precision (--lane bf16)"

@@ -144,7 +144,7 @@ def _finding(m: Measured, k: Limit, dtype: str) -> Finding:
         ratio.size,
         tail=_tail(moments),
         bias=_bias(moments)[0],
-        ceiling=float(moments.top[0].max()),
+        ceiling=float(moments.top[0].max()) if moments.bounded else float("nan"),
     )
     return _verdict(found, moments, k, m.tokens)
 
@@ -158,7 +158,7 @@ def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Findin
     bias, allowed = _bias(moments)
     if not np.isfinite(found.worst):
         return failed("values", float("nan"), k.worst, "the reference's own numbers are not finite here")
-    if not found.ceiling <= 1:
+    if moments.bounded and not found.ceiling <= 1:
         at = tuple(int(i) for i in tokens[int(moments.top[0].argmax())])
         detail = f"token {at}: an error {found.ceiling:.3g} times the worst that legal rounding can do: proof"
         return replace(failed("ceiling", found.ceiling, 1.0, detail), token=at)

@@ -20,6 +20,7 @@ from conformance.cases import Case
 from conformance.compare import Finding
 from conformance.comparison import LIMITS, Comparison, Found, HalfComparison, Shown, plan_of, validity
 from conformance.dump import Dump
+from conformance.foreign import PeerFault, call, line
 from conformance.half import Limit
 from conformance.oracle import models
 from conformance.peers import Peer, Skip, Target
@@ -114,24 +115,46 @@ def judge(
         progress(f"{case.name}: {peer.name}")
         raised = ""
         try:
-            peer.run(case, dump)
+            call("", peer.run, case.copied(), dump, passing=(Skip,))
         except Skip as skip:
-            return Judgement(peer.name, case.name, skipped=str(skip), dtype=dtype)
-        except Exception as error:  # whatever a foreign program raises is a finding, not our crash
-            raised = f"{type(error).__name__}: {error}"
+            return Judgement(peer.name, case.name, skipped=str(skip) or "it does not say why", dtype=dtype)
+        except PeerFault as fault:
+            raised = str(fault)
+        try:
+            shown = shows(peer)
+            _in_order(target, case, dump)
+        except PeerFault as fault:
+            return Judgement(peer.name, case.name, error=raised or str(fault), dtype=dtype)
         if raised and not dump.calls:
             return Judgement(peer.name, case.name, error=raised, dtype=dtype)
         ran = time.perf_counter()
-        result = _compared(peer, target, case, dump, dtype, progress, until_culprit)
+        result = _compared(peer, shown, target, case, dump, dtype, progress, until_culprit)
         seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
         return replace(result, error="; ".join(filter(None, (raised, result.error))), seconds=seconds)
 
 
+def _in_order(target: Target, case: Case, dump: Dump) -> None:
+    """PeerFault for what no peer may show: calls that the case has not, names that are no tap of the call."""
+    plan = plan_of(target.config, case)
+    if dump.calls > len(case.calls):
+        raise PeerFault(f"it made {dump.calls} calls, expected {len(case.calls)}")
+    known = {(n, tap.name) for n, tap in plan}
+    for n in range(dump.calls):
+        if strange := [name for name in dump.names(n) if (n, name) not in known]:
+            raise PeerFault(f"it shows {line(strange[0])} in call {n}, which is no tap of that call; see `list taps`")
+
+
 def _compared(
-    peer: Peer, target: Target, case: Case, dump: Dump, dtype: DType, progress: Progress, until_culprit: bool
+    peer: Peer,
+    shown: Shown,
+    target: Target,
+    case: Case,
+    dump: Dump,
+    dtype: DType,
+    progress: Progress,
+    until_culprit: bool,
 ) -> Judgement:
     ours = models(target.config, target.rounded(dtype), case, dtype, target.backend)
-    shown = shows(peer)
     kind = HalfComparison if dtype in HALF else Comparison
     progress(f"{case.name}: local anchor of {peer.name}")
     local = kind(target, case, dump, dtype, local=True, shown=shown, until_culprit=until_culprit).walk(ours)
@@ -146,7 +169,7 @@ def _compared(
         whole.findings,
         error=_too_little(target.config, case, shown),
         dtype=dtype,
-        exact=list(getattr(peer, "findings", ())),
+        exact=_of_reading(peer),
         named=local.signatures,
         logits=local.logits,
         limits=local.limits,
@@ -154,6 +177,12 @@ def _compared(
         masks=local.masks,
     )
     return _explained(found, target, case, dump, dtype)
+
+
+def _of_reading(peer: Peer) -> list[Finding]:
+    """What was found while a dump was read."""
+    found = getattr(peer, "findings", None)
+    return [f for f in found if isinstance(f, Finding)] if isinstance(found, list) else []
 
 
 def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: DType) -> Judgement:
@@ -171,7 +200,9 @@ def shows(peer: Peer) -> Shown:
     patterns: Iterable[str] | None = getattr(peer, "taps", None)
     if patterns is None:
         return lambda _: True
-    chosen = tuple(patterns)
+    chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
+        raise PeerFault(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
     return lambda name: any(fnmatchcase(name, pattern) for pattern in chosen)
 
 

@@ -18,6 +18,7 @@ Array = Any
 Host = np.ndarray[Any, Any]
 PIECE = 1 << 16  # elements looked at together on the host: they stay in the cache
 DEVICE_PIECE = 1 << 25
+SCALARS = ("features", "bounded")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Moments:
         square: (1 + controls, tokens) sums of (error / bound)².
         gram: (rows, rows, tokens) sums of products of (error or pattern) / bound; (0, 0, tokens) where no pattern is.
         features: numbers of one token.
+        bounded: whether there was a bound; without one `top` and what follows it are 0 and say nothing.
     """
 
     norm: Host
@@ -42,10 +44,13 @@ class Moments:
     square: Host
     gram: Host
     features: int
+    bounded: bool = True
 
     def of(self, keep: Host) -> Moments:
         """Only the tokens where keep (tokens,) is True."""
-        return replace(self, **{f.name: getattr(self, f.name)[..., keep] for f in fields(self) if f.name != "features"})
+        sums = [f.name for f in fields(self) if f.name not in SCALARS]
+        kept: dict[str, Any] = {name: getattr(self, name)[..., keep] for name in sums}
+        return replace(self, **kept)
 
 
 def moments(
@@ -76,7 +81,8 @@ def moments(
             limit = None if limits is None else limits[t : t + step]
             parts.append(_sums(backend.xp, piece_of, limit, 1 + len(controls), bool(patterns), smallest))
         flat = backend.host(parts[0] if len(parts) == 1 else backend.xp.concatenate(parts, axis=1))
-    return _named(flat, 1 + len(controls), len(patterns), rows[0].shape[1])
+    found = _named(flat, 1 + len(controls), len(patterns), rows[0].shape[1])
+    return replace(found, bounded=bound is not None)
 
 
 def _rows(array: Array, axes: tuple[int, ...]) -> Array:
@@ -114,7 +120,7 @@ def _wide(row: Array) -> Array:
 def _named(flat: Host, errors: int, patterns: int, features: int) -> Moments:
     norm, rest = flat[0], flat[1:]
     names = ("errors", "top", "gain", "shift", "square")
-    blocks = {name: rest[i * errors : (i + 1) * errors] for i, name in enumerate(names)}
+    blocks: dict[str, Any] = {name: rest[i * errors : (i + 1) * errors] for i, name in enumerate(names)}
     rows = errors + patterns if patterns else 0
     gram = rest[len(names) * errors :].reshape(rows, rows, flat.shape[1])
     return Moments(norm=norm, gram=gram, features=features, **blocks)

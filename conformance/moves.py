@@ -131,7 +131,7 @@ def examine_probe(
     case = probe.case.given(dtype)
     places = [stage for stage in stages(target.config, case.runs[0]) if shown(stage.tap)]
     moves = Moves(len(case.runs[0].bounds), {stage.tap for stage in places}, dtype)
-    peer.run(case, moves)
+    peer.run(case.copied(), moves)  # its own to change: what follows is held against ours
     return _Judge(target, dtype, replace(probe, case=case), moves, shown).findings(), moves
 
 

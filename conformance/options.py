@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
+from collections.abc import Iterable
 from pathlib import Path
 
 from conformance.checkpoints import CheckpointError
@@ -12,6 +14,7 @@ where truth and controls are computed and compared: numpy (default), or cupy, a 
 where peers run on the device too"""
 KNOWN = "deviations that are known, with reason and link (TOML; see `explain known`): shown, and no failure"
 LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact"
+TIMEOUT = 600.0
 FILES = {
     "json": "write everything that was found",
     "junit": "the same for a CI system",
@@ -45,12 +48,26 @@ def outputs(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
 
 
+def timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help=f"for each answer of a process: peer (default: {TIMEOUT:g})"
+    )
+
+
 def progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
 def defaults(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(ckpt="tiny", backend="numpy")
+    parser.set_defaults(ckpt="tiny", backend="numpy", timeout=TIMEOUT)
+
+
+def check_cases(patterns: Iterable[str], known: Iterable[str]) -> None:
+    """CheckpointError for a pattern that no case's name matches."""
+    names = list(dict.fromkeys(known))
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise CheckpointError(f"--case {pattern}: no case matches; there are: {', '.join(names)}")
 
 
 def check_writable(option: str, path: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -24,7 +25,9 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
         console.print(_table(target, [j for name, j in result.judgements if name == target]))
     if detail:
         for target, judgement in result.judgements:
-            console.print(_details(target, judgement))
+            for anchor in ("exact", "local", "cumulative"):
+                if getattr(judgement, anchor):
+                    console.print(_details(target, judgement, anchor))
     for target, judgement in result.judgements:
         if judgement.culprit is not None and not _unasked(judgement):
             console.print(_explained(target, judgement, result.exposes.get(judgement.case, ())))
@@ -100,13 +103,15 @@ def _shortened(tap: str) -> str:
     return tap
 
 
-def _details(target: str, judgement: Judgement) -> Table:
-    title = Text(f"{judgement.peer} on {judgement.case} ({target}): local ratio at every tap")
+def _details(target: str, judgement: Judgement, anchor: str) -> Table:
+    """Every finding of one lane, each with the limit that it was held against."""
+    what = {"exact": "exact lane", "local": "local ratio at every tap", "cumulative": "cumulative ratio by the median"}
+    title = Text(f"{judgement.peer} on {judgement.case} ({target}): {what[anchor]}")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("call", "tap", "tokens", "median", "99 %", "worst", "token", ""):
+    for name in ("call", "tap", "tokens", "median", "99 %", "worst", "limit", "token", ""):
         table.add_column(name, justify="left" if name in ("tap", "token") else "right", no_wrap=name != "tap")
-    for f in judgement.local:
-        numbers = [f"{x:.2f}" for x in (f.median, f.p99, f.worst)]
+    for f in getattr(judgement, anchor):
+        numbers = ["-" if math.isnan(x) else f"{x:.2f}" for x in (f.median, f.p99, f.worst, f.limit)]
         token = ",".join(map(str, f.token))
         status = Text("pass", "green") if f.passed else Text(f.status, "bold red")
         table.add_row(str(f.call), _cut(_shortened(f.tap)), str(f.tokens), *numbers, token, status)
@@ -183,7 +188,8 @@ def _summary(result: Result) -> Text:
         groups.setdefault(reason, []).append(defect)
     text.append(f"exposed {len(DEFECTS) - len(result.hidden)} of {len(DEFECTS)} catalogued defects; not these:\n")
     for reason, defects in groups.items():
-        text.append(f"  {' '.join(defects)}: {reason}\n")
+        lines = textwrap.wrap(f"{' '.join(defects)}: {reason}", 96, initial_indent="  ", subsequent_indent="      ")
+        text.append("\n".join(lines) + "\n")
     return text
 
 
@@ -202,7 +208,8 @@ def _figures(result: Result, dtype: str) -> Iterator[str]:
         found = [f for _, j in result.judgements if j.dtype == dtype for f in j.local]
         ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
         k = [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits] or [1.0]
-        yield f"{dtype}: largest error {ceiling:.3g} of the worst case that legal rounding can do"
+        if not math.isnan(ceiling):
+            yield f"{dtype}: largest error {ceiling:.3g} of the worst case that legal rounding can do"
         yield (
             f"{dtype}: k of the median token {min(k):.2f} to {max(k):.2f}: bootstrap over tokens of the legal "
             f"profiles' errors, never above {LIMITS['half']:g}"

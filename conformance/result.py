@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.compare import Finding
+from conformance.foreign import line
 from conformance.judge import Judgement
 from t5g2ref import __version__
 from t5g2ref.backend import NUMPY, Backend
@@ -25,10 +26,11 @@ class Result:
         exposes: case name → defect ids.
         hidden: defect id → why this run could not have seen it.
         versions: of the peers.
-        selected, available: cases chosen and cases there are, for each target together.
+        selected, available: cases chosen (0: the exact lane alone) and cases there are, for each target together.
         seconds, peak_bytes: of the whole command.
         interrupted: how far it came, when someone stopped it.
         titles: case name → what it is.
+        peers: peer name → how it was asked for.
         known: the entries of a file of known deviations, each with what became of it.
         notes: what the verdict has to be read with.
         command: as it was given, to be given again.
@@ -47,6 +49,7 @@ class Result:
     titles: dict[str, str] = field(default_factory=dict)
     known: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    peers: dict[str, str] = field(default_factory=dict)
     command: str = ""
 
     @property
@@ -82,7 +85,10 @@ class Result:
     def last_line(self) -> str:
         """The fixed last line of the output."""
         scope = "" if self.selected == self.available else f" (on {self.selected} of {self.available} cases)"
-        return f"VERDICT: {self.verdict}{scope}{self._blame()}"
+        scope = scope if self.selected else " (exact lane alone)"
+        excused = len({j.known for _, j in self.judgements if j.known})
+        known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
+        return line(f"VERDICT: {self.verdict}{known}{scope}{self._blame()}")
 
     def _blame(self) -> str:
         if self.verdict == "INCOMPLETE" and self.interrupted:

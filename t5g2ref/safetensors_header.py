@@ -55,11 +55,13 @@ def short(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def read_header(handle: BinaryIO, size: int, codes: Mapping[str, np.dtype[Any]]) -> dict[str, Entry]:
+def read_header(
+    handle: BinaryIO, size: int, codes: Mapping[str, np.dtype[Any]], largest: int = MAX_HEADER
+) -> dict[str, Entry]:
     """{tensor: Entry} of the file of `size` bytes that `handle` stands at the beginning of; see `parse_header`."""
     if size < 8:
         raise HeaderError(f"has {size} bytes, expected at least 8")
-    length, most = int.from_bytes(handle.read(8), "little"), min(MAX_HEADER, size - 8)
+    length, most = int.from_bytes(handle.read(8), "little"), min(largest, size - 8)
     if length > most:
         said = f"the header is said to have {length} bytes, expected at most {most}"
         raise HeaderError(f"{said}: it is cut short, or no safetensors")
@@ -94,7 +96,7 @@ def _entry(raw: object, start: int, codes: Mapping[str, np.dtype[Any]], name: st
     code, shape, span = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(code, str) or code not in codes:
         raise HeaderError(f"{name} has dtype {short(code)}, expected one of {', '.join(codes)}", "convert it")
-    if not _naturals(shape) or len(shape) > _MAX_DIMS:
+    if not _naturals(shape) or len(shape) > _MAX_DIMS or (0 in shape and math.prod(filter(None, shape)) > _MAX_DIM):
         raise HeaderError(f"{name} has shape {short(shape)}, expected a list of non-negative integers")
     if not _naturals(span) or len(span) != 2:
         raise HeaderError(f"{name} has data_offsets {short(span)}, expected two non-negative integers")

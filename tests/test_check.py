@@ -391,6 +391,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut data": (cut(-7), "the tensors end at byte"),
     "10 GB header": (garbage(FILE, struct.pack("<Q", 10 << 30) + EIGHT), "said to have 10737418240 bytes"),
     "largest header": (garbage(FILE, b"\xff" * 16), "said to have 18446744073709551615 bytes"),
+    "empty and endless": (
+        garbage(FILE, headed({"a": tensor(shape=(1 << 40, 1 << 40, 0), offsets=(0, 0))})),
+        "has shape",
+    ),
+    "header of 11 MB": (garbage(FILE, headed({"a" * 11_000_000: tensor()}, EIGHT)), "expected at most 10000000"),
     "header no JSON": (garbage(FILE, headed(b"{]")), "the header is not JSON"),
     "header a list": (garbage(FILE, headed([])), "the header is a JSON list"),
     "deep header": (garbage(FILE, headed(b"[" * 100_000)), "the header is not JSON"),
@@ -419,6 +424,41 @@ def test_no_dump_is_an_error_with_a_reason(tmp_path: Path, name: str, check: Che
     assert err.startswith(f"conformance: dump {folder}: ")
     assert message in err
     assert len(err) < 1000
+
+
+def test_more_numbers_than_a_tap_has_are_not_read(tmp_path: Path, check: Check) -> None:
+    """A header that claims a terabyte, and a (sparse) file that bears it out."""
+    folder = write(tmp_path, full=True)
+    path = folder / FILE
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    header["more"] = tensor("F32", (1 << 38,), (len(whole) - start, len(whole) - start + (1 << 40)))
+    path.write_bytes(headed(header, whole[start:]))
+    os.truncate(path, path.stat().st_size + (1 << 40))
+    taps = {name: name for name in header if name not in ("__metadata__", "more")} | {"logits": "more"}
+    edit(folder, lambda document: document["cases"]["short"][0].update(taps=taps))
+    status, lines, _ = check(folder)
+    assert status == 1
+    assert lines[-1].startswith("VERDICT: DEVIATES (on 1 of 21 cases) at logits (shape;")
+    assert "found (274877906944,)" in "\n".join(lines)
+
+
+def test_a_dump_cannot_be_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
+    folder = write(tmp_path)
+    assert any("neither its weights nor masks by probing were judged" in text for text in check(folder)[1])
+    start = ["--peer", f"dir:{folder}", "--ckpt", TINY, "--case", "short", "--no-progress", "--lane", "exact"]
+    assert command.main(start) == 3
+    assert command.main([*start, "--lane", "fp32"]) == 3
+
+
+def test_few_taps_are_said(tmp_path: Path, check: Check) -> None:
+    status, lines, _ = check(write(tmp_path, dtype="bfloat16"))
+    text = "\n".join(lines)
+    assert status == 0
+    assert "note: stranger shows 16 of 317 taps (case short): a fault is placed between two of them" in text
+    assert "a peer in half precision shows few taps" in text
+    assert "of the worst case that legal rounding can do" not in text
 
 
 def test_a_tap_of_another_call(tmp_path: Path, check: Check) -> None:

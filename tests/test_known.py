@@ -200,3 +200,30 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(KnownError, match="no TOML"):
         load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize("status", ["missing", "shape", "dtype", "nan"])
+def test_what_is_not_there_is_excused_by_name_alone(tmp_path: Path, status: str) -> None:
+    fault = judgement(found(HERE, status))
+    assert known(tmp_path).applied(fault, {}).deviates
+    assert not known(tmp_path, ENTRY + f'status = "{status}"\n').applied(fault, {}).deviates
+
+
+@pytest.mark.parametrize("tap", ["*", "decoder.*", "decoder.layers.*", "*.*.*.*.act_fn", "decoder.layers.*.*.act_fn"])
+def test_a_star_stands_for_one_part(tmp_path: Path, tap: str) -> None:
+    entries = known(tmp_path, ENTRY.replace("decoder.layers.*.act_fn", tap))
+    assert entries.applied(FAULTY, {}).deviates
+
+
+def test_what_is_unclear_stays_so(tmp_path: Path) -> None:
+    assert not known(tmp_path).applied(replace(FAULTY, unclear=["logits"]), {}).known
+
+
+def test_a_tap_that_no_checkpoint_has(tmp_path: Path) -> None:
+    from dumping import tiny
+
+    entry = ENTRY.replace("decoder.layers.*.act_fn", "decoder.layers.*.mlp.act_fn")
+    known(tmp_path, entry).check([tiny()])
+    known(tmp_path, entry.replace("decoder.layers.*.mlp.act_fn", "weights.decoder.norm.weight")).check([tiny()])
+    with pytest.raises(KnownError, match=r"deviation 1: tap 'decoder\.layer\..*' is none of this"):
+        known(tmp_path, entry.replace("layers", "layer")).check([tiny()])

@@ -102,7 +102,7 @@ def test_names_load_nothing() -> None:
         ("raising", "peer raising .* is broken: RuntimeError: no device"),
         ("unavailable", "^install it first$"),
         ("without_run", r"gave a SimpleNamespace without run\(\)"),
-        ("nameless", "gave a Port whose `name` is no text"),
+        ("nameless", "gave a Port whose `name` is no line of text"),
         ("typeless", "has dtype 'float64', expected one of float32, bfloat16, float16"),
         ("something", "is broken: TypeError"),
         ("nowhere", "is broken: AttributeError"),

@@ -19,6 +19,7 @@ from t5g2ref.stored import Stored, WeightsError, stamp
 
 Array = np.ndarray[Any, Any]
 _MAX_NAME = 1024  # of a file
+MAX_HEADER = 10_000_000  # bytes: some ten thousand tensors; the taps of a call are far fewer
 
 
 class DumpError(ValueError):
@@ -41,7 +42,7 @@ class Tensors:
         try:
             with path.open("rb") as handle:
                 seen = stamp(handle)
-                entries = read_header(handle, seen[0], ANY)
+                entries = read_header(handle, seen[0], ANY, MAX_HEADER)
         except HeaderError as error:
             raise DumpError(f"{shown}: {error}; {error.remedy or 'write it again'}") from error
         except OSError as error:

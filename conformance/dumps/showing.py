@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -94,6 +95,9 @@ class Shower:
         declared, into `faults`."""
         plan = self._plan(call)
         for name, tensor in names.items():
+            if too_large := self._too_large(call, name, tensors.entries[tensor].shape):
+                faults.append(too_large)
+                continue
             array = tensors.read(tensor)
             if name in IDS:
                 faults += self._ids(name, call, array)
@@ -110,6 +114,22 @@ class Shower:
                 if array.shape == shape_of(tap, lengths):  # the right shape of a layout that was declared away
                     continue
             dump.put(name, array)
+
+    def _too_large(self, call: int, name: str, shape: tuple[int, ...]) -> Finding | None:
+        """A fault where a header claims more numbers than the tap has in any layout: they are not read."""
+        if name in IDS:
+            axes, expected = IDS[name], self._given(name, call).shape
+        else:
+            tap = self._plan(call)[name]
+            axes, expected = tap.shape, shape_of(tap, sizes(self.config, self.case, call, tap))
+        if math.prod(shape) <= math.prod(expected):
+            return None
+        return Finding(name, call, "shape", detail=f"expected {axes} = {expected}, found {shape}")
+
+    def _given(self, name: str, call: int) -> Array:
+        """The ids that the call was given."""
+        run, (first, last) = self.case.calls[call]
+        return run.input_ids if name == "input_ids" else run.decoder_input_ids[:, first:last]
 
     def _plan(self, call: int) -> dict[str, Tap]:
         return {tap.name: tap for n, tap in plan_of(self.config, self.case) if n == call}
@@ -131,8 +151,7 @@ class Shower:
 
     def _ids(self, name: str, call: int, array: Array) -> list[Finding]:
         """What is wrong with the ids, if anything is."""
-        run, (first, last) = self.case.calls[call]
-        ids = run.input_ids if name == "input_ids" else run.decoder_input_ids[:, first:last]
+        ids = self._given(name, call)
         expected = f"expected {IDS[name]} = {ids.shape}"
         if array.shape != ids.shape:
             return [Finding(name, call, "shape", detail=f"{expected}, found {array.shape}")]

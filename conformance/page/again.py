@@ -24,7 +24,8 @@ def command(document: Document, judgement: Document) -> str:
     """The one comparison by itself; "" for a run that was no `run`, such as the check of a dump."""
     if re.search(r"\bcheck\b", whole_command(document)):
         return ""
-    words = [*_checkpoint(str(judgement["target"])), "--peer", str(judgement["peer"])]
+    asked = document.get("peers", {}).get(judgement["peer"], judgement["peer"])
+    words = [*_checkpoint(str(judgement["target"])), "--peer", str(asked)]
     return shlex.join([*_START, *words, *_backend(document), "--case", str(judgement["case"]), "--detail"])
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from conformance.cases import Case
 from conformance.dump import Dump
+from conformance.foreign import line
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.numerics import HALF, DType, Numerics
@@ -29,8 +30,8 @@ class Skip(Exception):
     """
 
     def __init__(self, reason: str, link: str = "") -> None:
-        super().__init__(f"{reason} ({link})" if link else reason)
-        self.reason, self.link = reason, link
+        self.reason, self.link = line(reason), line(link)
+        super().__init__(f"{self.reason} ({self.link})" if self.link else self.reason)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ _NAMES = {  # module: its names, whose groups are the arguments of its `create`
     "transformers": re.compile(rf"transformers:(eager|sdpa)(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
     "t5g2ref": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
 }
+
+
+BUILT_IN = ("transformers:", "t5g2ref:")
+"""How names begin that mean the same peer however they are spelt."""
 
 
 def names(dtype: str = "float32") -> list[str]:

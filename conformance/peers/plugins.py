@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
+from conformance.foreign import MOST, said
 from conformance.peers import Peer, PeerUnavailable
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.numerics import DTYPES
@@ -40,10 +41,10 @@ def find(name: str, backend: Backend = NUMPY) -> Peer | None:
         peer = points[0].load()(argument, backend)
     except PeerUnavailable:
         raise
-    except Exception as error:  # whatever a foreign package raises
-        raise PeerUnavailable(
-            f"peer {name} ({_place(points[0])}) is broken: {type(error).__name__}: {error}"
-        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a foreign package raises, SystemExit too
+        raise PeerUnavailable(f"peer {name} ({_place(points[0])}) is broken: {said(error)}") from error
     return _checked(peer, f"peer {name} ({_place(points[0])})")
 
 
@@ -51,8 +52,9 @@ def _checked(peer: object, what: str) -> Peer:
     """The object, if it is a peer by its looks."""
     if lacking := [method for method in METHODS if not callable(getattr(peer, method, None))]:
         raise PeerUnavailable(f"{what} gave a {type(peer).__name__} without {', '.join(lacking)}()")
-    if not isinstance(getattr(peer, "name", None), str) or not cast(Peer, peer).name:
-        raise PeerUnavailable(f"{what} gave a {type(peer).__name__} whose `name` is no text")
+    name = getattr(peer, "name", None)
+    if not isinstance(name, str) or not 0 < len(name) <= MOST or not name.isprintable():
+        raise PeerUnavailable(f"{what} gave a {type(peer).__name__} whose `name` is no line of text")
     if getattr(peer, "dtype", None) not in DTYPES[1:]:
         found = getattr(peer, "dtype", None)
         raise PeerUnavailable(f"{what} has dtype {found!r}, expected one of {', '.join(DTYPES[1:])}")

@@ -28,11 +28,12 @@ from conformance.dumps.manifest import DTYPES, Declared, Shown, declared
 from conformance.dumps.peer import opened
 from conformance.dumps.reading import DumpError
 from conformance.dumps.showing import Shower, check_patterns
+from conformance.foreign import line
+from conformance.options import TIMEOUT
 from conformance.peers import PeerUnavailable, Skip, Target
 from t5g2ref.safetensors_header import short
 
 VERSION = 1
-TIMEOUT = 600.0  # seconds for the handshake, and for each case
 _NAME = re.compile(rf"(?:process:)?(?:({'|'.join(DTYPES)}):)?(.*)", re.DOTALL)
 
 
@@ -53,7 +54,7 @@ class ProcessPeer:
         self.dtype = dtype
         self.taps: tuple[str, ...] = ("*",)
         self.findings: list[Finding] = []
-        self._argv, self._timeout = shlex.split(command), timeout
+        self._argv, self.timeout = shlex.split(command), timeout
         self._target: Target | None = None
         self._channel: Channel | None = None
         self._declared = Declared("", dtype)
@@ -90,7 +91,7 @@ class ProcessPeer:
             width = self._target.config.decoder.hidden_size
             writing.tensors(folder / "inputs.safetensors", describe.inputs(case, width))
             places = {"run": case.name, "inputs": str(folder / "inputs.safetensors"), "out": str(folder / "out")}
-            answer = channel.ask(places | describe.words(self._target.config, case), self._timeout)
+            answer = channel.ask(places | describe.words(self._target.config, case), self.timeout)
             shower = Shower(self._declared, self._target.config, case)
             files = opened(shower, folder / "out", _done(answer))
             self.findings = []
@@ -109,7 +110,7 @@ class ProcessPeer:
         self._channel = Channel(self._argv)
         hello = {"hello": "t5g2ref", "version": VERSION, "folder": self._folder.name}
         hello["checkpoint"] = None if target.folder is None else str(Path(target.folder).absolute())
-        answer = self._channel.ask(hello, self._timeout)
+        answer = self._channel.ask(hello, self.timeout)
         if "error" in answer or "skip" in answer:
             raise ProcessError(f"it refuses: {short(answer.get('error', answer.get('skip')))}")
         said = declared({"layouts": answer.pop("layouts", {}), "stored": answer.pop("stored", {})}, answer)
@@ -125,19 +126,13 @@ class ProcessPeer:
 def _done(answer: dict[str, Any]) -> list[Shown]:
     """The files of an answer; Skip or ProcessError where it has none."""
     if "skip" in answer:
-        raise Skip(_line(answer["skip"]), _line(answer.get("link", "")))
+        raise Skip(answer["skip"], answer.get("link", ""))
     if "error" in answer:
-        raise ProcessError(f"it says: {_line(answer['error'])}")
+        raise ProcessError(f"it says: {line(answer['error'])}")
     files = answer.get("done")
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ProcessError(f"it answered {short(answer)}, expected done, skip or error")
     return [Shown(file) for file in files]
-
-
-def _line(value: object) -> str:
-    """Foreign text, cut and without what a terminal would act on."""
-    text = value if isinstance(value, str) else short(value)
-    return "".join(c if c.isprintable() else " " for c in text)[:1000]
 
 
 def create(name: str, timeout: float = TIMEOUT) -> ProcessPeer:
