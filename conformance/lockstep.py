@@ -53,7 +53,8 @@ def walk(
 class _Walk:
     def __init__(self, count: int, meet: Meet, where: Callable[[int, str], bool], scope: Scope, turns: bool) -> None:
         self._meet, self._where, self._scope = meet, where, scope
-        self._turn = threading.Semaphore(1 if turns else count)
+        # No more compute at a time than there are cores: each may hold a large matrix widened to float64.
+        self._turn = threading.Semaphore(1 if turns else min(count, _cores()))
         self._core = _some_core() if turns else None
         self._places: list[tuple[int, str] | None] = [None] * count
         self._values: list[Any] = [None] * count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 
 from conformance import lockstep
 from conformance.lockstep import LockstepError
+from t5g2ref.trace import Trace
 
 SECONDS = 20  # far above what these take; a hang fails here and not in the runner
 
@@ -312,3 +314,25 @@ def test_a_system_that_does_not_let_a_thread_choose_its_core(
     within(lambda: lockstep.walk(models, script, same, turns=True))
     assert [model["end"] for model in models] == [4, 8]
     assert refused
+
+
+def test_no_more_compute_at_a_time_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may hold a large temporary array: eight runs on two cores need the memory of two."""
+    monkeypatch.setattr(lockstep, "_cores", lambda: 2)
+    now, most, guard = 0, 0, threading.Lock()
+
+    def program(model: Any, trace_of: Callable[[int], Trace]) -> None:
+        nonlocal now, most
+        for step in range(5):
+            with guard:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.002)
+            with guard:
+                now -= 1
+            trace_of(0)(f"tap{step}", model)
+
+    met: list[str] = []
+    lockstep.walk(range(8), program, lambda call, name, values: met.append(name) or values)
+    assert most <= 2
+    assert met == [f"tap{step}" for step in range(5)]
