@@ -22,7 +22,8 @@ WIDE = 48  # characters of a peer's name over its column
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
     """The table, the failures explained, what was not exposed, the figures. The verdict line is the caller's."""
     for target in dict.fromkeys(name for name, _ in result.judgements):
-        console.print(_table(target, [j for name, j in result.judgements if name == target]))
+        console.print(Text(f"checkpoint {target}: worst ratio, local / cumulative", "italic"))
+        console.print(_table([j for name, j in result.judgements if name == target]))
     if detail:
         for target, judgement in result.judgements:
             for anchor in ("exact", "local", "cumulative"):
@@ -36,11 +37,10 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
     console.print(_summary(result))
 
 
-def _table(target: str, judgements: list[Judgement]) -> Table:
+def _table(judgements: list[Judgement]) -> Table:
     """A row a case, a column a peer: worst local ratio, then worst cumulative ratio."""
     peers = list(dict.fromkeys(j.peer for j in judgements))
-    title = Text(f"checkpoint {target}: worst ratio, local / cumulative")  # no markup: a path may hold brackets
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("case", no_wrap=True)
     for peer in peers:
         short = peer if len(peer) <= WIDE else peer[: WIDE - 1] + "…"  # a command line may be long
