@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from conformance import half, patterns
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.ceiling import SMALLEST, ceiling
 from conformance.compare import FEW, Errors, Finding, errors_of, exactly, kept, not_finite, refused, typical
 from conformance.compare import values as judged_values

@@ -19,7 +19,7 @@ import numpy as np
 
 from conformance import cases as case_list
 from conformance import options as shared
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.checkpoints import CheckpointError, resolve
 from conformance.dumps import describe, writing
 from conformance.dumps.layout import shape_of, sizes

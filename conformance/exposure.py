@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from conformance.cases import Case
+from conformance.case import Case
 from t5g2ref.config import Config, TextConfig
 
 DEFECTS: dict[str, str] = {

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from conformance import naming
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import Finding
 from conformance.comparison import LIMITS, Comparison, Found, HalfComparison, Shown, plan_of, validity
 from conformance.dump import Dump

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import FEW, Finding
 from conformance.comparison import plan_of, validity
 from conformance.dump import Dump

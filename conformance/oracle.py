@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from conformance.cases import Case, Run
+from conformance.case import Case, Run
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2

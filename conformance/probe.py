@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from conformance import cases
-from conformance.cases import Case, Run
+from conformance.case import Case, Run
 from t5g2ref.config import Config, TextConfig
 
 Array = np.ndarray[Any, Any]

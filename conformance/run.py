@@ -14,7 +14,7 @@ from rich.console import Console
 
 from conformance import cases as case_list
 from conformance import files, report
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.checkpoints import CheckpointError, resolve
 from conformance.exposure import hidden
 from conformance.judge import plan_of

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from conformance import cases as case_list
 from conformance import options as shared
+from conformance.case import Case
 from conformance.checkpoints import BUNDLED, CheckpointError, resolve
 from conformance.faults import catalogue, matrix
 from conformance.faults.fault import Fault
@@ -118,7 +119,7 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
         outcome.cases = _columns(everywhere, chosen)
 
 
-def _columns(everywhere: bool, chosen: list[Fault]) -> list[case_list.Case]:
+def _columns(everywhere: bool, chosen: list[Fault]) -> list[Case]:
     """The cases of the matrix; those of the bundled checkpoint have the names of every other's."""
     names = {fault.case for fault in chosen}
     return [c for c in case_list.build(Config.load(bundled("tiny"))) if everywhere or c.name in names]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.checkpoints import CheckpointError
 from conformance.compare import Finding
 from conformance.exact import examine_exact

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conformance import cases
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.checkpoints import resolve
 from conformance.dumps import writing
 from conformance.dumps.layout import minimum

@@ -21,7 +21,8 @@ import strict
 from helpers import same_bits
 from strict import Strict, StrictArray, StrictBackend, Waited
 
-from conformance.cases import Case, build
+from conformance.case import Case
+from conformance.cases import build
 from conformance.checkpoints import resolve
 from conformance.oracle import program
 from t5g2ref import decoder, encoder, heads, mlp, vision

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from helpers import same_bits
 
-from conformance.cases import LOGITS, Case, Run, build, select
+from conformance.case import Case, Run
+from conformance.cases import build, select
+from conformance.draw import LOGITS
 from conformance.exposure import DEFECTS, hidden
 from t5g2ref import bundled
 from t5g2ref.config import PRESETS, Config

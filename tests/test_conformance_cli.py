@@ -24,7 +24,7 @@ pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 from conformance import __main__ as command
 from conformance import run as running
 from conformance import session
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import Finding
 from conformance.dump import Dump
 from conformance.exposure import DEFECTS

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
 from conformance import cases
+from conformance.case import Case
 from conformance.checkpoints import resolve
 from conformance.dump import Dump
 from conformance.judge import LIMITS, Judgement, judge
@@ -358,7 +359,7 @@ class Faulty(TransformersPeer):
         super().__init__("sdpa")
         self._inject, self._patch = inject, patch
 
-    def _build(self, case: cases.Case) -> Any:
+    def _build(self, case: Case) -> Any:
         model = super()._build(case)
         self._inject(model, self._patch)
         return model

@@ -20,6 +20,7 @@ pytest.importorskip("transformers", reason="needs transformers: it is judged")
 import torch
 
 from conformance import cases
+from conformance.case import Case
 from conformance.checkpoints import resolve
 from conformance.judge import Judgement, judge
 from conformance.peers import PeerUnavailable, Target, create
@@ -88,7 +89,7 @@ class Faulty(TransformersPeer):
         super().__init__("sdpa", dtype)
         self._inject = inject
 
-    def _build(self, case: cases.Case) -> Any:
+    def _build(self, case: Case) -> Any:
         model = super()._build(case)
         self._inject(model)
         return model

@@ -258,7 +258,7 @@ def lane(
     inject: Callable[[Any, Any], None] | None = None,
 ) -> list[Finding]:
     """Findings on transformers with one fault; what it holds is read as its own `weights()` does."""
-    from conformance.cases import Case, Run
+    from conformance.case import Case, Run
     from conformance.peers.tensors import to_array
     from conformance.peers.transformers import TransformersPeer
 

@@ -13,7 +13,7 @@ import pytest
 from helpers import Array, close, generator, same_bits
 
 import t5g2ref
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.checkpoints import resolve
 from conformance.compare import examine
 from conformance.judge import LIMITS

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance.cases import Case, build
+from conformance.case import Case
+from conformance.cases import build
 from conformance.checkpoints import resolve
 from conformance.dump import Dump
 from conformance.judge import Judgement, judge

@@ -35,7 +35,7 @@ import json, sys
 sys.path[:0] = {paths!r}
 import numpy as np
 from safetensors.numpy import load_file
-from conformance.cases import Case, Run
+from conformance.case import Case, Run
 from conformance.dumps import writing
 from dumping import least, recorded, tiny
 from pathlib import Path

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.dumps.layout import minimum, shape_of, sizes
 from conformance.judge import plan_of
 from t5g2ref.backend import Backend

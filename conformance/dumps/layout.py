@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.judge import plan_of
 from t5g2ref.config import Config
 from t5g2ref.taps import Tap

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from conformance import cases as case_list
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import Finding
 from conformance.dump import Dump
 from conformance.dumps.describe import fingerprint, fingerprints

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import Finding
 from conformance.dump import Dump
 from conformance.dumps.layout import IDS, LayoutError, arranged, check, minimum, shape_of, sizes

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 from unittest import mock
 
-from conformance.cases import Case, Run
+from conformance.case import Case, Run
 from conformance.faults import rounding
 from conformance.oracle import TraceOfCall, program
 from t5g2ref.config import Config, TextConfig

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.exposure import DEFECTS
 from conformance.faults.catalogue import NOT_INJECTED
 from conformance.faults.fault import Fault

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.dump import Dump
 from conformance.faults.fault import HEALTHY, Injection, Setting, half_of
 from conformance.peers.t5g2ref import ReferencePeer

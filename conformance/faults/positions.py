@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases import Run
+from conformance.case import Run
 from conformance.faults.fault import (
     Fault,
     Injection,

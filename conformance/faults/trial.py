@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from conformance import cases as case_list
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import Finding
 from conformance.comparison import Comparison, plan_of, validity
 from conformance.dump import Dump

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from conformance.cases import Run
+from conformance.case import Run
 from conformance.faults.fault import Fault, Injection, Setting, earlier, inputs, patched, tapped, weighed
 from t5g2ref import model, vision
 from t5g2ref.config import Config

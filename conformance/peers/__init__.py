@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.dump import Dump
 from conformance.foreign import line
 from t5g2ref.backend import NUMPY, Backend

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.compare import Finding
 from conformance.dump import Dump
 from conformance.dumps import describe, writing

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from conformance.cases import Case
+from conformance.case import Case
 from conformance.dump import Dump
 from conformance.oracle import program
 from conformance.peers import PeerUnavailable, Target

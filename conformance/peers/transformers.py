@@ -13,7 +13,7 @@ from transformers import T5Gemma2Config
 from transformers.initialization import no_init_weights
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
-from conformance.cases import Case, Run
+from conformance.case import Case, Run
 from conformance.dump import Dump
 from conformance.peers import PeerUnavailable, Target
 from conformance.peers.capture import Capture
