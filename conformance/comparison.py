@@ -34,6 +34,7 @@ from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import HALF, DType
+from t5g2ref.ops import softcap
 from t5g2ref.taps import Tap
 
 # How far apart two legal float32 sums can be: one running sum of n terms has a random-walk error of about √n · u, a
@@ -93,7 +94,7 @@ class Comparison:
         until_culprit: bool = False,
     ) -> None:
         self._dump, self._dtype, self._local, self._until = dump, dtype, local, until_culprit
-        self._case, self._backend = case, target.backend
+        self._case, self._backend, self._cap = case, target.backend, target.config.decoder.final_logit_softcapping
         self._distances = distances(target.backend)
         self._plan = [
             (call, tap) for call, tap in plan_of(target.config, case) if shown(tap.name) and (local or tap.spine)
@@ -102,11 +103,14 @@ class Comparison:
         self._found: dict[tuple[int, str], Finding] = {}
         self._pending: list[tuple[Tap, int, Errors]] = []
         self._logits, self._masks, self._controls = LogitTest(), list[dict[str, Any]](), 0
-        self._partial = not all(shown(tap.name) for _, tap in plan_of(target.config, case))
+        # A mask is compared and never handed on: without it every other operation still has the peer's own input.
+        self._partial = not all(shown(tap.name) for _, tap in plan_of(target.config, case) if not tap.exact)
+        self._before_head: list[Any] | None = None
+        self._unclear: dict[str, None] = {}
 
     def walk(self, ours: list[T5Gemma2]) -> Found:
         """Walk the reference's models, the truth first, and say what was found."""
-        self._controls = len(ours) - 1
+        self._controls, self._numerics = len(ours) - 1, [model.nx for model in ours]
         try:
             walk(
                 self._members(ours),
@@ -131,7 +135,8 @@ class Comparison:
         self._pool()
         figures = self._logits.figures()
         self._judge_logits(figures)
-        return Found([self._found[call, tap.name] for call, tap in self._plan], logits=figures, masks=self._masks)
+        met = [self._found[call, tap.name] for call, tap in self._plan]
+        return Found(met, unclear=list(self._unclear), logits=figures, masks=self._masks)
 
     def _judge_logits(self, figures: dict[str, float]) -> None:
         """What the logits are as a distribution fails them too, at their last call, if nothing else did."""
@@ -159,9 +164,22 @@ class Comparison:
         if self._until and not finding.passed:
             raise Culprit
         usable = self._local and finding.status not in ("missing", "shape", "dtype", "nan") and not tap.exact
-        if usable and name == "logits" and self._case.task == "lm":
-            self._logits.add(self._backend, given, values[0], values[1 : 1 + self._controls], valid)
+        if self._local and self._case.task == "lm":
+            self._look_at_logits(name, given, values[: 1 + self._controls], valid, usable)
         return self._handed_on(given, values, usable)
+
+    def _look_at_logits(self, name: str, given: Any, own: list[Any], valid: Any, usable: bool) -> None:
+        """The peer's distribution beside those that ours make of its last hidden states: where it shows `lm_head`, what
+        is handed on there would compare the head with itself."""
+        if name == "lm_head":
+            self._before_head = own
+        elif name == "logits":
+            if self._before_head is not None:
+                cap = self._cap
+                own = [softcap(nx, value, cap) for nx, value in zip(self._numerics, self._before_head, strict=True)]
+            self._before_head = None
+            if usable:
+                self._logits.add(self._backend, given, own[0], own[1:], valid)
 
     def _handed_on(self, given: Any, values: list[Any], usable: bool) -> list[Any]:
         return [self._backend.xp.asarray(given, dtype=value.dtype) for value in values] if usable else values
@@ -172,6 +190,8 @@ class Comparison:
         if isinstance(found, Finding):
             return found
         if self._local:
+            if float(np.median(found.legal)) > half.UNCLEAR:
+                self._unclear[half.kind_of(tap.name)] = None
             return judged_values(tap, call, found, self._dtype, LIMITS["local"], "worst")
         self._pending.append((tap, call, found))
         return Finding(tap.name, call, "pass")

@@ -120,7 +120,7 @@ def first_seen_at(tap: str, exposed: Iterable[str]) -> list[str]:
 _ALWAYS = {"D50", "D51", "D66"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
 _ELSEWHERE = {
-    "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show)",
+    "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
     "D57": "needs a peer with a preallocated cache; transformers' own grows as it goes",
     "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
     "D63": "needs a peer in float16, and activations near its largest number",

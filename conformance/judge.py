@@ -80,8 +80,11 @@ class Judgement:
 
     @property
     def culprit(self) -> Finding | None:
-        """The first failing local tap; the first failing cumulative one when every operation is right by itself."""
-        return next((f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed), None)
+        """The first failing local tap; the first failing cumulative one when every operation is right by itself. After
+        the peer raised, what is missing comes last: it is no fault of its own."""
+        failing = [f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed]
+        faults = [f for f in failing if f.status != "missing"] if self.error else failing
+        return next(iter(faults or failing), None)
 
     @property
     def deviates(self) -> bool:

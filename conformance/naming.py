@@ -3,10 +3,11 @@
 For every fault that can first show at the culprit's kind of tap, the float64 oracle with that fault is walked up to the
 culprit, and so is the clean one; at every tap before, both go on with the peer's value, so that between them and the
 peer lies one operation. With e = peer − clean and s = faulty − clean over the valid tokens, the fault is named when
-e is s: coefficient c = ⟨s, e⟩ / ⟨s, s⟩ within a tenth of 1, and ‖e − c·s‖ below a fifth of ‖e‖, that is, 96 % of the
-squared error explained. A float32 peer with that very fault has both to 1e-4; in a half type rounding is mixed in, of
-which a fifth is the most that leaves the label safe. Where the tap is a handful of numbers (a loss) nothing is left
-over by chance, and the coefficient has to be within a hundredth. Only the dump is looked at: the peer may be anybody's.
+e is s: coefficient c = ⟨s, e⟩ / ⟨s, s⟩ near 1, and little of ‖e‖ left in ‖e − c·s‖. A float32 peer with that very
+fault has both to 1e-4, and they have to be within 1 and 2 %. In a half type rounding is mixed in: there c is within a
+tenth, and a fifth of ‖e‖ (4 % of the squared error) is the most that leaves the label safe. Where the tap is a handful
+of numbers (a loss) nothing is left over by chance, and the coefficient has to be within a hundredth. Only the dump is
+looked at: the peer may be anybody's.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from conformance.faults.catalogue import FAULTS
 from conformance.faults.fault import HEALTHY, Fault, Injection, Setting, half_of
 from conformance.peers import Target
 from conformance.signature import Signature
-from t5g2ref.numerics import EXACT, DType, Numerics, unit_roundoff
+from t5g2ref.numerics import EXACT, HALF, DType, Numerics, unit_roundoff
 from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
 
-NEAR, NEARER = 0.1, 0.01  # of 1, for the coefficient; of fewer than FEW numbers
-LEFT = 0.2  # of the error, for what the pattern does not explain
+NEAR, NEARER = 0.1, 0.01  # of 1, for the coefficient; of fewer than FEW numbers, and in float32
+LEFT, LESS = 0.2, 0.02  # of the error, for what the pattern does not explain; in float32
 ALIKE = 2.0  # times the smallest misfit: patterns that differ by less than the peer's own rounding
 SAME = 8.0  # unit roundoffs: the smallest misfit that means anything
 
@@ -191,8 +192,9 @@ def _regressed(
         return made(defect, "no power", 0.0, 1.0, float("inf"))
     coefficient = float(np.vdot(pattern, error)) / strength**2
     rest = _norm(error - coefficient * pattern)
-    near = NEAR if error.size >= FEW else NEARER
-    verdict = "named" if abs(coefficient - 1) < near and rest / whole < LEFT else "absent"
+    near = NEAR if error.size >= FEW and dtype in HALF else NEARER
+    left = LEFT if dtype in HALF else LESS
+    verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else "absent"
     return made(defect, verdict, coefficient, rest / whole, rest / strength / max(1, error.size - 1) ** 0.5)
 
 

@@ -63,6 +63,10 @@ class Session:
         if not getattr(peer, "probed", True):
             self._unprobed(peer, target)
         elif self._exact:
+            if not hasattr(peer, "weights"):
+                self.notes.append(
+                    f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
+                )
             self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
         for case in (case for of, case in self._plan if of is target and self.cases):
             self._one(peer, target, case.name, refused, partial(judge, peer, target, case, self._reporter.say))

@@ -54,7 +54,7 @@ def cross_entropy(nx: Numerics, logits: Array, labels: Array) -> Array:
     labels = labels.reshape(-1)
     kept = labels != IGNORED
     top = logits.max(axis=-1, keepdims=True)
-    normaliser = xp.log(xp.exp(logits - top).sum(axis=-1)) + top[:, 0]
+    normaliser = xp.log(nx.total(xp.exp(logits - top))[:, 0]) + top[:, 0]
     picked = logits[xp.arange(labels.shape[0]), xp.where(kept, labels, 0)]
     if not bool(kept.any()):
         return xp.full((), xp.nan, dtype=nx.wide_dtype)

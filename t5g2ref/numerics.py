@@ -41,9 +41,9 @@ class Profile:
             float64. Far positions feel it: half an ulp of an angle near 1e4 is 5e-4 radians.
         round_scores: the attention scores are rounded to the model's type before and after the scale (an unfused
             softmax, transformers' eager path); a fused one keeps them wide. No difference in float32 and float64.
-        running: sums of products are running sums (`Backend.running`), as the plain loops are that implementations
-            use for small products (torch's bmm does). Otherwise the BLAS has the order; it keeps some dozens of
-            partial sums, and so a smaller error. Both are legal.
+        running: sums are running sums, those of products (`Backend.running`) and those of norms, softmax and losses, as
+            plain loops make them. Otherwise the array library has the order; it keeps some dozens of partial sums, and
+            so a smaller error. Both are legal.
     """
 
     name: str
@@ -159,6 +159,14 @@ class Numerics:
         if self.profile.running and a.shape[-1] > 1:
             return self.backend.running(self.wide(a), self.wide(b))
         return self.backend.product(a, b, dtype)
+
+    def total(self, x: Array) -> Array:
+        """The sum over the last axis, which is kept: (…, D) → (…, 1), in the profile's order; x is wide."""
+        return self.xp.cumsum(x, axis=-1)[..., -1:] if self.profile.running else x.sum(axis=-1, keepdims=True)
+
+    def mean(self, x: Array) -> Array:
+        """The mean over the last axis, which is kept: (…, D) → (…, 1), in the profile's order; x is wide."""
+        return self.total(x) / x.shape[-1] if self.profile.running else x.mean(axis=-1, keepdims=True)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""

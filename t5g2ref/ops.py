@@ -20,7 +20,7 @@ def rms_norm(nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
     root and factor are formed wide and the result is rounded once (Gemma's order, not Llama's).
     """
     x = nx.wide(x)
-    scale = 1.0 / nx.xp.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    scale = 1.0 / nx.xp.sqrt(nx.mean(x * x) + eps)
     return nx.cast(x * scale * (1.0 + nx.wide(nx.weight(weight))))
 
 
@@ -39,8 +39,8 @@ def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -
     Shapes: x (…, D), weight and bias (D,) → (…, D).
     """
     x = nx.wide(x)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scale = 1.0 / nx.xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
+    centred = x - nx.mean(x)
+    scale = 1.0 / nx.xp.sqrt(nx.mean(centred * centred) + eps)
     return nx.cast(centred * scale * nx.wide(nx.weight(weight)) + nx.wide(nx.weight(bias)))
 
 
@@ -84,7 +84,7 @@ def masked_softmax(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
         scores = xp.where(allowed, scores, -xp.inf)
     top = scores.max(axis=-1, keepdims=True)
     weights = xp.exp(scores - xp.where(xp.isfinite(top), top, 0.0))
-    total = weights.sum(axis=-1, keepdims=True)
+    total = nx.total(weights)
     return nx.cast(weights / xp.where(total == 0.0, 1.0, total))
 
 
