@@ -39,10 +39,12 @@ from t5g2ref.taps import Tap
 
 # How far apart two legal float32 sums can be: one running sum of n terms has a random-walk error of about √n · u, a
 # blocked product that keeps 64 partial sums (16 lanes × 4 registers of AVX-512) has √(n / 64) · u, an eighth of it.
-# The controls take both orders, so a peer should stay near 1; what remains is chance, where a token's error hangs on
-# few roundings (the scale of a norm). A defect is at 100 and above. Measured figures: README. In a half-precision lane
-# every sum is in float32 and rounded once, so legal runs are close at every tap, and no local limit is above 2
-# (`half.py`); along a chain of layers their roundings part, so the cumulative limit is the same in every lane.
+# The controls take both orders, so a peer should stay near 1. What remains is chance, where a token's error hangs on
+# few roundings (the scale of a norm), and that the running control takes blocks of terms where the result is large
+# (`backend.RUNNING_WORK`): a peer that adds one by one was seen at 5 there. A defect is at 100 and above. Measured
+# figures: README. In a half-precision lane every sum is in float32 and rounded once, so legal runs are close at every
+# tap, and no local limit is above 2 (`half.py`); along a chain of layers their roundings part, so the cumulative limit
+# is the same in every lane.
 LIMITS = {"local": 8.0, "cumulative": 8.0, "half": half.MOST}
 
 PICTURES = 4  # of failing masks that a judgement keeps

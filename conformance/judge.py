@@ -95,7 +95,13 @@ class Judgement:
     @property
     def passed(self) -> bool:
         judged = bool(self.local or self.exact)
-        return not self.error and not self.skipped and not self.unclear and judged and self.culprit is None
+        whole = not self.error and not self.skipped and not self.unclear and not self.partly
+        return whole and judged and self.culprit is None
+
+    @property
+    def partly(self) -> list[Signature]:
+        """Patterns of defects that are there in part: what they are of is not known, so it is no pass."""
+        return [signature for signature in self.named if signature.partly]
 
     def worst(self, anchor: str = "local") -> Finding | None:
         """The finding with the largest ratio that was judged; a fault without a ratio counts as the largest."""

@@ -84,7 +84,7 @@ class Known:
         Cumulative failures behind a covered local one are its consequence. Each judgement is to be shown once.
         """
         about = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
-        whole = not judgement.error and not judgement.skipped and not judgement.unclear
+        whole = not judgement.error and not judgement.skipped and not judgement.unclear and not judgement.partly
         failures = [f for f in _all(judgement) if not f.passed]
         for i, entry in about:
             if any(entry.is_at(f) for f in failures):

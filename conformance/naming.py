@@ -4,10 +4,10 @@ For every fault that can first show at the culprit's kind of tap, the float64 or
 culprit, and so is the clean one; at every tap before, both go on with the peer's value, so that between them and the
 peer lies one operation. With e = peer − clean and s = faulty − clean over the valid tokens, the fault is named when
 e is s: coefficient c = ⟨s, e⟩ / ⟨s, s⟩ near 1, and little of ‖e‖ left in ‖e − c·s‖. A float32 peer with that very
-fault has both to 1e-4, and they have to be within 1 and 2 %. In a half type rounding is mixed in: there c is within a
-tenth, and a fifth of ‖e‖ (4 % of the squared error) is the most that leaves the label safe. Where the tap is a handful
-of numbers (a loss) nothing is left over by chance, and the coefficient has to be within a hundredth. Only the dump is
-looked at: the peer may be anybody's.
+fault has both to 1e-4: there c has to be within a thousandth and its own spread, and 2 % may be left. In a half type
+rounding is mixed in: there c is within a tenth, and a fifth of ‖e‖ (4 % of the squared error) is the most that leaves
+the label safe. Where the tap is a handful of numbers (a loss) nothing is left over by chance, and the coefficient has
+to be within a hundredth. Only the dump is looked at: the peer may be anybody's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from t5g2ref.numerics import EXACT, HALF, DType, Numerics, unit_roundoff
 from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
 
-NEAR, NEARER = 0.1, 0.01  # of 1, for the coefficient; of fewer than FEW numbers, and in float32
+NEAR, NEARER = 0.1, 0.01  # of 1, for the coefficient; of fewer than FEW numbers
+NEAREST, SPREADS = 1e-3, 4.0  # in float32, and so many standard errors beside it; never above NEARER
 LEFT, LESS = 0.2, 0.02  # of the error, for what the pattern does not explain; in float32
 ALIKE = 2.0  # times the smallest misfit: patterns that differ by less than the peer's own rounding
 SAME = 8.0  # unit roundoffs: the smallest misfit that means anything
@@ -192,10 +193,12 @@ def _regressed(
         return made(defect, "no power", 0.0, 1.0, float("inf"))
     coefficient = float(np.vdot(pattern, error)) / strength**2
     rest = _norm(error - coefficient * pattern)
-    near = NEAR if error.size >= FEW and dtype in HALF else NEARER
-    left = LEFT if dtype in HALF else LESS
+    spread = rest / strength / max(1, error.size - 1) ** 0.5
+    near, left = NEAR if error.size >= FEW else NEARER, LEFT
+    if dtype not in HALF and error.size >= FEW:
+        near, left = min(NEARER, NEAREST + SPREADS * spread), LESS
     verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else "absent"
-    return made(defect, verdict, coefficient, rest / whole, rest / strength / max(1, error.size - 1) ** 0.5)
+    return made(defect, verdict, coefficient, rest / whole, spread)
 
 
 def _kept(tap: Tap, value: Host, valid: Host | None) -> Host:

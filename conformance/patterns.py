@@ -35,6 +35,7 @@ MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",))
 
 POWER = 8.0  # standard errors that the defect would have to be, for its absence to be said
 NAMED = (0.5, 1.5)  # a coefficient between them is the defect's, if it is sure
+PARTLY = 0.1  # a sure one of so much outside of them is a part of it (some heads, some tokens); legal runs: 0.03
 
 
 def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
@@ -54,7 +55,7 @@ def shown_at(name: str) -> list[str | None]:
 
 def signatures(measured: Sequence[Measured]) -> list[Signature]:
     """One entry a defect: the first tap that names it; else the kind of tap, all layers together, that does; else
-    where there was the most power to."""
+    likewise where a part of it is; else where there was the most power to tell."""
     found: dict[str, list[Signature]] = defaultdict(list)
     pools: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
@@ -67,8 +68,9 @@ def signatures(measured: Sequence[Measured]) -> list[Signature]:
 
 
 def _telling(entries: Sequence[Signature]) -> Signature:
-    named = [s for s in entries if s.named]  # single taps come first, in the order of the computation
-    return named[0] if named else min(entries, key=lambda s: s.error)
+    """Single taps come first, in the order of the computation."""
+    telling = [s for s in entries if s.named] or [s for s in entries if s.partly]
+    return telling[0] if telling else min(entries, key=lambda s: s.error)
 
 
 def _collect(found: dict[str, list[Signature]], place: str, members: Sequence[Measured]) -> None:
@@ -101,9 +103,9 @@ def _signature(defect: str, place: str, coefficient: float, error: float, residu
     power = error > 0 and 1 / error >= POWER
     low, high = NAMED
     named = power and low <= coefficient <= high and coefficient >= POWER * error
-    return Signature(
-        defect, place, coefficient, error, residual, "named" if named else "absent" if power else "no power"
-    )
+    partly = power and abs(coefficient) >= max(PARTLY, POWER * error)
+    verdict = "named" if named else "partly" if partly else "absent" if power else "no power"
+    return Signature(defect, place, coefficient, error, residual, verdict)
 
 
 def rows(values: Sequence[Any], name: str) -> list[Any]:

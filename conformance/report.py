@@ -68,7 +68,8 @@ def _place(judgements: list[Judgement]) -> str:
     """Where the worst local ratio is, or the first fault, or why there is none."""
     for j in judgements:
         if not j.passed:
-            return _shortened(j.culprit.tap) if j.culprit else (j.skipped or j.error or "unclear").split(":")[0]
+            other = _shortened(j.partly[0].tap) if j.partly else "unclear"
+            return _shortened(j.culprit.tap) if j.culprit else (j.skipped or j.error or other).split(":")[0]
     worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged, default=None)
     return "weights, embeddings, probes" if worst is None else _shortened(worst.tap)
 
@@ -129,7 +130,8 @@ def _unjudged(judgements: list[tuple[str, Judgement]]) -> Iterator[Text]:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for target, j in judgements:
         unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
-        why = j.skipped or j.error or unclear or "nothing was compared"
+        part = "; ".join(f"{s.part}: neither all of it nor none" for s in j.partly)
+        why = j.skipped or j.error or unclear or part or "nothing was compared"
         groups.setdefault((j.peer, target, why), []).append(j.case)
     for (peer, target, why), cases in groups.items():
         text = Text(

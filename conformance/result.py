@@ -110,6 +110,9 @@ def _unjudged(judgement: Judgement) -> str:
         return f"{judgement.peer} skips case {judgement.case}: {judgement.skipped}"
     if judgement.error:
         return f"{judgement.peer} could not be judged on case {judgement.case}"
+    if judgement.partly:
+        part = judgement.partly[0].part
+        return f"{part}, neither all of it nor none ({judgement.peer}, {judgement.case})"
     if judgement.unclear:
         return f"rounding noise could hide anything at {judgement.unclear[0]} ({judgement.peer}, {judgement.case})"
     return f"nothing of {judgement.peer} was compared in case {judgement.case}"

@@ -157,6 +157,6 @@ def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
 def _powers(found: Found) -> dict[str, bool]:
     """Defect id → whether every peer in half precision had an input that would have shown its pattern."""
     peers = {(t, j.peer) for t, j in found if j.dtype in HALF and j.local}
-    able = {(j.peer, s.defect) for _, j in found for s in j.named if s.verdict != "no power"}
+    able = {(j.peer, s.defect) for _, j in found for s in j.named if s.verdict in ("named", "absent")}
     defects = {s.defect for _, j in found for s in j.named}
     return {d: bool(peers) and all((peer, d) in able for _, peer in peers) for d in defects}

@@ -19,7 +19,7 @@ class Signature:
         coefficient: of the defect's pattern in the peer's error; 1 is all of it, 0 none.
         error: the coefficient's standard error; 1 / error is the power: how many of them the defect would be.
         residual: ‖what the pattern leaves‖ / ‖peer − oracle‖.
-        verdict: "named", "absent" or "no power".
+        verdict: "named", "partly" (sure, and neither all of it nor nothing), "absent" or "no power".
     """
 
     defect: str
@@ -32,3 +32,12 @@ class Signature:
     @property
     def named(self) -> bool:
         return self.verdict == "named"
+
+    @property
+    def part(self) -> str:
+        """How much of the pattern is where, in words."""
+        return f"{self.coefficient:.2f} ± {self.error:.2g} of the pattern of {self.defect} is at {self.tap}"
+
+    @property
+    def partly(self) -> bool:
+        return self.verdict == "partly"

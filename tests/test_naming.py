@@ -22,6 +22,7 @@ from conformance.faults.catalogue import FAULTS
 from conformance.faults.fault import joined
 from conformance.faults.peer import FaultyPeer
 from conformance.judge import judge
+from t5g2ref.numerics import DType
 
 pytestmark = pytest.mark.slow  # minutes in all
 
@@ -90,22 +91,36 @@ def test_no_power_is_said(target: Any) -> None:
     assert verdicts["D37"] == "no power"
 
 
-@pytest.mark.parametrize(("noise", "verdict"), [(0.05, "named"), (0.5, "absent")])
-def test_a_pattern_explains_nearly_all(noise: float, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("noise", "verdict", "dtype"),
+    [(0.05, "named", "bfloat16"), (0.5, "absent", "bfloat16"), (1e-4, "named", "float32"), (0.05, "absent", "float32")],
+)
+def test_a_pattern_explains_nearly_all(noise: float, verdict: str, dtype: DType) -> None:
     rng = np.random.default_rng(1)
     pattern = rng.normal(size=(40, 8))
     other = rng.normal(size=(40, 8)) * noise
-    found = naming._regressed(_signature, "D46", pattern, pattern + other, 10.0, "float32")
+    found = naming._regressed(_signature, "D46", pattern, pattern + other, 10.0, dtype)
     assert found.verdict == verdict
     assert found.coefficient == pytest.approx(1, abs=0.1)
     assert abs(found.coefficient - 1) < 5 * found.error
     assert found.residual == pytest.approx(noise / (1 + noise**2) ** 0.5, rel=0.1)
 
 
-@pytest.mark.parametrize(("times", "verdict"), [(1.0, "named"), (0.95, "named"), (0.8, "absent"), (-1.0, "absent")])
-def test_the_coefficient_has_to_be_one(times: float, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("times", "half", "single"),
+    [
+        (1.0, "named", "named"),
+        (0.9995, "named", "named"),
+        (0.99, "named", "absent"),
+        (0.95, "named", "absent"),
+        (0.8, "absent", "absent"),
+        (-1.0, "absent", "absent"),
+    ],
+)
+def test_the_coefficient_has_to_be_one(times: float, half: str, single: str) -> None:
     pattern = np.random.default_rng(1).normal(size=(40, 8))
-    assert naming._regressed(_signature, "D46", pattern, times * pattern, 10.0, "float32").verdict == verdict
+    assert naming._regressed(_signature, "D46", pattern, times * pattern, 10.0, "bfloat16").verdict == half
+    assert naming._regressed(_signature, "D46", pattern, times * pattern, 10.0, "float32").verdict == single
 
 
 def test_a_single_number_has_to_fit_closer() -> None:
