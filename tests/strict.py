@@ -28,7 +28,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {  # name: the keyword arguments let thr
     **dict.fromkeys(("expm1", "minimum", "sign"), ()),
     **dict.fromkeys(("arange", "asarray", "full", "ones", "zeros"), ("dtype",)),
     **dict.fromkeys(("asnumpy", "broadcast_to", "matmul", "where"), ()),
-    **dict.fromkeys(("concatenate", "partition", "stack"), ("axis",)),
+    **dict.fromkeys(("concatenate", "cumsum", "partition", "stack"), ("axis",)),
     "sum": ("axis", "dtype"),
     "zeros_like": (),
 }
