@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
+
+import t5g2ref
 
 T = TypeVar("T")
 MOST, LINES = 1000, 20  # characters of a foreign line, and lines, that are shown
@@ -30,6 +35,29 @@ def said(error: BaseException) -> str:
         first, more = "", []
     lines = [f"{type(error).__name__}: {line(first)}", *(f"    {line(text.strip())}" for text in more[:LINES])]
     return "\n".join(lines)
+
+
+OURS = r"(t5g2ref|conformance)(\.|$)"
+"""Modules whose warnings are ours to mend: they meet the filters that the caller set."""
+_HOMES = (Path(__file__).resolve().parent, Path(t5g2ref.__file__).resolve().parent)
+
+
+@contextmanager
+def warnings_kept(who: str, notes: list[str]) -> Iterator[None]:
+    """Warnings that arise in code that is not ours go into `notes`, each once, and nowhere else: a peer's new release
+    may warn of anything, which is no fault of its numbers and may not spoil a progress bar or a test."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", module=rf"(?!{OURS})")
+        try:
+            yield
+        finally:
+            foreign = [w for w in caught if not Path(w.filename).is_relative_to(_HOMES[0])]
+            foreign = [w for w in foreign if not Path(w.filename).is_relative_to(_HOMES[1])]
+            said = [f"{who} warns: {line(w.category.__name__)}: {line(w.message)}" for w in foreign]
+            notes += [note for note in dict.fromkeys(said) if note not in notes]
+    for w in caught:
+        if w not in foreign:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def call(what: str, function: Callable[..., T], *args: object, passing: tuple[type[BaseException], ...] = ()) -> T:

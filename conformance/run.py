@@ -9,6 +9,7 @@ import argparse
 import resource
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from conformance import files, report
 from conformance.case import Case
 from conformance.checkpoints import CheckpointError, resolve
 from conformance.exposure import hidden
+from conformance.foreign import warnings_kept
 from conformance.judge import plan_of
 from conformance.known import Known
 from conformance.known import load as load_known
@@ -34,21 +36,27 @@ UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:
 
 def run(options: argparse.Namespace) -> int:
     """Judge as the options say; returns the exit status of the verdict."""
-    backend = find(options.backend)
-    asked = _peers(options.peer, options.lane, backend)
+    backend, notes = find(options.backend), list[str]()
+    with warnings_kept("a peer's package", notes):
+        asked = _peers(options.peer, options.lane, backend)
     for peer in asked.values():
         if isinstance(getattr(peer, "timeout", None), float):
             vars(peer)["timeout"] = options.timeout
-    return judge_peers(list(asked.values()), options, backend, {peer.name: name for name, peer in asked.items()})
+    return judge_peers(list(asked.values()), options, backend, {peer.name: name for name, peer in asked.items()}, notes)
 
 
 def judge_peers(
-    peers: list[Peer], options: argparse.Namespace, backend: Backend, names: dict[str, str] | None = None
+    peers: list[Peer],
+    options: argparse.Namespace,
+    backend: Backend,
+    names: dict[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> int:
     """Everything after the peers are made: checkpoint, cases, judgement, report; returns the exit status.
 
     Args:
         names: a peer's name → what to give to `--peer` for it.
+        notes: what was said while the peers were made.
     """
     files.check(options)
     known = load_known(options.known) if getattr(options, "known", None) else Known()
@@ -84,7 +92,7 @@ def judge_peers(
         interrupted=f"{len(found)} of {session.total(peers)} comparisons" if interrupted else "",
         peers=names or {},
         known=known.states(),
-        notes=[*_notes(peers, backend), *dict.fromkeys(note for _, note in few), *session.notes],
+        notes=[*notes, *_notes(peers, backend), *dict.fromkeys(note for _, note in few), *session.notes],
         command=getattr(options, "command_line", ""),
     )
     report.show(result, Console(), detail=options.detail)

@@ -14,7 +14,7 @@ from conformance.case import Case
 from conformance.checkpoints import CheckpointError
 from conformance.compare import Finding
 from conformance.exact import examine_exact
-from conformance.foreign import PeerFault, call, line, said
+from conformance.foreign import PeerFault, call, line, said, warnings_kept
 from conformance.judge import Judgement, judge
 from conformance.peers import Peer, PeerUnavailable, Target
 from conformance.placement import release
@@ -47,13 +47,18 @@ class Session:
         self._reporter.start(self.total(peers))
         self._alone = len(peers) == 1
         for peer in peers:
-            for target in self._targets:
-                self._on(peer, target)
-            try:
-                call("close()", peer.close)
-            except PeerFault as fault:
-                self.notes.append(f"{peer.name}: {fault}")
+            with warnings_kept(peer.name, self.notes):
+                self._wholly(peer)
             release(self._plan[0][0].backend)
+
+    def _wholly(self, peer: Peer) -> None:
+        """One peer on every checkpoint, until it is closed."""
+        for target in self._targets:
+            self._on(peer, target)
+        try:
+            call("close()", peer.close)
+        except PeerFault as fault:
+            self.notes.append(f"{peer.name}: {fault}")
 
     def _on(self, peer: Peer, target: Target) -> None:
         """One peer on one checkpoint. What it cannot load is an error of each case, and no end of the run."""
@@ -80,6 +85,8 @@ class Session:
         known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, target, passing=known)
         self.versions[peer.name] = _versions(peer)
+        said = [line(note) for note in getattr(peer, "notes", ())]
+        self.notes += [note for note in said if note not in self.notes]
 
     def _unprobed(self, peer: Peer, target: Target) -> None:
         """The exact lane of a peer that can only be read: left out with a word where nobody asked for it."""

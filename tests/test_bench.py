@@ -251,10 +251,8 @@ def test_a_size_without_weights_is_synthetic_and_says_so(monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
+def quick(monkeypatch: pytest.MonkeyPatch, peer_installed: None) -> Any:
     """The real thing without its ceilings, which take seconds."""
-    pytest.importorskip("transformers", reason="times transformers")
-    pytest.importorskip("torch", reason="times transformers")
     from benchmark import run
 
     rates = {"float32": 1e9, "float64": 1e9}

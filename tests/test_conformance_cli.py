@@ -608,14 +608,13 @@ def test_reader_that_has_had_enough() -> None:
 # The installed transformers
 
 
-def needs_transformers() -> Any:
-    pytest.importorskip("torch", reason="needs torch: transformers is judged")
-    pytest.importorskip("transformers", reason="needs transformers: it is judged")
+@pytest.fixture
+def transformers_peer(peer_installed: None) -> Any:
     return importlib.import_module("conformance.peers.transformers").TransformersPeer
 
 
+@pytest.mark.usefixtures("peer_installed")
 def test_transformers_conforms(run: Run, tmp_path: Path) -> None:
-    needs_transformers()
     file = tmp_path / "out.json"
     status, lines, _ = run("--case", "short", "--json", str(file))
     assert status == 0
@@ -636,9 +635,11 @@ def test_transformers_conforms(run: Run, tmp_path: Path) -> None:
         assert all(math.isfinite(row["worst"]) and row["worst"] <= limit for row in rows)
 
 
-def test_transformers_starting_from_pad_deviates(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_transformers_starting_from_pad_deviates(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, transformers_peer: Any
+) -> None:
     """D08: the case gives labels, and the peer has to make its decoder ids of them."""
-    peer = needs_transformers()
+    peer = transformers_peer
     true = peer._build
 
     def build(self: Any, case: Case) -> Any:
@@ -666,8 +667,8 @@ def test_transformers_starting_from_pad_deviates(run: Run, monkeypatch: pytest.M
     assert strictly(file)["judgements"][0]["culprit"]["tap"] == "decoder.embed_tokens"
 
 
+@pytest.mark.usefixtures("peer_installed")
 def test_as_a_process() -> None:
-    needs_transformers()
     options = ("--ckpt", "tiny-even", "--case", "short", "--lane", "fp32", "--no-progress")  # a slow machine tells more
     done = process(*options, "--peer", "transformers:eager")
     assert (done.returncode, done.stderr) == (0, "")
@@ -675,8 +676,8 @@ def test_as_a_process() -> None:
     assert done.stdout.endswith("\n")
 
 
+@pytest.mark.usefixtures("peer_installed")
 def test_real_weights_that_are_not_here(tmp_path: Path) -> None:
-    needs_transformers()
     done = process("--ckpt", "1b", HF_HOME=str(tmp_path))
     assert done.returncode == 2
     assert "VERDICT" not in done.stdout

@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="needs torch: the faults are injected into t
 pytest.importorskip("transformers", reason="needs transformers: the faults are injected into it")
 
 import torch
+from injected import assert_injected
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
@@ -26,6 +27,8 @@ from conformance.checkpoints import resolve
 from conformance.dump import Dump
 from conformance.judge import LIMITS, Judgement, judge
 from conformance.peers.transformers import TransformersPeer
+
+pytestmark = pytest.mark.peer
 
 Inject = Callable[[Any, pytest.MonkeyPatch], None]
 
@@ -126,24 +129,41 @@ def causal_encoder(model: Any, patch: pytest.MonkeyPatch) -> None:
         mask = true(**kwargs)
         if kwargs.get("encoder_hidden_states") is not None:
             return mask
-        length = kwargs["inputs_embeds"].shape[1]
+        length = kwargs["inputs_embeds" if "inputs_embeds" in kwargs else "input_embeds"].shape[1]
         below = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         return below if mask is None else mask & below if mask.dtype == torch.bool else mask.masked_fill(~below, -1e38)
 
     patch.setattr(modeling, "create_bidirectional_mask", causal)
 
 
-def window_over_cross(model: Any, patch: pytest.MonkeyPatch) -> None:
-    true, width = modeling.create_bidirectional_mask, model.config.decoder.sliding_window
+def on_cross_mask(
+    patch: pytest.MonkeyPatch, before: Callable[[dict[str, Any]], dict[str, Any]], after: Callable[[Any], Any]
+) -> None:
+    """Change what the mask of the cross half is made of, and the mask. Since 5.2 or so it is a bidirectional mask;
+    before that a causal one, with a function that lets everything through."""
 
-    def cut(**kwargs: Any) -> Any:
-        mask = true(**kwargs)
-        if kwargs.get("encoder_hidden_states") is not None:
-            mask = mask.clone()
-            mask[..., :-width] = False
+    def wrapped(true: Callable[..., Any], sign: str) -> Callable[..., Any]:
+        def make(**kwargs: Any) -> Any:
+            return true(**kwargs) if kwargs.get(sign) is None else after(true(**before(kwargs)))
+
+        return make
+
+    for name, sign in (
+        ("create_bidirectional_mask", "encoder_hidden_states"),
+        ("create_causal_mask", "or_mask_function"),
+    ):
+        patch.setattr(modeling, name, wrapped(getattr(modeling, name), sign))
+
+
+def window_over_cross(model: Any, patch: pytest.MonkeyPatch) -> None:
+    width = model.config.decoder.sliding_window
+
+    def cut(mask: Any) -> Any:
+        mask = mask.clone()
+        mask[..., :-width] = False
         return mask
 
-    patch.setattr(modeling, "create_bidirectional_mask", cut)
+    on_cross_mask(patch, lambda given: given, cut)
 
 
 def truncated_cross_cache(model: Any, patch: pytest.MonkeyPatch) -> None:
@@ -172,30 +192,35 @@ def short_sliding_cache(_: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DynamicSlidingWindowLayer, "update", update)
 
 
-def held(cache: Any) -> int:
+def held(given: dict[str, Any]) -> int:
+    """How many positions are in the cache among a call's arguments, by either of its names."""
+    cache = given.get("cache", given.get("past_key_values"))
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def cross_padding_dropped_once_cached(model: Any, patch: pytest.MonkeyPatch) -> None:
-    true, forward, length = modeling.create_bidirectional_mask, decoder(model).forward, [0]
+    forward, length = decoder(model).forward, [0]
 
     def counting(*args: Any, **kwargs: Any) -> Any:
-        length[0] = held(kwargs.get("past_key_values"))  # here, because the mask itself is made without the cache
+        length[0] = held(kwargs)  # here, because the mask itself is made without the cache
         return forward(*args, **kwargs)
 
-    def unmasked(**kwargs: Any) -> Any:
-        if kwargs.get("encoder_hidden_states") is not None and length[0]:
-            kwargs["attention_mask"] = None
-        return true(**kwargs)
+    def unmasked(given: dict[str, Any]) -> dict[str, Any]:
+        if not length[0]:
+            return given
+        everything = given | {"attention_mask": None}
+        if "or_mask_function" in given:
+            everything["or_mask_function"] = modeling.bidirectional_mask_function(None)
+        return everything
 
     patch.setattr(decoder(model), "forward", counting)
-    patch.setattr(modeling, "create_bidirectional_mask", unmasked)
+    on_cross_mask(patch, unmasked, lambda mask: mask)
 
 
 def decoder_padding_dropped_once_cached(_: Any, patch: pytest.MonkeyPatch) -> None:
     def without(true: Callable[..., Any]) -> Callable[..., Any]:
         def unmasked(**kwargs: Any) -> Any:
-            return true(**kwargs | ({"attention_mask": None} if held(kwargs.get("past_key_values")) else {}))
+            return true(**kwargs | ({"attention_mask": None} if held(kwargs) else {}))
 
         return unmasked
 
@@ -219,7 +244,7 @@ def positions_counted_from_the_cache(model: Any, patch: pytest.MonkeyPatch) -> N
     true = decoder(model).forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return true(*args, **kwargs | ({"position_ids": None} if held(kwargs.get("past_key_values")) else {}))
+        return true(*args, **kwargs | ({"position_ids": None} if held(kwargs) else {}))
 
     patch.setattr(decoder(model), "forward", forward)
 
@@ -357,11 +382,11 @@ class Faulty(TransformersPeer):
 
     def __init__(self, inject: Inject, patch: pytest.MonkeyPatch) -> None:
         super().__init__("sdpa")
-        self._inject, self._patch = inject, patch
+        self.inject, self._patch = inject, patch
 
     def _build(self, case: Case) -> Any:
         model = super()._build(case)
-        self._inject(model, self._patch)
+        self.inject(model, self._patch)
         return model
 
 
@@ -371,8 +396,11 @@ def target() -> Any:
 
 
 def judged(peer: TransformersPeer, target: Any, name: str) -> Judgement:
-    peer.open(target)
     (case,) = cases.select(cases.build(target.config), [name])
+    if isinstance(peer, Faulty):
+        with pytest.MonkeyPatch.context() as patch:  # gone before the healthy one runs, and before the judgement
+            assert_injected(Faulty(peer.inject, patch), TransformersPeer("sdpa"), target, case)
+    peer.open(target)
     return judge(peer, target, case)
 
 

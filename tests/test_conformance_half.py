@@ -18,6 +18,7 @@ pytest.importorskip("torch", reason="needs torch: its tensors are exchanged")
 pytest.importorskip("transformers", reason="needs transformers: it is judged")
 
 import torch
+from injected import assert_injected
 
 from conformance import cases
 from conformance.case import Case
@@ -30,6 +31,8 @@ from conformance.placement import to_backend
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY
 from t5g2ref.numerics import DType
+
+pytestmark = pytest.mark.peer
 
 SOME = ("short", "padded-left-cached", "image", "far-positions", "loss", "sequence-single", "sequence-multi")
 KINDS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -120,6 +123,8 @@ def rope_in_half(model: Any) -> None:
     ],
 )
 def test_fault_in_bfloat16_is_found_at_its_tap(inject: Any, tap: str, name: str, target: Target) -> None:
+    (case,) = cases.select(cases.build(target.config), [name])
+    assert_injected(Faulty("bfloat16", inject), TransformersPeer("sdpa", "bfloat16"), target, case)
     result = judged(Faulty("bfloat16", inject), target, name)
     assert result.deviates
     assert result.culprit is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import HALF, Array, same_bits
+from injected import assert_injected
 
+from conformance import cases
 from conformance.checkpoints import resolve
 from conformance.compare import Finding
 from conformance.exact import canonical_weights, exact_rows, examine_exact, weight_findings
@@ -24,10 +25,7 @@ ENC, DEC = "encoder.text_model", "decoder"
 TABLE = f"{ENC}.embed_tokens.weight"
 DTYPES = ("float32", "bfloat16", "float16")
 
-needs_torch = pytest.mark.skipif(
-    not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")),
-    reason="needs torch and transformers: the faults are injected into it",
-)
+needs_torch = pytest.mark.usefixtures("peer_installed")
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +248,25 @@ def faults() -> Any:
     return test_conformance_faults
 
 
+def with_fault(base: Any, inject: Any, patch: pytest.MonkeyPatch) -> Any:
+    """The method that builds a peer's model, and puts the fault in."""
+
+    def build(self: Any, case: Any) -> Any:
+        model = base._build(self, case)
+        if inject is not None:
+            inject(model, patch)
+        return model
+
+    return build
+
+
+def peer_with(inject: Any, patch: pytest.MonkeyPatch, attention: str, dtype: Any) -> Any:
+    from conformance.peers.transformers import TransformersPeer
+
+    kind = type("Peer", (TransformersPeer,), {"_build": with_fault(TransformersPeer, inject, patch)})
+    return kind(attention, dtype)
+
+
 def lane(
     attention: str,
     dtype: Any,
@@ -266,11 +283,7 @@ def lane(
         return bool(a.data_ptr() == b.data_ptr() and a.shape == b.shape)
 
     class Peer(TransformersPeer):
-        def _build(self, case: Any) -> Any:
-            model = super()._build(case)
-            if inject is not None:
-                inject(model, patch)
-            return model
+        _build = with_fault(TransformersPeer, inject, patch)
 
         def weights(self) -> Iterator[tuple[str, Any]]:
             state = self.model(Case("weights", "", (Run(IDS, IDS),))).state_dict()
@@ -345,18 +358,16 @@ def future_leaks(model: Any, patch: pytest.MonkeyPatch) -> None:
 def window_over_cross(model: Any, patch: pytest.MonkeyPatch) -> None:
     """The last W source tokens are all that the cross half sees (D37)."""
     import torch
-    from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
+    from test_conformance_faults import on_cross_mask
 
-    true, width = modeling.create_bidirectional_mask, model.config.decoder.sliding_window
+    width = model.config.decoder.sliding_window
 
-    def cut(**kwargs: Any) -> Any:
-        mask = true(**kwargs)
-        if kwargs.get("encoder_hidden_states") is not None:
-            mask = mask.clone()
-            mask[..., :-width] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    def cut(mask: Any) -> Any:
+        mask = mask.clone()
+        mask[..., :-width] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return mask
 
-    patch.setattr(modeling, "create_bidirectional_mask", cut)
+    on_cross_mask(patch, lambda given: given, cut)
 
 
 def decoder_window_at_most(_: Any, patch: pytest.MonkeyPatch) -> None:
@@ -400,8 +411,15 @@ def test_fault_is_found(
         inject = getattr(faults, inject)
     elif isinstance(inject, tuple):
         inject = getattr(faults, inject[0])(*inject[1:])
+    harmless = fault == "scale not rounded" and dtype == "float32"
+    if not harmless:
+        name = "decoder-window" if fault == "decoder window at most" else "window"
+        (case,) = cases.select(cases.build(target.config), [name])
+        with pytest.MonkeyPatch.context() as patch:
+            peers = [peer_with(given, patch, attention, dtype) for given in (inject, None)]
+            assert_injected(*peers, target, case)
     found = lane(attention, dtype, target, monkeypatch, inject)
-    if fault == "scale not rounded" and dtype == "float32":
+    if harmless:
         assert (tap, status) not in failed(found), "the root of the table's type is this one"
         return
     wrong = failed(found)

@@ -24,7 +24,7 @@ from conformance.peers import plugins
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY
 
-pytestmark = pytest.mark.slow  # minutes in all
+pytestmark = [pytest.mark.peer, pytest.mark.slow]  # minutes in all
 
 FOLDER = Path(examples.__file__).parent
 TINY = str(bundled("tiny"))

@@ -218,10 +218,8 @@ def test_a_callback_that_raises_ends_it(model: T5Gemma2) -> None:
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Any:
+def theirs(peer_installed: None) -> Any:
     """transformers' own model of tiny, in float32 throughout."""
-    pytest.importorskip("torch", reason="needs torch: transformers generates with it")
-    pytest.importorskip("transformers", reason="needs transformers: its generate is the comparison")
     from conformance.peers.transformers import TransformersPeer
 
     peer = TransformersPeer("sdpa")

@@ -50,9 +50,9 @@ def targets(device: Backend) -> dict[str, Target]:
 
 
 @pytest.fixture(scope="module")
-def torch() -> Any:
-    torch = pytest.importorskip("torch", reason="needs torch for CUDA")
-    pytest.importorskip("transformers", reason="needs transformers: it is judged")
+def torch(peer_installed: None) -> Any:
+    import torch
+
     if not torch.cuda.is_available():
         pytest.skip("needs a torch that sees the CUDA device")
     return torch

@@ -31,13 +31,12 @@ def encoded(image: Any, kind: str = "PNG", **options: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def processor() -> Any:
+def processor(peer_installed: None) -> Any:
     """transformers' PIL processor, as Gemma 3's preprocessor_config.json makes it, but for a smaller size."""
-    pytest.importorskip("torch", reason="the peer runs on torch")
-    pytest.importorskip("transformers", reason="needs the peer")
-    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-
-    return Gemma3ImageProcessorPil(
+    module = pytest.importorskip(
+        "transformers.models.gemma3.image_processing_pil_gemma3", reason="this release has no Pillow processor"
+    )
+    return module.Gemma3ImageProcessorPil(
         size={"height": 56, "width": 56},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
@@ -222,14 +221,13 @@ def test_pan_and_scan_equals_transformers_with_released_limits(size: tuple[int, 
     assert pan_and_scan(size) == peer_boxes(processor, *size, 256, 4, 1.2)
 
 
+@pytest.mark.usefixtures("peer_installed")
 def test_defaults_are_those_of_the_released_processor() -> None:
-    pytest.importorskip("torch", reason="the peer runs on torch")
-    pytest.importorskip("transformers", reason="needs the peer")
-    from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+    from transformers.models.gemma3 import processing_gemma3 as module
 
-    kwargs = getattr(Gemma3Processor, "images_kwargs", None)
-    if kwargs is None:  # 5.17
-        kwargs = Gemma3Processor.valid_processor_kwargs._defaults["images_kwargs"]
+    kwargs = getattr(module.Gemma3Processor, "images_kwargs", None)
+    if kwargs is None:  # before 5.18 or so
+        kwargs = module.Gemma3ProcessorKwargs._defaults["images_kwargs"]
     assert pan_and_scan.__kwdefaults__ == {
         "min_crop": kwargs["pan_and_scan_min_crop_size"],
         "max_crops": kwargs["pan_and_scan_max_num_crops"],

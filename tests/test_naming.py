@@ -24,7 +24,7 @@ from conformance.faults.peer import FaultyPeer
 from conformance.judge import judge
 from t5g2ref.numerics import DType
 
-pytestmark = pytest.mark.slow  # minutes in all
+pytestmark = [pytest.mark.peer, pytest.mark.slow]  # minutes in all
 
 NAMES = {
     "cross keys rotated": {"D24"},

@@ -23,6 +23,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 import rounding_distance as distance
 
+pytestmark = pytest.mark.peer
+
 EQUAL = ("embedding", "RoPE rotation", "gate product", "residual add", "average pooling")
 ATTENTION = {"attention, eager": "eager", "attention, sdpa": "sdpa"}
 FLOAT32 = ("cross-entropy",)  # both in float32: last bits only

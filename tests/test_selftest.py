@@ -84,7 +84,7 @@ def test_legal_runs_conform(name: str, lane: Any, bench: Bench) -> None:
 # What fails a self-test
 
 
-D24 = Trial("D24 in k_norm", {"short": "K"}, (fault_of("D24 in k_norm").tap, "values", 0), 1e7, ["D24"])
+D24 = Trial("D24 in k_norm", {"short": "K"}, (fault_of("D24 in k_norm").tap, "values", 0), 1e7, ["D24"], injected=True)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_wrong_verdicts_fail(trial: Trial, message: str | None) -> None:
 
 def test_a_false_label_of_our_own_fails() -> None:
     fault = fault_of("X30")
-    trial = Trial("X30", {"short": "K"}, (fault.tap, "values", 0), 1e6, ["D28"])
+    trial = Trial("X30", {"short": "K"}, (fault.tap, "values", 0), 1e6, ["D28"], injected=True)
     assert wrong(fault, trial) == ["X30 in short: named D28, which it is not"]
 
 
@@ -125,7 +125,9 @@ def test_declarations_are_held_against_the_matrix(bench: Bench) -> None:
     keys = ("D24 after k_norm", "D24 in k_norm")
 
     def outcome(*cells: str) -> Outcome:
-        trials = [Trial(key, {"short": cell} if cell else {}) for key, cell in zip(keys, cells, strict=True)]
+        trials = [
+            Trial(key, {"short": cell} if cell else {}, injected=True) for key, cell in zip(keys, cells, strict=True)
+        ]
         return Outcome([fault_of(key) for key in keys], trials, [short])
 
     assert outcome("K", "k").undeserved() == []
@@ -157,7 +159,8 @@ def test_a_fault_that_does_nothing_fails(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(catalogue, "FAULTS", [replace(fault_of("D47"), inject=HEALTHY)])
     assert selftest.main(options("--fault", "D47")) == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "VERDICT: DEVIATES - the judge failed 1 times, first: D47 in short survived"
+        "VERDICT: DEVIATES - the judge failed 1 times, first: D47 in short was not injected: "
+        "the peer shows the same with it and without"
     )
 
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2ref.config import Config, ConfigError, Rope, Ropes, TextConfig, VisionConfig
-from t5g2ref.params import TIED, hub_name, shapes
+from t5g2ref.params import TIED, canonical, hub_name, shapes
 from t5g2ref.safetensors_file import CHUNK, DTYPES, SafetensorsFile, convert
 from t5g2ref.safetensors_header import FLOATS, HeaderError, parse_header
 from t5g2ref.weights import Checkpoint, WeightsError, load, save
@@ -159,8 +159,10 @@ def test_narrowing_rounds_once_to_nearest_even(value: float, dtype: str, bits: i
     assert convert(np.array([value]), dtype).view(np.uint16)[0] == bits
 
 
+@pytest.mark.usefixtures("peer_installed")
 def test_float32_narrows_as_pytorch_does() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch's rounding is the reference here")
+    import torch
+
     x = np.random.default_rng(3).integers(0, 1 << 32, 100_000, dtype=np.uint32).view(np.float32)
     x = x[np.isfinite(x)]
     for name in ("bfloat16", "float16"):
@@ -210,18 +212,31 @@ def test_the_hub_cache_layout_is_read(tmp_path: Path) -> None:
     assert load(snapshot)[0] == tiny()
 
 
+def peer_names(config: Config) -> list[str]:
+    """What this release of transformers calls its parameters."""
+    import transformers
+
+    return [
+        *transformers.T5Gemma2ForConditionalGeneration(transformers.T5Gemma2Config(**config.to_dict())).state_dict()
+    ]
+
+
+@pytest.mark.usefixtures("peer_installed")
 @pytest.mark.parametrize("layout", ["hub", "transformers"])
 def test_transformers_loads_what_is_written(tmp_path: Path, layout: Any) -> None:
-    torch = pytest.importorskip("torch", reason="loads the checkpoint in transformers")
-    transformers = pytest.importorskip("transformers", reason="loads the checkpoint in transformers")
+    import torch
+    import transformers
+
     flat = values(tiny())
     save(tmp_path, tiny(), flat.items(), layout=layout, shard_bytes=9000)
     cls = transformers.T5Gemma2ForConditionalGeneration
+    if layout == "transformers" and any("vision_model" in key for key in peer_names(tiny())):
+        pytest.skip("this release of transformers knows the Hub's layout alone")
     model, info = cls.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    state = model.state_dict()
+    state = {canonical(key): value for key, value in model.state_dict().items()}
     for name, array in flat.items():
-        assert np.array_equal(state[hub_name(name, "transformers")].numpy(), array), name
+        assert np.array_equal(state[name].numpy(), array), name
     model.save_pretrained(tmp_path / "theirs")
     config, root = load(tmp_path / "theirs")
     assert config == replace(tiny(), dtype="float32")

@@ -10,6 +10,7 @@ For a port in another language, read it from the bottom up: what is read, what i
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 import argparse
+import inspect
 import json
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ CLASSES = {
     "sequence": transformers.T5Gemma2ForSequenceClassification,
     "token": transformers.T5Gemma2ForTokenClassification,
 }
+# transformers 5.24 renamed the argument, and the field of what comes back.
+CACHE = "cache" if "cache" in inspect.signature(CLASSES["lm"].forward).parameters else "past_key_values"
 
 
 def load(checkpoint, case, inputs):
@@ -79,7 +82,7 @@ def arguments(case, run, inputs, first, last, cache, encoded):
         given = {k: v for k, v in given.items() if k not in ("input_ids", "position_ids", "pixel_values")}
         given["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
     if case["task"] == "lm":
-        given |= {"past_key_values": cache, "use_cache": run["cached"], "logits_to_keep": run["logits_to_keep"] or 0}
+        given |= {CACHE: cache, "use_cache": run["cached"], "logits_to_keep": run["logits_to_keep"] or 0}
     return given
 
 
@@ -100,7 +103,7 @@ def dump(case, cases, checkpoint, folder):
         with torch.no_grad():
             out = model(**arguments(case, run, inputs, first, last, cache, encoded))
         if run["cached"]:
-            cache, encoded = out.past_key_values, out.encoder_last_hidden_state
+            cache, encoded = getattr(out, CACHE), out.encoder_last_hidden_state
         seen["logits"] = out.logits
         save_file({name: value.contiguous() for name, value in seen.items()}, folder / f"{number}.safetensors")
         files.append({"file": f"{folder.name}/{number}.safetensors"})

@@ -117,6 +117,8 @@ class Outcome:
 def wrong(fault: Fault, trial: Trial) -> list[str]:
     """What the judge got wrong about a fault in its own case."""
     at = f"{fault.key} in {fault.case}"
+    if not trial.injected:
+        return [f"{at} was not injected: the peer shows the same with it and without"]
     if trial.culprit is None or trial.cells.get(fault.case) == SURVIVED:
         return [f"{at} survived"]
     if not fault.expects(*trial.culprit):

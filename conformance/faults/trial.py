@@ -41,6 +41,7 @@ class Trial:
         named: ids that the judge gave it.
         failing: every failing local tap as (tap, call, status, judged).
         error: the peer's, where it raised.
+        injected: whether the peer shows anything in its own case that it does not show without the fault.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Trial:
     named: list[str] = field(default_factory=list)
     failing: list[tuple[str, int, str, float]] = field(default_factory=list)
     error: str = ""
+    injected: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,7 +66,7 @@ class Bench:
 
     def __init__(self, targets: dict[str, Target]) -> None:
         self.targets = targets
-        self._healthy: dict[tuple[str, str], Values] = {}
+        self._healthy: dict[tuple[str, str, str], Values] = {}
 
     def target(self, fault: Fault, name: str = "") -> Target:
         """The target that a fault is tried on, with the configuration that it gives to truth and peer alike."""
@@ -96,12 +98,19 @@ class Bench:
     def _own(self, trial: Trial, fault: Fault, target: Target, case: Case) -> Trial:
         result = self.judged(fault, target, case)
         culprit = result.culprit
+        trial.injected = self._injected(fault, target, case)
         trial.error, trial.named = result.error, sorted({s.defect for s in result.named if s.named})
         trial.failing = [(f.tap, f.call, f.status, f.judged) for f in result.local if not f.passed]
         if culprit is not None:
             trial.culprit, trial.ratio = (culprit.tap, culprit.status, culprit.call), culprit.judged
         trial.cells[case.name] = _letter(fault, culprit if result.deviates else None)
         return trial
+
+    def _injected(self, fault: Fault, target: Target, case: Case) -> bool:
+        """Whether the fault makes a difference. One that does not has not got in, and says nothing of the judge."""
+        watched = _Watched(fault, target, case, self.healthy(target, case, fault.lane), whole=False)
+        with _shown(watched, target, case):
+            return watched.unlike is not None
 
     def _other_target(self, fault: Fault, name: str, found: str) -> str:
         """What the other bundled geometry shows, if more."""
@@ -129,11 +138,11 @@ class Bench:
                 break  # what was shown until the first difference is enough, unless that was no more than rounding
         return _letter(fault, culprit)
 
-    def healthy(self, target: Target, case: Case) -> Values:
-        """What the peer without a fault shows, made once for each case of a target."""
-        key = (target.name, case.name)
+    def healthy(self, target: Target, case: Case, lane: str = "float32") -> Values:
+        """What the peer without a fault shows, made once for each case of a target in a type."""
+        key = (target.name, case.name, lane)
         if key not in self._healthy or target not in self.targets.values():
-            with _shown(FaultyPeer(backend=target.backend), target, case) as dump:
+            with _shown(FaultyPeer(backend=target.backend, dtype=cast(DType, lane)), target, case) as dump:
                 self._healthy[key] = _values(target, case, dump)
             if target not in self.targets.values():  # with a configuration of its own
                 return self._healthy.pop(key)
@@ -165,7 +174,7 @@ class _Watched(FaultyPeer):
     """
 
     def __init__(self, fault: Fault, target: Target, case: Case, healthy: Values, whole: bool) -> None:
-        super().__init__(fault.inject, target.backend)
+        super().__init__(fault.inject, target.backend, cast(DType, fault.lane))
         self._taps = {(call, tap.name): tap for call, tap in plan_of(target.config, case)}
         self._case, self._healthy, self._whole = case, dict(healthy), whole
         self.unlike: tuple[int, str] | None = None

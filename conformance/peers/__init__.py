@@ -141,6 +141,10 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
 
 
 def _created(name: str, module: str, *arguments: Any) -> Peer:
+    if module == "transformers":
+        from conformance.peers.releases import refuse_unsupported
+
+        refuse_unsupported()
     try:
         peer: Peer = importlib.import_module(f"conformance.peers.{module}").create(*arguments)
     except ModuleNotFoundError as error:

@@ -17,12 +17,13 @@ from conformance.case import Case, Run
 from conformance.dump import Dump
 from conformance.peers import PeerUnavailable, Target
 from conformance.peers.capture import Capture
+from conformance.peers.releases import cache_name, untested
 from conformance.peers.tensors import from_array, to_array, without_tf32
 from conformance.placement import device_index, has_device
 from t5g2ref import taps
 from t5g2ref.backend import Backend
 from t5g2ref.numerics import DType
-from t5g2ref.params import TIED, canonical, hub_name
+from t5g2ref.params import TIED, canonical
 
 _CLASSES = {
     "lm": modeling.T5Gemma2ForConditionalGeneration,
@@ -52,6 +53,11 @@ class TransformersPeer:
     def versions(self) -> dict[str, str]:
         found = {"transformers": transformers.__version__, "torch": torch.__version__}
         return found if self._device == "cpu" else found | {"tf32 in torch": "off"}
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said of this release beside the verdict."""
+        return [note] if (note := untested(transformers.__version__)) else []
 
     def open(self, target: Target) -> None:
         self.close()
@@ -100,9 +106,10 @@ class TransformersPeer:
         config, images = self._target.config, run.pixel_values is not None
         plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
         capture = Capture(model, plan, *run.input_ids.shape)
+        held = cache_name(type(model).forward)
         cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
         for first, last in run.bounds:
-            inputs = self._inputs(case, run, first, last, cache, encoded)
+            inputs = self._inputs(case, run, first, last, {held: cache}, encoded)
             wanted = [tap for tap in plan if encoded is None or not tap.first_call]
             returned: dict[str, Any] = {}
             dump.new_call()
@@ -113,10 +120,12 @@ class TransformersPeer:
             finally:  # what was seen before it raised is evidence
                 capture.into(dump, wanted, returned)
             if run.splits is not None:
-                cache, encoded = out.past_key_values, encoded or (out.encoder_last_hidden_state,)
+                cache, encoded = getattr(out, held), encoded or (out.encoder_last_hidden_state,)
 
-    def _inputs(self, case: Case, run: Run, first: int, last: int, cache: Any, encoded: Any) -> dict[str, Any]:
-        """Keyword arguments of one forward, left out where the case gives nothing."""
+    def _inputs(
+        self, case: Case, run: Run, first: int, last: int, cache: dict[str, Any], encoded: Any
+    ) -> dict[str, Any]:
+        """Keyword arguments of one forward, left out where the case gives nothing; `cache` by this release's name."""
         given: dict[str, Any] = {
             "attention_mask": run.attention_mask,
             "decoder_input_ids": None if run.derived else run.decoder_input_ids[:, first:last],
@@ -140,7 +149,7 @@ class TransformersPeer:
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self._torch_dtype)
         if case.task == "lm":
-            inputs |= {"past_key_values": cache, "use_cache": run.splits is not None}
+            inputs |= cache | {"use_cache": run.splits is not None}
             inputs["logits_to_keep"] = run.logits_to_keep or 0
         if encoded is not None:
             inputs["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=encoded[0])
@@ -190,13 +199,14 @@ class TransformersPeer:
                 config, dtype=self._torch_dtype, attn_implementation=self._attention
             )
         arrays = {**self._target.rounded(self.dtype), **case.head(self._target.config.decoder.hidden_size)}
-        state = {
-            hub_name(name, "transformers"): from_array(value, self._torch_dtype, self._device)
-            for name, value in arrays.items()
-        }
-        for alias, source in TIED.items():
-            if case.task == "lm" or not alias.startswith("lm_head"):
-                state[hub_name(alias, "transformers")] = state[hub_name(source, "transformers")]
+        tensors = {name: from_array(value, self._torch_dtype, self._device) for name, value in arrays.items()}
+        # By the names that this release has: earlier ones write vision_tower.vision_model.
+        names = {key: TIED.get(name, name) for key in model.state_dict() if (name := canonical(key))}
+        if strange := sorted(set(names.values()) ^ set(tensors)):
+            raise PeerUnavailable(
+                f"transformers {transformers.__version__} has other weights: {', '.join(strange[:8])}"
+            )
+        state = {key: tensors[name] for key, name in names.items()}
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         return model

@@ -15,6 +15,7 @@ from benchmark.ours import Inputs
 from benchmark.timing import Work
 from conformance import cases, peers
 from conformance.peers import Target
+from conformance.peers.releases import cache_name
 
 Tensor = torch.Tensor
 
@@ -87,7 +88,7 @@ class Theirs:
     def _warm(self) -> tuple[BaseModelOutput, Any]:
         encoded = BaseModelOutput(last_hidden_state=self._encode())
         out = self._model(encoder_outputs=encoded, decoder_input_ids=self._ids["warm"], use_cache=True)
-        return encoded, out.past_key_values
+        return encoded, getattr(out, cache_name(type(self._model).forward))
 
     @torch.inference_mode()
     def _copied(self, cache: Any) -> Any:
@@ -97,10 +98,10 @@ class Theirs:
     @torch.inference_mode()
     def _decode(self, encoded: BaseModelOutput, cache: Any, forced: Tensor | None = None) -> Tensor:
         """As `Ours._decode`."""
-        new = self._ids["steps"][:, :1]
+        held, new = {cache_name(type(self._model).forward): cache}, self._ids["steps"][:, :1]
         for step in range(self._ids["steps"].shape[1]):
             given = new if forced is None else forced[:, step : step + 1]
-            out = self._model(encoder_outputs=encoded, decoder_input_ids=given, past_key_values=cache, use_cache=True)
+            out = self._model(encoder_outputs=encoded, decoder_input_ids=given, use_cache=True, **held)
             new = out.logits[:, -1].argmax(dim=-1, keepdim=True)
         return out.logits
 
