@@ -9,17 +9,14 @@ import os
 import shlex
 import signal
 import sys
-import textwrap
 import traceback
 from contextlib import suppress
 from typing import Any
 
-from conformance import cases as case_list
-from conformance import options as shared
-from conformance.checkpoints import BUNDLED, HUB, CheckpointError, variable
-from conformance.exposure import DEFECTS
-from conformance.options import LANES
-from conformance.peers import FORMS, PeerUnavailable, names
+from conformance.checkpoints import variable
+from conformance.commands import options as shared
+from conformance.commands.options import LANES
+from conformance.errors import CheckpointError, PeerUnavailable
 from t5g2ref.backend import BackendError
 from t5g2ref.config import ConfigError
 
@@ -60,10 +57,13 @@ bf16. A --peer whose name has no type runs in every lane that is named"""
 
 
 MODULES = {
-    "selftest": ("conformance.selftest", "inject every known fault and demand that each is found where it is"),
-    "export": ("conformance.export", "write the cases as files, for a program in any language"),
-    "check": ("conformance.check", "judge a folder that such a program wrote"),
-    "explain": ("conformance.explain", "what every number means, and how to get from a red row to a line of code"),
+    "selftest": ("conformance.commands.selftest", "inject every known fault and demand that each is found where it is"),
+    "export": ("conformance.commands.export", "write the cases as files, for a program in any language"),
+    "check": ("conformance.commands.check", "judge a folder that such a program wrote"),
+    "explain": (
+        "conformance.commands.explain",
+        "what every number means, and how to get from a red row to a line of code",
+    ),
 }
 
 
@@ -152,7 +152,9 @@ def _guarded(options: argparse.Namespace) -> int:
 
 def _command(options: argparse.Namespace) -> int:
     if options.command == "list":
-        return _list(options.what)
+        from conformance.commands.listing import show
+
+        return show(options.what)
     if options.command in MODULES:
         status: int = _module(options.command, MODULES[options.command][0]).main(options)
         return status
@@ -161,40 +163,10 @@ def _command(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from conformance.run import run
+        from conformance.commands.run import run
     except ImportError as error:
         raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[conformance]"') from error
     return run(options)
-
-
-def _list(what: str) -> int:
-    from conformance.peers import plugins
-    from t5g2ref import bundled, taps
-    from t5g2ref.config import Config
-
-    config = Config.load(bundled("tiny"))
-    if what == "cases":
-        for case in case_list.build(config):
-            ids = textwrap.wrap(" ".join(case.exposes), 25)  # 100 columns in all
-            print("\n".join([f"{case.name:20} {case.title:52} {ids[0]}", *(f"{'':74}{more}" for more in ids[1:])]))
-    elif what == "taps":
-        for tap in taps.table(config, loss=True):
-            print(f"{tap.name:62} {tap.shape:10} {'mask' if tap.exact else ''}")
-    elif what == "faults":
-        from conformance.faults import catalogue
-
-        own = {fault.id: fault.title for fault in catalogue.FAULTS if fault.id not in DEFECTS}
-        for defect, title in (DEFECTS | own).items():
-            print(f"{defect}  {title}")
-    elif what == "checkpoints":
-        for name in BUNDLED:
-            print(f"{name:10} bundled")
-        for name, repo in HUB.items():
-            print(f"{name:10} {repo}, or ${variable(name)}; --synthetic: seeded weights")
-    else:
-        print("\n".join([*names(), *plugins.names(), "", "Every name:"]))
-        print("\n".join(f"  {form}\n      {what}" for form, what in FORMS.items()))
-    return CONFORMS
 
 
 def _terminated(*_: object) -> None:

@@ -10,14 +10,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from conformance.peers import Target
-from conformance.placement import to_backend
+from conformance.arrays import to_backend
+from conformance.errors import CheckpointError
+from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check
+from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
 from t5g2ref.params import Shape, shapes
-from t5g2ref.synthetic import Synthetic
-from t5g2ref.weights import Checkpoint, WeightsError, check
 
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
 BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",)}
@@ -26,10 +27,6 @@ FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
 
 Progress = Callable[[str, int, int], None]
-
-
-class CheckpointError(RuntimeError):
-    """The checkpoint is not to be had or not usable; the message says what to do."""
 
 
 def variable(size: str) -> str:

@@ -21,11 +21,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from t5g2ref.backend import Backend, BackendError, find
+from t5g2ref.checkpoint.folder import WeightsError
+from t5g2ref.checkpoint.folder import load as load_weights
 from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.dtypes import DType
 from t5g2ref.model import Encoded, Output, T5Gemma2
-from t5g2ref.numerics import EXACT, SDPA, DType, Numerics
-from t5g2ref.weights import WeightsError
-from t5g2ref.weights import load as load_weights
+from t5g2ref.numerics import EXACT, SDPA, Numerics
 
 __version__ = "0.1.0"
 __all__ = [
@@ -71,8 +72,8 @@ def load(
 
 def bundled(name: str = "tiny") -> Path:
     """Folder of a checkpoint that comes with the package: "tiny" or "tiny-even"."""
-    folder = Path(__file__).parent / "checkpoints" / name
-    there = sorted(path.name for path in (Path(__file__).parent / "checkpoints").iterdir() if path.is_dir())
+    folder = Path(__file__).parent / "checkpoint" / "bundled" / name
+    there = sorted(path.name for path in (Path(__file__).parent / "checkpoint" / "bundled").iterdir() if path.is_dir())
     if name not in there:
         raise ValueError(f"no bundled checkpoint is called {name!r}; there are: {', '.join(there)}")
     return folder

@@ -13,9 +13,9 @@ import numpy as np
 import t5g2ref
 from t5g2ref import params, taps
 from t5g2ref.backend import BackendError, find
+from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check
 from t5g2ref.config import PRESETS, Config, ConfigError, TextConfig
-from t5g2ref.generate import greedy
-from t5g2ref.weights import Checkpoint, WeightsError, check
+from t5g2ref.generate.greedy import greedy
 
 EXAMPLES = """\
 examples
@@ -156,7 +156,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from t5g2ref.text import Tokenizer
+    from t5g2ref.processor.text import Tokenizer
 
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: there is no tokenizer.json, which --prompt needs; give token ids with --ids")
@@ -166,7 +166,7 @@ def _tokenizer(folder: Path) -> Any:
 def _pixels(options: argparse.Namespace, config: Config) -> tuple[Any, list[int]]:
     if not options.image:
         return None, []
-    from t5g2ref.image import preprocess_all
+    from t5g2ref.processor.image import preprocess_all
 
     return preprocess_all(options.image, config.vision.image_size, options.pan_and_scan)
 
@@ -177,7 +177,7 @@ def _ids(options: argparse.Namespace, config: Config, tokenizer: Any, crops: lis
             return np.array([[int(token) for token in options.ids.split(",")]])
         except ValueError:
             raise ValueError(f"--ids: expected integers between commas, found {options.ids!r}") from None
-    from t5g2ref.text import expand_images
+    from t5g2ref.processor.text import expand_images
 
     text = expand_images(options.prompt, crops, tokens_per_image=config.mm_tokens_per_image)
     return np.array([tokenizer.encode(text)])

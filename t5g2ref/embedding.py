@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref.numerics import Array, Numerics, to_grid, twinned
+from t5g2ref.dtypes import to_grid
+from t5g2ref.numerics import Array, Numerics, twinned
 
 
 def embed_scale(nx: Numerics, width: int) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from t5g2ref.config import Config
-from t5g2ref.heads import IGNORED
 from t5g2ref.numerics import Array, Numerics
+from t5g2ref.outputs import IGNORED
 
 
 def token_ids(nx: Numerics, config: Config, name: str, value: Any) -> Array:
@@ -55,7 +55,7 @@ def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not pixels.shape[0]:
         raise ValueError(
             f"pixel_values: expected (images, {', '.join(map(str, expected))}), found {tuple(pixels.shape)}; "
-            "t5g2ref.image.preprocess makes them from a picture"
+            "t5g2ref.processor.image.preprocess makes them from a picture"
         )
     if not bool(nx.xp.isfinite(pixels).all()):
         raise ValueError("pixel_values: found NaN or infinity; expected finite numbers in [-1, 1]")

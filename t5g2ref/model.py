@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from t5g2ref import decoder, encoder, heads, inputs, vision
+from t5g2ref import decoder, encoder, inputs, vision
+from t5g2ref import outputs as heads
 from t5g2ref.cache import Cache
 from t5g2ref.config import Config
 from t5g2ref.embedding import embed, place_images

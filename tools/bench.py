@@ -9,11 +9,12 @@ from typing import Any
 
 from benchmark.options import Options, UsageError, options_of, parser
 
-from conformance.checkpoints import HUB, CheckpointError, resolve
-from conformance.peers import PeerUnavailable, Target
+from conformance.checkpoints import HUB, resolve
+from conformance.errors import CheckpointError, PeerUnavailable
+from conformance.target import Target
 from t5g2ref.backend import BackendError
+from t5g2ref.checkpoint.folder import WeightsError
 from t5g2ref.config import ConfigError
-from t5g2ref.weights import WeightsError
 
 
 def checkpoint(options: Options, progress: Callable[[str, int, int], None]) -> tuple[Target, str]:

@@ -27,15 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from conformance import cases
-from conformance.judge import judge
-from conformance.peers import Peer, Target
-from conformance.peers.t5g2ref import ReferencePeer
+from conformance.cases import catalogue as cases
+from conformance.judge.judge import judge
+from conformance.peers.protocol import Peer
+from conformance.peers.reference import ReferencePeer
+from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import Backend
+from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config
-from t5g2ref.numerics import EAGER, RUNNING, SDPA, DType
-from t5g2ref.synthetic import Synthetic
+from t5g2ref.dtypes import DType
+from t5g2ref.numerics import EAGER, RUNNING, SDPA
 
 GEOMETRIES = ("tiny", "tiny-even")
 TYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
@@ -97,7 +99,7 @@ def plan(runs: int) -> Iterator[tuple[int, str, DType, str]]:
 
 def peer_of(variant: str, dtype: DType) -> Peer:
     if variant.startswith("transformers"):
-        from conformance.peers.transformers import TransformersPeer
+        from conformance.peers.torch.transformers import TransformersPeer
 
         return TransformersPeer(variant.partition(":")[2], dtype)
     order, name = variant.split(", ")

@@ -15,10 +15,10 @@ from typing import Any
 
 from rich.progress import track
 
+from t5g2ref.checkpoint.folder import WeightsError, save
+from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import PRESETS, Config, ConfigError
-from t5g2ref.numerics import DTYPES
-from t5g2ref.synthetic import Synthetic
-from t5g2ref.weights import WeightsError, save
+from t5g2ref.dtypes import DTYPES
 
 
 def tensors(config: Config, seed: int) -> Iterator[tuple[str, Any]]:

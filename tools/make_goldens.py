@@ -1,4 +1,4 @@
-"""Write tests/goldens/transformers.safetensors: what transformers computes on the bundled checkpoints.
+"""Write tests/reference/goldens/transformers.safetensors: what transformers computes on the bundled checkpoints.
 
     python tools/make_goldens.py
 
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from conformance import cases, peers
+from conformance.activations import Dump
+from conformance.cases import catalogue as cases
 from conformance.checkpoints import resolve
-from conformance.dump import Dump
+from conformance.peers import find as peers
 
 MAGIC, FORMAT = "t5g2ref-goldens", "1"
 TAPS = ("encoder.text_model.norm", "encoder.multi_modal_projector.projected", "decoder.norm", "logits", "loss")
-FOLDER = Path(__file__).parent.parent / "tests" / "goldens"
+FOLDER = Path(__file__).parent.parent / "tests" / "reference" / "goldens"
 
 
 def collect() -> tuple[dict[str, Any], dict[str, str]]:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 import t5g2ref
+from t5g2ref.checkpoint.folder import save
 from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
 from t5g2ref.params import shapes
-from t5g2ref.weights import save
 
 S, F = "sliding_attention", "full_attention"
 
@@ -108,7 +108,7 @@ def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(t5g2ref.__file__).parent / "checkpoints"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(t5g2ref.__file__).parent / "checkpoint" / "bundled"
     for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2)):
         for old in (folder / name).glob("model.safetensors"):
             old.unlink()

@@ -32,13 +32,15 @@ from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
-from t5g2ref import heads, ops, rope, vision
+from t5g2ref import ops, rope, vision
+from t5g2ref import outputs as heads
 from t5g2ref.attention import Source, attend
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import VisionConfig, preset
+from t5g2ref.dtypes import HALF, DType, to_grid
 from t5g2ref.embedding import embed
 from t5g2ref.masks import Band
-from t5g2ref.numerics import EAGER, EXACT, HALF, SDPA, DType, Numerics, Profile, to_grid
+from t5g2ref.numerics import EAGER, EXACT, SDPA, Numerics, Profile
 from t5g2ref.params import tree
 
 Array = np.ndarray[Any, Any]

@@ -5,7 +5,7 @@ An entry point `mine = "module:create"` of the group `conformance.peers` makes i
 import torch
 from transformers import T5Gemma2ForConditionalGeneration, __version__
 
-from conformance.peers import Skip
+from conformance.peers.protocol import Skip
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values", "labels")
 DECODER = ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")

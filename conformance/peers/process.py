@@ -19,19 +19,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from conformance.case import Case
-from conformance.compare import Finding
-from conformance.dump import Dump
-from conformance.dumps import describe, writing
-from conformance.dumps.channel import Channel, ProcessError
-from conformance.dumps.manifest import DTYPES, Declared, Shown, declared
-from conformance.dumps.peer import opened
-from conformance.dumps.reading import DumpError
-from conformance.dumps.showing import Shower, check_patterns
-from conformance.foreign import line
-from conformance.options import TIMEOUT
-from conformance.peers import PeerUnavailable, Skip, Target
-from t5g2ref.safetensors_header import short
+from conformance.activations import Dump
+from conformance.cases.case import Case
+from conformance.errors import PeerUnavailable
+from conformance.exchange import case_words as describe
+from conformance.exchange import writing
+from conformance.exchange.arrange import Shower, check_patterns
+from conformance.exchange.channel import Channel, ProcessError
+from conformance.exchange.manifest import DTYPES, Declared, Shown, declared
+from conformance.exchange.reading import DumpError
+from conformance.measure.finding import Finding
+from conformance.peers.folder import opened
+from conformance.peers.guard import line
+from conformance.peers.protocol import TIMEOUT, Skip
+from conformance.target import Target
+from t5g2ref.checkpoint.header import short
 
 VERSION = 1
 _NAME = re.compile(rf"(?:process:)?(?:({'|'.join(DTYPES)}):)?(.*)", re.DOTALL)

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmark.timing import waiter
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.numerics import SDPA, DType, Numerics
+from t5g2ref.dtypes import DType
+from t5g2ref.numerics import SDPA, Numerics
 
 Array = Any
 ROUNDS = 7

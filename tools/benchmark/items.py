@@ -31,7 +31,7 @@ from benchmark.timing import (
     tried,
     waiter,
 )
-from conformance.peers import Target
+from conformance.target import Target
 from t5g2ref.backend import NUMPY
 
 

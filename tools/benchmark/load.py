@@ -14,10 +14,10 @@ import numpy as np
 import t5g2ref
 from benchmark.theirs import embedding_rows, opened, without_tf32
 from benchmark.timing import Work
-from conformance.peers import Target
+from conformance.target import Target
 from t5g2ref.backend import Backend
-from t5g2ref.numerics import DType
-from t5g2ref.weights import save
+from t5g2ref.checkpoint.folder import save
+from t5g2ref.dtypes import DType
 
 ROWS = 64  # of the embedding, compared
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from conformance.checkpoints import HUB
 from t5g2ref.backend import NUMPY, Backend, find
-from t5g2ref.numerics import HALF
+from t5g2ref.dtypes import HALF
 
 HELP = """\
 Time t5g2ref and transformers in one process, taking turns, on a CPU or a GPU. Batch of one.

@@ -13,8 +13,9 @@ from benchmark.timing import Work
 from t5g2ref import vision
 from t5g2ref.backend import Backend
 from t5g2ref.config import Config
+from t5g2ref.dtypes import DType
 from t5g2ref.model import Cache, T5Gemma2
-from t5g2ref.numerics import EXACT, SDPA, DType, Numerics
+from t5g2ref.numerics import EXACT, SDPA, Numerics
 from t5g2ref.params import tree
 
 Array = Any

@@ -18,8 +18,8 @@ from benchmark.items import Bench
 from benchmark.machine import versions
 from benchmark.options import Options
 from benchmark.report import Result, Row
-from conformance import peers
-from conformance.peers import Target
+from conformance.peers import find as peers
+from conformance.target import Target
 from t5g2ref.backend import NUMPY
 from t5g2ref.config import Config
 from t5g2ref.numerics import Numerics

@@ -13,9 +13,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from benchmark.ours import Inputs
 from benchmark.timing import Work
-from conformance import cases, peers
-from conformance.peers import Target
-from conformance.peers.releases import cache_name
+from conformance.cases import catalogue as cases
+from conformance.peers import find as peers
+from conformance.peers.torch.releases import cache_name
+from conformance.target import Target
 
 Tensor = torch.Tensor
 

@@ -1,0 +1,113 @@
+"""A peer's activations: one dict of arrays a call; on the judge's device or in memory while there is room, in files
+of a temporary folder beyond.
+
+One 896 × 896 image through 27 layers is 8 GB of taps; they are written once, read once and deleted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformance.arrays import free_bytes, has_device, on_device, to_backend, to_host, words
+from t5g2ref.backend import NUMPY, Backend
+
+Array = Any
+MEMORY_BYTES = 1 << 30
+LARGE_BYTES = 1 << 22
+DEVICE_SHARE = 2  # one part in so many of a device's free memory: the rest is the models' and the judge's
+
+
+@dataclass(frozen=True)
+class _Spilled:
+    """An array in a file, where bfloat16 is kept as bare words."""
+
+    path: Path
+    dtype: np.dtype[Any]
+
+
+class Dump:
+    """Arrays by (call, tap name). Use as a context manager: leaving it deletes the temporary files.
+
+    Args:
+        backend: the judge's; `get` gives its arrays.
+        memory_bytes: large arrays go to files once this much is held on the host.
+        device_bytes: device arrays go to the host once this much is held on the judge's device; None for a share of
+            what is free there. A judge on the host takes all of them there at once.
+    """
+
+    def __init__(
+        self, backend: Backend = NUMPY, memory_bytes: int = MEMORY_BYTES, device_bytes: int | None = None
+    ) -> None:
+        self.backend = backend
+        self._held: list[dict[str, Array | _Spilled]] = []
+        self._left = memory_bytes
+        if device_bytes is None and has_device(backend):
+            device_bytes = free_bytes(backend) // DEVICE_SHARE
+        self._device_left = device_bytes or 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files = 0
+
+    def __enter__(self) -> Dump:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def calls(self) -> int:
+        return len(self._held)
+
+    def new_call(self) -> None:
+        self._held.append({})
+
+    def put(self, name: str, value: Array) -> None:
+        """Store `value` under `name` in the newest call; the array must not be changed afterwards.
+
+        Args:
+            value: a NumPy array, or a device's: anything with `__cuda_array_interface__`.
+        """
+        if not self._held:
+            raise ValueError(f"tap {name} was given before any call: new_call() comes first")
+        if name in self._held[-1]:
+            raise ValueError(f"tap {name} was given twice in call {self.calls - 1}")
+        if not on_device(value):
+            if not isinstance(value, np.ndarray | np.generic):
+                raise TypeError(f"tap {name} is a {type(value).__name__}, expected an array of NumPy or of a device")
+            if type(value) is not np.ndarray:
+                value = np.asarray(value).view(np.ndarray)  # a masked array would hide what it holds
+        self._held[-1][name] = self._kept(value)
+
+    def get(self, call: int, name: str) -> Array | None:
+        """An array of the backend, or None when the peer did not show it."""
+        value = self._held[call].get(name) if call < self.calls else None
+        if isinstance(value, _Spilled):
+            value = np.load(value.path, mmap_mode="r").view(value.dtype)
+        return value if value is None or on_device(value) else to_backend(value, self.backend)
+
+    def names(self, call: int) -> list[str]:
+        return list(self._held[call])
+
+    def _kept(self, value: Array) -> Array | _Spilled:
+        if on_device(value):
+            if has_device(self.backend) and value.nbytes <= self._device_left:
+                self._device_left -= value.nbytes
+                return to_backend(value, self.backend)
+            value = to_host(value)
+        if value.nbytes < LARGE_BYTES or value.nbytes <= self._left:
+            self._left -= value.nbytes
+            return value
+        return self._written(value)
+
+    def _written(self, value: np.ndarray[Any, Any]) -> _Spilled:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="conformance-")
+        path = Path(self._folder.name) / f"{self._files}.npy"
+        self._files += 1
+        np.save(path, words(value))
+        return _Spilled(path, value.dtype)

@@ -1,0 +1,115 @@
+"""What a case is: runs of a source through encoder and decoder, made one after the other on the same peer object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from t5g2ref.dtypes import HALF, to_grid
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One source through encoder and decoder.
+
+    Args:
+        input_ids, attention_mask, position_ids: (B, S); pixel_values (I, C, side, side) float32.
+        decoder_input_ids, decoder_attention_mask, decoder_position_ids: (B, T).
+        labels: for a loss; (B, T), (B,) or (B, labels). In a language model's run the decoder ids are these shifted
+            right, which is what a peer has to make of them.
+        splits: lengths of the cached decoder calls, summing to T; None for one call without a cache.
+        derived: the decoder ids are what the model makes itself, from labels or encoder ids, and are not handed over.
+        logits_to_keep: only the last so many positions of a call get logits; None for all. A vocabulary of 262144
+            times 500 positions is 1 GB in float64, and says no more than 16 positions do.
+    """
+
+    input_ids: Array
+    decoder_input_ids: Array
+    attention_mask: Array | None = None
+    position_ids: Array | None = None
+    pixel_values: Array | None = None
+    decoder_attention_mask: Array | None = None
+    decoder_position_ids: Array | None = None
+    labels: Array | None = None
+    splits: tuple[int, ...] | None = None
+    derived: bool = False
+    logits_to_keep: int | None = None
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """First and last + 1 decoder position of each call."""
+        lengths = self.splits or (self.decoder_input_ids.shape[1],)
+        ends = np.cumsum(lengths)
+        return [(int(end - n), int(end)) for end, n in zip(ends, lengths, strict=True)]
+
+    @property
+    def encoder_valid(self) -> Array:
+        mask = self.attention_mask
+        return np.ones(self.input_ids.shape, bool) if mask is None else mask.astype(bool)
+
+    @property
+    def decoder_valid(self) -> Array:
+        mask = self.decoder_attention_mask
+        return np.ones(self.decoder_input_ids.shape, bool) if mask is None else mask.astype(bool)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Runs made one after the other on the same peer object.
+
+    Args:
+        task: "lm", "sequence" or "token"; the classifiers get seeded `score` weights.
+        exposes: ids of the defects that this case can show, given a geometry in which they matter.
+    """
+
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+    task: str = "lm"
+    num_labels: int = 3
+    exposes: tuple[str, ...] = ()
+
+    @cached_property
+    def calls(self) -> list[tuple[Run, tuple[int, int]]]:
+        """Every call of the case in order: its run, and its first and last + 1 decoder position."""
+        return [(run, bounds) for run in self.runs for bounds in run.bounds]
+
+    def head(self, width: int) -> dict[str, Array]:
+        """Seeded `score.out_proj` weights (labels, width) for a classifier over a language model's checkpoint."""
+        if self.task == "lm":
+            return {}
+        rng = np.random.default_rng([20251212, self.num_labels])
+        weight, bias = (
+            rng.normal(0, width**-0.5, (self.num_labels, width)),
+            rng.normal(0, 0.5, self.num_labels),
+        )
+        return {
+            "score.out_proj.weight": to_grid(weight, "bfloat16"),
+            "score.out_proj.bias": to_grid(bias, "bfloat16"),
+        }
+
+    def copied(self) -> Case:
+        """The case with arrays of its own, for a peer to do with as it likes: the truth is computed from ours."""
+
+        def copied(run: Run) -> Run:
+            given = {f.name: getattr(run, f.name) for f in fields(run)}
+            own: dict[str, Any] = {name: v.copy() for name, v in given.items() if isinstance(v, np.ndarray)}
+            return replace(run, **own)
+
+        return replace(self, runs=tuple(copied(run) for run in self.runs))
+
+    def given(self, dtype: str) -> Case:
+        """The case as a model in `dtype` is given it: pictures are numbers of that type, so that what their rounding
+        costs is nobody's error."""
+        if dtype not in HALF or all(run.pixel_values is None for run in self.runs):
+            return self
+        runs = [
+            run if (p := run.pixel_values) is None else replace(run, pixel_values=to_grid(p, dtype))
+            for run in self.runs
+        ]
+        return replace(self, runs=tuple(runs))

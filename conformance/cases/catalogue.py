@@ -1,0 +1,218 @@
+"""The cases: inputs that make each branch of the model bite, and the defects (ids of the catalogue) they expose.
+
+A case is made for a geometry: lengths follow the windows of the checkpoint under test, so the same list judges a
+tiny checkpoint and a released one. Inputs are drawn from a generator seeded by the case's name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from conformance.cases.case import Case, Run
+from conformance.cases.ingredients import Kit
+from t5g2ref.config import Config, TextConfig
+
+Array = np.ndarray[Any, Any]
+
+
+SEED = 20251212  # of the inputs that are judged
+
+
+def _ids(defects: str) -> tuple[str, ...]:
+    return tuple(defects.split())
+
+
+def _short(k: Kit) -> Case:
+    run = Run(k.ids(1, 5), k.ids(1, 4))
+    exposes = _ids("D01 D03 D07 D09 D10 D14 D15 D16 D17 D18 D24 D25 D26 D43 D44 D45 D46 D47 D48 D52 D53")
+    return Case("short", "five tokens to four", (run,), exposes=exposes)
+
+
+def _window(k: Kit) -> Case:
+    w = k.config.encoder.sliding_window
+    run = Run(k.ids(1, 2 * w + 3), k.ids(1, 6))
+    exposes = _ids("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37")
+    return Case("window", "encoder past its window, no padding", (run,), exposes=exposes)
+
+
+def _padded(side: str) -> Callable[[Kit], Case]:
+    def make(k: Kit) -> Case:
+        w, v = k.config.encoder.sliding_window, k.config.decoder.sliding_window
+        ids, mask = k.padded([w + 5, 3, w // 2 + 1], side)
+        decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
+        keep = k.keep(decoder_ids)
+        run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
+        exposes = _ids("D38 D39 D40 D41" + (" D29 D42" if side == "left" else ""))  # on the right it shifts nothing,
+        # and no causal row sees what comes behind it
+        return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=exposes)
+
+    return make
+
+
+def _padded_cached(k: Kit) -> Case:
+    """Ordinary batched generation: padding on the left of both stacks, under a cache."""
+    ids, mask = k.padded([8, 3, 6], "left")
+    decoder_ids, decoder_mask = k.padded([7, 3, 5], "left")
+    run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(4, 1, 2))
+    exposes = _ids("D28 D29 D38 D39 D42")
+    return Case("padded-left-cached", "ragged batch padded left, cached decoding", (run,), exposes=exposes)
+
+
+def _cross_cached(k: Kit) -> Case:
+    w = max(k.config.encoder.sliding_window, k.config.decoder.sliding_window)
+    run = Run(k.ids(2, w + w // 2 + 2), k.ids(2, 5), splits=(2, 1, 1, 1))
+    return Case("cross-cached", "encoder longer than every window, cached decoding", (run,), exposes=("D28", "D36"))
+
+
+def _past_window(splits: Callable[[int], tuple[int, ...]], name: str, title: str) -> Callable[[Kit], Case]:
+    def make(k: Kit) -> Case:
+        w = k.config.decoder.sliding_window
+        lengths = splits(w)
+        ids = k.ids(1, w + 4)
+        splits_ = None if len(lengths) == 1 else lengths
+        run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids))
+        cached = ("D28", "D54", "D56") if splits_ else ()
+        return Case(name, title, (run,), exposes=("D34", *cached))
+
+    return make
+
+
+def _eoi(k: Kit) -> Case:
+    ids, decoder_ids = k.ids(2, 9), k.ids(2, 6)
+    ids[0, 3] = ids[1, 8] = k.config.eoi_token_index
+    decoder_ids[0, 2] = decoder_ids[1, 4] = k.config.eoi_token_index
+    return Case("eoi", "end-of-image id in encoder and decoder", (Run(ids, decoder_ids),), exposes=("D05", "D06"))
+
+
+def _eoi_cached(k: Kit) -> Case:
+    ids, decoder_ids = k.ids(2, 9), k.ids(2, 6)
+    ids[0, 3] = decoder_ids[0, 2] = decoder_ids[1, 4] = k.config.eoi_token_index
+    run = Run(ids, decoder_ids, splits=(2, 1, 1, 1, 1))
+    return Case("eoi-cached", "end-of-image id in a cached decoder step", (run,), exposes=("D05", "D28"))
+
+
+_IMAGE = _ids("D04 D05 D06 D59 D60 D62")
+
+
+def _image(k: Kit) -> Case:
+    run = Run(k.image_row(4, 1), k.ids(1, 5), pixel_values=k.pixels(1), splits=(3, 1, 1))
+    return Case("image", "one picture between words, cached decoding", (run,), exposes=_IMAGE)
+
+
+def _images(k: Kit) -> Case:
+    long, short = k.image_row(4, 2), k.image_row(4, 1)
+    ids = np.full((2, long.shape[1]), k.config.decoder.pad_token_id)
+    ids[0], ids[1, : short.shape[1]] = long[0], short[0]
+    mask = np.ones(ids.shape, np.int64)
+    mask[1, short.shape[1] :] = 0
+    run = Run(ids, k.ids(2, 4), attention_mask=mask, pixel_values=k.pixels(3))
+    return Case("images", "two pictures in one row, one in the next", (run,), exposes=(*_IMAGE, "D61"))
+
+
+def _far(k: Kit) -> Case:
+    enc, dec, s, t = k.config.encoder, k.config.decoder, 2 * k.config.encoder.sliding_window, 8
+    rows, columns = np.array([[0], [5]]), np.arange(s)  # the rows differ: one row's positions must not serve all
+    run = Run(
+        k.ids(2, s),
+        k.ids(2, t),
+        position_ids=enc.max_position_embeddings - s - rows + columns,
+        decoder_position_ids=dec.max_position_embeddings - t - rows + columns[:t],
+        splits=(t - 3, 2, 1),
+    )
+    exposes = _ids("D19 D20 D21 D22 D23 D27 D28")
+    return Case("far-positions", "position_ids to the last, by row, cached", (run,), exposes=exposes)
+
+
+def _equal(k: Kit) -> Case:
+    run = Run(k.ids(2, 8), k.ids(2, 8))
+    return Case("equal-lengths", "encoder and decoder of one length", (run,), exposes=("D43",))
+
+
+def _second_source(k: Kit) -> Case:
+    runs = (Run(k.ids(1, 6), k.ids(1, 4), splits=(2, 2)), Run(k.ids(1, 9), k.ids(1, 4), splits=(3, 1)))
+    return Case("second-source", "another source on the same objects", runs, exposes=("D55",))
+
+
+def _loss(k: Kit) -> Case:
+    c = k.config.decoder
+    labels = k.ids(3, 7)
+    labels[1, 4:] = labels[2, 2:] = -100
+    run = Run(k.ids(3, 6), _shifted(labels, c), labels=labels, derived=True)
+    return Case("loss", "language-model loss, labels with -100", (run,), exposes=("D08", "D65"))
+
+
+def _shifted(ids: Array, config: TextConfig) -> Array:
+    """What a model makes of labels or encoder ids when it is given no decoder ids; written apart from ours."""
+    shifted = np.concatenate([np.full((len(ids), 1), config.bos_token_id), ids[:, :-1]], axis=1)
+    return np.where(shifted == -100, config.pad_token_id, shifted)
+
+
+def _classifier(
+    name: str, title: str, task: str, labels: Callable[[Kit, int], Array], n: int, side: str = "right"
+) -> Callable[..., Case]:
+    """`side` is the decoder's padding, or "none" for decoder ids that the model makes from the encoder's."""
+
+    def make(k: Kit) -> Case:
+        ids = k.ids(3, 6)
+        if side == "none":
+            run = Run(ids, _shifted(ids, k.config.decoder), labels=labels(k, n), derived=True)
+        else:
+            decoder_ids, mask = k.padded([5, 3, 4], side)
+            run = Run(ids, decoder_ids, decoder_attention_mask=mask, labels=labels(k, n))
+        pooled = ("D64",) if task == "sequence" else ("D65",)
+        exposes = ("D08",) if side == "none" else pooled
+        return Case(name, title, (run,), task=task, num_labels=n, exposes=exposes)
+
+    return make
+
+
+def _token_labels(k: Kit, n: int) -> Array:
+    labels = k.rng.integers(0, n, (3, 5))
+    labels[1, 3:] = labels[2, 4:] = -100
+    return labels
+
+
+_BUILDERS: tuple[Callable[[Kit], Case], ...] = (
+    _short,
+    _window,
+    _padded("right"),
+    _padded("left"),
+    _padded_cached,
+    _cross_cached,
+    _past_window(lambda w: (w + 4,), "decoder-window", "decoder past its window in one call"),
+    _past_window(lambda w: (max(1, w - 4), *[1] * min(8, w + 3)), "decoder-steps", "decoder past its window, stepwise"),
+    _past_window(lambda w: (w - 1, 3, 2), "decoder-split", "decoder calls split around the window"),
+    _eoi,
+    _eoi_cached,
+    _image,
+    _images,
+    _far,
+    _equal,
+    _second_source,
+    _loss,
+    _classifier("sequence-single", "sequence classes", "sequence", lambda k, n: k.rng.integers(0, n, 3), 3),
+    _classifier(
+        "sequence-multi", "several labels", "sequence", lambda k, n: k.rng.random((3, n)).round() + 0.0, 4, "left"
+    ),
+    _classifier("sequence-regression", "one number", "sequence", lambda k, _: k.rng.normal(size=3), 1, "none"),
+    _classifier("token", "a class per decoder token", "token", _token_labels, 3),
+)
+
+
+def build(config: Config, seed: int = SEED) -> list[Case]:
+    """Every case, for this geometry; another seed draws other inputs of the same lengths."""
+    cases = []
+    for index, builder in enumerate(_BUILDERS):
+        cases.append(builder(Kit(config, np.random.default_rng([seed, index]))))
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names), names
+    return cases
+
+
+def select(cases: list[Case], patterns: list[str]) -> list[Case]:
+    """Cases whose name matches any of the shell patterns, in their own order; all when there is none."""
+    return [c for c in cases if not patterns or any(fnmatch.fnmatchcase(c.name, p) for p in patterns)]

@@ -1,0 +1,112 @@
+"""What a case asks to be shown: which taps, of which shape, which of their tokens count, and the least of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from conformance.cases.case import Case
+from t5g2ref import taps
+from t5g2ref.config import Config
+from t5g2ref.taps import Tap
+
+Shown = Callable[[str], bool]
+
+
+def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
+    """bool over the tap's token axes, False on the padding that the case laid down; None where nothing is padded."""
+    run, (first, last) = case.calls[call]
+    if tap.rows == "all":
+        return None
+    if tap.rows == "encoder":
+        return run.encoder_valid
+    held = run.decoder_valid[:, :last]
+    if tap.rows == "own":
+        return held[:, last - shape[2] :]
+    keep = run.logits_to_keep if tap.rows == "logits" else None
+    return held[:, first if keep is None else max(first, last - keep) :]
+
+
+def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
+    """Every (call, tap) that a peer has to show in this case, in order."""
+    plan: list[tuple[int, Tap]] = []
+    for call, (run, (first, _)) in enumerate(case.calls):
+        images = run.pixel_values is not None
+        table = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
+        plan += [(call, tap) for tap in table if first == 0 or not tap.first_call]
+    return plan
+
+
+IDS = {"input_ids": "B S", "decoder_input_ids": "B T"}
+"""What a dump shows besides taps: the ids as the program saw them, compared exactly."""
+
+
+def sizes(config: Config, case: Case, call: int, tap: Tap) -> dict[str, int]:
+    """Letter → length, for the axes of this tap in this call."""
+    run, (first, last) = case.calls[call]
+    batch, source = run.input_ids.shape
+    common = {"B": batch, "V": config.decoder.vocab_size, "C": case.num_labels, "M": config.mm_tokens_per_image}
+    if tap.name.startswith(("encoder.vision_tower", "encoder.multi_modal_projector")):
+        v, images = config.vision, 0 if run.pixel_values is None else len(run.pixel_values)
+        width = config.encoder.hidden_size if tap.name.endswith(".projected") else v.hidden_size
+        return common | {"I": images, "P": v.patches_per_side**2, "D": width, "F": v.intermediate_size}
+    encoder = tap.name.startswith("encoder.")
+    stack = config.encoder if encoder else config.decoder
+    queries = source if encoder else last - first
+    if tap.rows == "logits" and run.logits_to_keep is not None:
+        queries = min(queries, run.logits_to_keep)
+    keys = source if encoder or tap.rows == "encoder" else _held(config, tap, first, last)
+    if tap.exact and not encoder:  # own keys, then all cross keys
+        keys += source
+    heads = {"N": stack.num_attention_heads, "K": stack.num_key_value_heads, "H": stack.head_dim}
+    return common | heads | {"T": queries, "S": keys, "D": stack.hidden_size, "F": stack.intermediate_size}
+
+
+def _held(config: Config, tap: Tap, first: int, last: int) -> int:
+    """How many own positions a decoder layer attends to: a sliding one keeps W − 1 of the past."""
+    parts = tap.name.split(".")
+    if parts[1:2] != ["layers"]:
+        return last
+    window = config.decoder.window(config.decoder.layer_types[int(parts[2])])
+    return last if window is None else min(first, window - 1) + last - first
+
+
+def shape_of(tap: Tap, lengths: dict[str, int]) -> tuple[int, ...]:
+    """The tap's shape, with `lengths` from `sizes`."""
+    return _shape(_axes(tap.shape), lengths)
+
+
+def minimum(config: Config, case: Case) -> list[list[str]]:
+    """Per call the least that a dump has to show: ids, embeddings, the residual after each layer, the encoder's
+    output, and logits."""
+    calls = [["input_ids"] if first == 0 else [] for _, (first, _) in case.calls]
+    for call, tap in plan_of(config, case):
+        if _required(tap):
+            calls[call].append(tap.name)
+    for names in calls:
+        names.append("decoder_input_ids")
+    return calls
+
+
+def _required(tap: Tap) -> bool:
+    parts = tap.name.split(".")
+    if tap.name in ("encoder.text_model.inputs_embeds", "encoder.text_model.norm", "decoder.embed_tokens", "logits"):
+        return True
+    return parts[-2] == "layers" and "vision_tower" not in parts if len(parts) > 1 else False
+
+
+def _axes(text: str) -> list[list[str]]:
+    return [axis.split("*") for axis in text.split()]
+
+
+def _shape(axes: list[list[str]], lengths: dict[str, int]) -> tuple[int, ...]:
+    return tuple(prod(lengths[letter] for letter in axis) for axis in axes)
+
+
+def kind_of(name: str) -> str:
+    """A tap's name with its layer's number left out."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

@@ -1,0 +1,55 @@
+"""The command `explain`: what every statistic of a report means, and how to go from a red row to a line of code.
+
+The text is `explain.md`, versioned; topics are its second-level headings. The HTML report holds the same text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+
+from conformance.errors import PeerUnavailable
+from conformance.report.explain import TEXT, sections, slug
+
+WIDTH = 100
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="one section; see --list (default: all of them)")
+    parser.add_argument("--list", action="store_true", dest="list_topics", help="the topics, one a line")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print all of it, one topic or the list; returns 0. An unknown topic is a PeerUnavailable, which exits 2."""
+    topics = sections()
+    if options.list_topics:
+        width = max(map(len, topics))
+        for slug, (title, _) in topics.items():
+            print(f"{slug:{width}}  {title}")
+        return 0
+    _print(TEXT.read_text(encoding="utf-8") if options.topic is None else _found(topics, options.topic))
+    return 0
+
+
+def _found(topics: dict[str, tuple[str, str]], wanted: str) -> str:
+    """The section whose topic is wanted, or begins with it where only one does."""
+    name = slug(wanted)
+    starting = [topic for topic in topics if topic.startswith(name)] if name else []
+    if name in topics or len(starting) == 1:
+        return topics[name if name in topics else starting[0]][1]
+    close = starting or difflib.get_close_matches(name, topics, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise PeerUnavailable(f"explain {wanted!r}: there is no such topic; {hint}`explain --list` has them all")
+
+
+def _print(text: str) -> None:
+    """With rich where someone reads it in a terminal; plain for a pipe or a file."""
+    if not sys.stdout.isatty():
+        print(text.rstrip())
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    console.print(Markdown(text), width=min(WIDTH, console.width))

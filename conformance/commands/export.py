@@ -1,0 +1,244 @@
+"""The command `export`: the cases as files, for a program that does not know ours to run.
+
+The folder is written under another name and moved into place when it is whole, its manifest last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from conformance.cases import catalogue as case_list
+from conformance.cases.case import Case
+from conformance.cases.plan import plan_of, shape_of, sizes
+from conformance.checkpoints import resolve
+from conformance.commands import options as shared
+from conformance.errors import CheckpointError
+from conformance.exchange import case_words as describe
+from conformance.exchange import writing
+from conformance.oracle.run_case import models, program
+from conformance.progress import Reporter, reporting
+from conformance.target import Target
+from t5g2ref import __version__
+from t5g2ref.dtypes import DType
+from t5g2ref.trace import Trace
+
+FORMAT, VERSION = "t5g2ref-export", 1
+MANIFEST = "manifest.json"
+LETTERS = {
+    "B": "batch",
+    "T": "queries, the tokens of this call",
+    "S": "keys",
+    "D": "hidden width",
+    "F": "feed-forward width",
+    "N": "query heads",
+    "K": "kv heads",
+    "H": "head dimension",
+    "V": "vocabulary",
+    "C": "classes",
+    "I": "images",
+    "P": "patches of an image",
+    "M": "tokens of an image",
+    "N*H": "one merged axis, heads outside",
+}
+_OURS = re.compile(r"(inputs|expected-\d+)\.safetensors")
+_CASE = re.compile(r"[a-z0-9-]+")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; made if need be")
+    shared.checkpoint(parser)
+    shared.cases(parser)
+    parser.add_argument("--expected", action="store_true", help="the float64 truth too, at the least taps of a dump")
+    parser.add_argument("--all-taps", action="store_true", help="with --expected: at every tap")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=tuple(shared.LANES.values()),
+        help="what the program will run in: pictures, and the weights of the truth, are numbers of that type",
+    )
+    parser.add_argument("--force", action="store_true", help="write into a folder that holds something else")
+    shared.progress(parser)
+    shared.defaults(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Write the export; returns 0. CheckpointError where the checkpoint or the folder will not do."""
+    if options.all_taps and not options.expected:
+        raise CheckpointError("--all-taps says which taps of the truth are written: give --expected too")
+    _check_folder(options.folder, options.force)
+    with reporting(quiet=options.no_progress) as reporter:
+        made = {"synthetic": options.synthetic, "calm": options.calm}
+        target = resolve(options.ckpt, **made, progress=reporter.tensors)[0]
+        built = case_list.build(target.config)
+        shared.check_cases(options.case or [], (case.name for case in built))
+        chosen = case_list.select(built, options.case or [])
+        with _staged(options.folder) as staging:
+            _write(staging, target, chosen, options, reporter)
+    size = sum(path.stat().st_size for path in options.folder.rglob("*.safetensors"))
+    print(f"{len(chosen)} cases of {target.name} in {options.folder}: {size / 2**20:.1f} MiB; README.txt explains them")
+    return 0
+
+
+def _write(folder: Path, target: Target, chosen: list[Case], options: argparse.Namespace, reporter: Reporter) -> None:
+    """Everything, the manifest last."""
+    dtype = cast(DType, options.dtype)
+    reporter.start(len(chosen) + 1)
+    reporter.say("fingerprints of the weights")
+    document = _document(target, dtype)
+    reporter.step()
+    for case in (case.given(dtype) for case in chosen):
+        document["cases"][case.name] = entry = _case(folder, target, case, expected=options.expected)
+        if options.expected:
+            reporter.say(f"{case.name}: truth")
+            least = None if options.all_taps else [set(call["minimum"]) for call in entry["calls"]]
+            write_truth(folder, target, case, dtype, least)
+        reporter.step()
+    writing.text(folder / "README.txt", README)
+    writing.text(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
+
+
+def _document(target: Target, dtype: str) -> dict[str, Any]:
+    each = describe.fingerprints(target.weights, target.backend)
+    shapes = {name: list(value.shape) for name, value in target.weights.items()}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "writer": f"t5g2ref {__version__}",
+        "dtype": dtype,
+        "checkpoint": {"name": target.name, "fingerprint": describe.fingerprint(each)},
+        "folder": None if target.folder is None else str(Path(target.folder).absolute()),
+        "weights": {name: {"shape": shapes[name], "sha256": digest} for name, digest in each.items()},
+        "letters": LETTERS,
+        "cases": {},
+    }
+
+
+def _case(folder: Path, target: Target, case: Case, *, expected: bool) -> dict[str, Any]:
+    """Write the case's inputs; its entry of the manifest."""
+    entry = describe.words(target.config, case) | {"exposes": case.exposes}
+    entry["inputs"] = f"{case.name}/inputs.safetensors"
+    writing.tensors(folder / entry["inputs"], describe.inputs(case, target.config.decoder.hidden_size))
+    for number, taps in enumerate(describe.tap_shapes(target.config, case)):
+        file = f"{case.name}/expected-{number}.safetensors" if expected else None
+        entry["calls"][number] |= {"expected": file, "taps": taps}
+    return entry
+
+
+def write_truth(folder: Path, target: Target, case: Case, dtype: DType, wanted: list[set[str]] | None) -> None:
+    """The float64 oracle's values as `CASE/expected-CALL.safetensors`, each written as it comes to be.
+
+    Args:
+        dtype: whose weights the oracle runs with, see `oracle.models`.
+        wanted: per call, the taps to write; None for all.
+    """
+    declared: list[dict[str, Any]] = [{} for _ in case.calls]
+    for call, tap in plan_of(target.config, case):
+        if wanted is None or tap.name in wanted[call]:
+            kind = np.dtype(np.bool_ if tap.exact else np.float64)
+            declared[call][tap.name] = (kind, shape_of(tap, sizes(target.config, case, call, tap)))
+    truth = models(target.config, target.rounded(dtype), case, dtype, target.backend)[0]
+    with ExitStack() as stack:
+        paths = [folder / case.name / f"expected-{call}.safetensors" for call in range(len(declared))]
+        puts = [stack.enter_context(writing.streaming(*each)) for each in zip(paths, declared, strict=True)]
+
+        def trace_of(call: int) -> Trace:
+            def sink(name: str, value: Any) -> Any:
+                if name in declared[call]:
+                    puts[call](name, np.asarray(target.backend.host(value)))
+                return value
+
+            return Trace(sink)
+
+        program(case)(truth, trace_of)
+
+
+def _check_folder(folder: Path, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: this is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and _earlier(folder) is None and not force:
+        raise CheckpointError(f"{folder}: holds something else than an export; name another folder, or give --force")
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the export that is in the folder; None where there is none."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return raw if isinstance(raw, dict) and raw.get("format") == FORMAT else None
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, whose files are moved there at the end of the block; after an error nothing is."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    try:
+        staging.mkdir()
+        yield staging
+        _move(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move(staging: Path, folder: Path) -> None:
+    """An earlier export's files go, its manifest first; these come, their manifest last. Other files stay."""
+    earlier = _earlier(folder) if folder.is_dir() else None
+    if earlier is not None:
+        (folder / MANIFEST).unlink()
+        cases = earlier.get("cases")
+        for name in filter(_CASE.fullmatch, cases if isinstance(cases, dict) else {}):
+            for path in [p for p in (folder / name).glob("*.safetensors") if _OURS.fullmatch(p.name)]:
+                path.unlink()
+            if (folder / name).is_dir() and not any((folder / name).iterdir()):
+                (folder / name).rmdir()
+    files = sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())
+    for path in sorted(files, key=lambda p: p.name == MANIFEST):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / path, folder / path)
+
+
+README = """\
+Cases for an implementation of T5Gemma 2, written by `python -m conformance export`.
+
+manifest.json   what there is: the checkpoint, the "folder" that it lies in (null for seeded weights: a clone of t5g2ref
+                writes those by tools/make_checkpoint.py), its weights (sha256 of each tensor's bytes in float32,
+                little-endian), and for each case its runs, its calls, and what a program may show of each call.
+CASE/inputs.safetensors       run0.input_ids, run0.decoder_input_ids, ...; a missing one was not given.
+CASE/expected-N.safetensors   with --expected: what call N should give, from the same weights in float64.
+
+How to run a case. Make one model object for the case. A case with task "sequence" or "token" is a classifier: the same
+weights, and the `head.score.out_proj.*` of its inputs. For each run, encode input_ids (B, S) with attention_mask
+(1 keep, 0 padding), position_ids and pixel_values where they are given. Then make the run's calls in order. A call with
+"decoder": [first, last] feeds decoder_input_ids[:, first:last] with decoder_position_ids[:, first:last] and
+decoder_attention_mask[:, :last]; where "cached" is true, the calls of a run go on from each other's cache, and the
+encoder runs in the first of them only. Where "derived" is true, decoder_input_ids are what the model itself has to
+make, of the labels or else of the encoder's ids: do not hand them over. "logits_to_keep": n asks for the logits of the
+last n positions of a call only.
+
+What to write. A folder with one safetensors file a call, in the type that the model runs in, and this manifest.json:
+  {"format": "t5g2ref-dump", "version": 1,
+   "peer": {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}},
+   "checkpoint": (copied from here),
+   "layouts": {"*.q_norm": "B T N H"},
+   "cases": {"short": [{"file": "short/0.safetensors"}]}}
+One entry a call; "taps": {"decoder.layers.0": "my tensor"} beside "file" gives names, without it each tensor is called
+as the tap is. The least that a call has to show is its "minimum": the ids as the program saw them, the embeddings,
+the residual after each layer, the encoder's output, and the logits. All that it may show, with axes and shape, is
+"taps". The axes are the letters of "letters"; another order, or heads apart, is declared under "layouts" by name or
+pattern, and `valid` in place of both token axes means that padding was left out. "stored": {"*.mask": "uint8"} declares
+masks of 0 and 1, {"*": "float32"} values of a bfloat16 or float16 model that were widened.
+
+Then: python -m conformance check FOLDER --ckpt ...
+"""

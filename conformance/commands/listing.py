@@ -1,0 +1,41 @@
+"""The command `list`: the cases, taps, faults, checkpoints and peers that there are."""
+
+from __future__ import annotations
+
+import textwrap
+
+from conformance.cases import catalogue as case_list
+from conformance.checkpoints import BUNDLED, HUB, variable
+from conformance.defects.catalogue import DEFECTS
+from conformance.peers.find import FORMS, names
+
+
+def show(what: str) -> int:
+    """Print one of the lists; returns 0."""
+    from conformance.peers import entry_points as plugins
+    from t5g2ref import bundled, taps
+    from t5g2ref.config import Config
+
+    config = Config.load(bundled("tiny"))
+    if what == "cases":
+        for case in case_list.build(config):
+            ids = textwrap.wrap(" ".join(case.exposes), 25)  # 100 columns in all
+            print("\n".join([f"{case.name:20} {case.title:52} {ids[0]}", *(f"{'':74}{more}" for more in ids[1:])]))
+    elif what == "taps":
+        for tap in taps.table(config, loss=True):
+            print(f"{tap.name:62} {tap.shape:10} {'mask' if tap.exact else ''}")
+    elif what == "faults":
+        from conformance.defects import all as catalogue
+
+        own = {fault.id: fault.title for fault in catalogue.FAULTS if fault.id not in DEFECTS}
+        for defect, title in (DEFECTS | own).items():
+            print(f"{defect}  {title}")
+    elif what == "checkpoints":
+        for name in BUNDLED:
+            print(f"{name:10} bundled")
+        for name, repo in HUB.items():
+            print(f"{name:10} {repo}, or ${variable(name)}; --synthetic: seeded weights")
+    else:
+        print("\n".join([*names(), *plugins.names(), "", "Every name:"]))
+        print("\n".join(f"  {form}\n      {what}" for form, what in FORMS.items()))
+    return 0

@@ -1,0 +1,129 @@
+"""The command `selftest`: faults put into the reference as a peer, one at a time, and each has to be found.
+
+A judge that cannot fail is no judge. Every fault of `faults/` is judged in its own case, where the verdict, the first
+failing tap and the name are demanded, and in every other case, for the matrix; every legal run has to conform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from conformance.cases import catalogue as case_list
+from conformance.cases.case import Case
+from conformance.checkpoints import BUNDLED
+from conformance.commands import options as shared
+from conformance.commands.options import LANES as NAMES
+from conformance.defects import all as catalogue
+from conformance.defects.injection import Fault
+from conformance.errors import CheckpointError
+from conformance.progress import Reporter, reporting
+from conformance.report.files import FILES, check_writable
+from conformance.selftest import matrix
+from conformance.selftest.legal import LEGAL
+from conformance.selftest.matrix import Outcome
+from conformance.selftest.workers import Job, _results
+from t5g2ref import bundled
+from t5g2ref.config import Config
+
+LANES = tuple(NAMES.values())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--fault", action="append", metavar="ID", help="only these, in detail; repeatable, D24 or 'X*'")
+    lane = parser.add_argument("--lane", type=lambda n: NAMES.get(n, n), choices=LANES, help="fp32, bf16 or fp16 alone")
+    lane.metavar = "LANE"
+    shared.backend(parser)
+    shared.checkpoint(parser)
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core; one on a device)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=FILES["json"])
+    shared.progress(parser)
+    shared.defaults(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the self-test; the exit status is 0 where the judge did all that it should."""
+    check_writable("--json", options.json)
+    chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
+    if not chosen:
+        raise CheckpointError(f"--fault {' '.join(options.fault or [])}: none is called so; see `list faults`")
+    began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane)
+    with reporting(quiet=options.no_progress) as reporter:
+        try:
+            _run(options, chosen, outcome, reporter)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+    outcome.seconds = time.perf_counter() - began
+    _tell(options, outcome)
+    if outcome.interrupted:
+        return 3
+    return 1 if outcome.failures() else 0
+
+
+def _tell(options: argparse.Namespace, outcome: Outcome) -> None:
+    if options.fault:
+        for fault, trial in outcome.pairs():
+            print(matrix.explained(fault, trial), end="\n\n")
+    else:
+        matrix.show(outcome)
+    print(outcome.last_line(), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Without the numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    return value
+
+
+def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, reporter: Reporter) -> None:
+    """All jobs, into the outcome; faults in the order of the catalogue."""
+    everywhere = options.ckpt in BUNDLED and not options.synthetic and not options.fault
+    given = (options.ckpt, options.synthetic, options.calm, options.backend)
+    jobs: list[Job] = [("fault", fault.key, "all" if everywhere else "own") for fault in chosen]
+    jobs += _legal(options, everywhere)
+    found: dict[Job, Any] = {}
+    reporter.start(len(jobs))
+    try:
+        for job, result in _results(given, jobs, _processes(options, len(jobs))):
+            found[job] = result
+            reporter.say(" ".join(job[1:]))
+            reporter.step()
+    finally:
+        for fault, job in zip(chosen, jobs, strict=False):
+            if job in found:
+                outcome.faults.append(fault)
+                outcome.trials.append(found[job])
+        outcome.legal = [run for job in jobs if job[0] == "legal" for run in found.get(job, [])]
+        outcome.cases = _columns(everywhere, chosen)
+
+
+def _columns(everywhere: bool, chosen: list[Fault]) -> list[Case]:
+    """The cases of the matrix; those of the bundled checkpoint have the names of every other's."""
+    names = {fault.case for fault in chosen}
+    return [c for c in case_list.build(Config.load(bundled("tiny"))) if everywhere or c.name in names]
+
+
+def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:
+    lanes = [lane for lane in LANES if options.lane in (None, lane)]
+    targets = BUNDLED[options.ckpt] if everywhere else ()
+    pairs = [(lane, target) for lane in lanes for target in targets if lane == "float32" or target == targets[0]]
+    return [("legal", name, lane, target) for lane, target in pairs for name in LEGAL]
+
+
+def _processes(options: argparse.Namespace, jobs: int) -> int:
+    if options.jobs is not None and options.jobs < 1:
+        raise CheckpointError(f"--jobs {options.jobs}: at least 1")
+    usual = (os.cpu_count() or 1) if options.backend == "numpy" and options.ckpt in BUNDLED else 1
+    return min(options.jobs or usual, jobs)

@@ -1,0 +1,108 @@
+"""What a run could and could not have seen: the catalogue of defects, and what hides each of them.
+
+A verdict over inputs that cannot show a defect says nothing about it; so that is printed with the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from conformance.cases.case import Case
+from conformance.defects.catalogue import DEFECTS
+from t5g2ref.config import Config, TextConfig
+
+_ALWAYS = {"D50", "D51", "D66"}  # any case of the fp32 lane shows these
+_HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
+_ELSEWHERE = {
+    "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
+    "D57": "needs a peer with a preallocated cache; transformers' own grows as it goes",
+    "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
+    "D63": "needs a peer in float16, and activations near its largest number",
+}
+
+
+def _stacks(config: Config) -> tuple[TextConfig, TextConfig]:
+    return config.encoder, config.decoder
+
+
+_HIDDEN: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "D50": (
+        lambda c: c.decoder.final_logit_softcapping is None,
+        "final_logit_softcapping is null: a missing one cannot show (an added one would)",
+    ),
+    "D46": (
+        lambda c: all(s.query_pre_attn_scalar == s.head_dim for s in _stacks(c)),
+        "query_pre_attn_scalar equals head_dim",
+    ),
+    "D47": (
+        lambda c: all(s.num_key_value_heads < 2 or s.groups < 2 for s in _stacks(c)),
+        "one kv head, or one query head for each: tiled and repeated heads are the same",
+    ),
+    "D48": (
+        lambda c: all(s.head_dim * s.num_attention_heads == s.hidden_size for s in _stacks(c)),
+        "head_dim is hidden / heads",
+    ),
+    "D23": (
+        lambda c: all(
+            s.rope_parameters["sliding_attention"].theta == 1e4 and s.rope_parameters["full_attention"].theta == 1e6
+            for s in _stacks(c)
+        ),
+        "the thetas are the usual ones, so hard-coding them changes nothing",
+    ),
+    "D06": (
+        lambda c: (c.image_token_index, c.eoi_token_index) == (256001, 256000),
+        "the image ids are the usual ones (an id of another model would still show)",
+    ),
+}
+for _id in ("D20", "D21", "D22"):
+    _HIDDEN[_id] = (
+        lambda c: all(s.rope_parameters["full_attention"].factor == 1 for s in _stacks(c)),
+        "the linear factor is 1",
+    )
+
+
+# What a peer of few taps does not show; `tests/conformance/test_few_taps.py` holds it against every injected fault.
+_FEW = {
+    "D29": "a peer shows few taps: the encoder's RoPE is relative, so its own positions show in its tables alone",
+    "D54": "a peer shows few taps: a position too many in the cache is masked, and shows in the cached keys alone",
+    "D65": "a peer shows few taps, and the loss is not among them",
+}
+_FEW_HALF = dict.fromkeys(
+    (*_HALF, "D27", "D51", "D52"),
+    "a peer in half precision shows few taps: there are neither bounds nor patterns then, and its rounding hides this",
+)
+
+
+def hidden(
+    configs: Iterable[Config],
+    cases: Iterable[Case],
+    powers: Mapping[str, bool] | None = None,
+    few: Iterable[str] = (),
+) -> dict[str, str]:
+    """Defect id → why these cases on these checkpoints could not have shown it. A defect is exposed when any
+    checkpoint and any case can show it.
+
+    Args:
+        powers: defect id → whether its pattern was looked for in half precision, with the power to find it.
+        few: types of the peers that do not show every tap.
+    """
+    few = set(few)
+    partly = (_FEW if few else {}) | (_FEW_HALF if few & {"bfloat16", "float16"} else {})
+    configs, cases, powers = list(configs), list(cases), powers or {}
+    shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
+    reasons: dict[str, str] = {}
+    for defect in DEFECTS:
+        hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))
+        if defect in partly:
+            reasons[defect] = partly[defect]
+        elif defect in _HALF:
+            if not powers.get(defect):
+                lacks = "these inputs lack the power to find its pattern" if defect in powers else "no peer was in"
+                reasons[defect] = lacks if defect in powers else f"{lacks} half precision (--lane bf16)"
+        elif defect in _ELSEWHERE:
+            reasons[defect] = _ELSEWHERE[defect]
+        elif defect not in shown:
+            reasons[defect] = "no case that was run exposes it"
+        elif all(hides(config) for config in configs):
+            reasons[defect] = reason
+    return reasons

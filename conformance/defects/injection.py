@@ -1,0 +1,280 @@
+"""What a fault is, and the ways to put one into the reference: its configuration, its weights, its inputs, the value of
+a tap, an operation, or a function of one of its modules; each for one run, and nothing of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+from unittest import mock
+
+from conformance.cases.case import Case, Run
+from conformance.defects import rounding
+from conformance.oracle.run_case import TraceOfCall, program
+from t5g2ref.config import Config, TextConfig
+from t5g2ref.dtypes import HALF
+from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.params import tree
+from t5g2ref.trace import Trace
+
+Change = Callable[[int, str, Any], Any]
+Wrap = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that one run depends on.
+
+    Args:
+        weights: canonical name → array of nx's library, a classifier's head among them.
+        half: the half type of the lane; bfloat16 where it is none.
+    """
+
+    config: Config
+    weights: Mapping[str, Any]
+    case: Case
+    nx: Numerics
+    half: str = "bfloat16"
+
+    @property
+    def scale(self) -> float:
+        """√hidden, near enough for a fault that has it once too often."""
+        return float(self.config.decoder.hidden_size**0.5)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A tap of a call that a fault changes."""
+
+    setting: Setting
+    call: int
+    name: str
+
+    @property
+    def layer(self) -> int:
+        """The layer in the tap's name."""
+        return next(int(part) for part in self.name.split(".") if part.isdigit())
+
+    @property
+    def ids(self) -> Array:
+        """The ids of the encoder or of the decoder's call, (B, T)."""
+        run, (first, last) = self.setting.case.calls[self.call]
+        given = run.input_ids if self.name.startswith("encoder.") else run.decoder_input_ids[:, first:last]
+        return self.setting.nx.xp.asarray(given)
+
+
+@dataclass(frozen=True)
+class Injection:
+    """How a fault gets in.
+
+    Args:
+        setting: changes configuration, weights, inputs or numerics.
+        taps: makes, for one run, a function (call, tap name, value) of what is shown and used in the value's place.
+        patches: (module or class, name, what makes the faulty function of the true one).
+        how: all that in words.
+    """
+
+    setting: Callable[[Setting], Setting] = lambda s: s
+    taps: Callable[[Setting], Change] | None = None
+    patches: tuple[tuple[Any, str, Wrap], ...] = ()
+    how: str = "nothing is changed"
+
+    def run(self, setting: Setting, trace_of: TraceOfCall) -> None:
+        """The case's program with the fault, each call under its own trace. Not for several threads at a time."""
+        setting = self.setting(setting)
+        change = self.taps(setting) if self.taps else None
+        config = replace(setting.config, num_labels=setting.case.num_labels)
+        model = T5Gemma2(config, tree(setting.weights), setting.nx)
+
+        def faulty(call: int) -> Trace:
+            shown = trace_of(call)
+            return shown if change is None else Trace(lambda name, value: shown(name, change(call, name, value)))
+
+        with ExitStack() as stack:
+            for owner, name, wrap in self.patches:
+                stack.enter_context(mock.patch.object(owner, name, wrap(getattr(owner, name))))
+            program(setting.case)(model, faulty)
+
+
+HEALTHY = Injection()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault and what the judge has to say of it.
+
+    Args:
+        id: of the catalogue (D..), or one of our own (X..).
+        title: what is wrong and how it is put in, in words.
+        case: of the cases, the one in which it has to be found at `tap`.
+        tap, status, call: of the first failing local tap. "half" stands for any test of values in a half type; the tap
+            may be a pattern where chance decides in which layer the defect first stands out of the rounding.
+        inject: how it gets in.
+        variant: tells the faults of one id apart.
+        lane: the peer's type.
+        target: "tiny" or "tiny-even"; "massive": seeded weights at tiny's geometry, with activations up to 2e4.
+        given: changes the configuration that truth and peer are given alike.
+        named: whether its pattern names it: not where what is wrong has a value of its own (a stale copy), which no
+            oracle can know.
+        alike: other ids that do the very same to the culprit.
+    """
+
+    id: str
+    title: str
+    case: str
+    tap: str
+    inject: Injection
+    status: str = "values"
+    call: int = 0
+    variant: str = ""
+    lane: str = "float32"
+    target: str = "tiny"
+    given: Callable[[Config], Config] = field(default=lambda c: c)
+    named: bool = True
+    alike: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its id with the variant, and the lane where it is not float32."""
+        lane = "" if self.lane == "float32" else {"bfloat16": "bf16", "float16": "fp16"}[self.lane]
+        return " ".join(filter(None, (self.id, self.variant, lane)))
+
+    @property
+    def catalogued(self) -> bool:
+        return self.id.startswith("D")
+
+    def expects(self, tap: str, status: str, call: int) -> bool:
+        """Whether this is what the judge should have found first."""
+        statuses = ("values", "tail", "bias", "ceiling", "signature") if self.status == "half" else (self.status,)
+        return self.at(tap) and call == self.call and status in statuses
+
+    def at(self, tap: str) -> bool:
+        """Whether this is the tap where it should be found."""
+        return fnmatchcase(tap, self.tap)
+
+
+def joined(*injections: Injection) -> Injection:
+    """Several changes of the setting and patches as one; at most one of them changes taps."""
+
+    def setting(s: Setting) -> Setting:
+        for injection in injections:
+            s = injection.setting(s)
+        return s
+
+    taps = next((i.taps for i in injections if i.taps), None)
+    how = "; ".join(i.how for i in injections)
+    return Injection(setting, taps, tuple(patch for i in injections for patch in i.patches), how)
+
+
+def configured(change: Callable[[Config], Config]) -> Injection:
+    """Another configuration; the weights stay."""
+    return Injection(lambda s: replace(s, config=change(s.config)), how="another configuration")
+
+
+def both_stacks(change: Callable[[TextConfig], TextConfig]) -> Callable[[Config], Config]:
+    """A configuration with both text stacks changed."""
+    return lambda config: replace(config, encoder=change(config.encoder), decoder=change(config.decoder))
+
+
+def stacks(change: Callable[[TextConfig], TextConfig]) -> Injection:
+    """Another configuration of the text stacks."""
+    return configured(both_stacks(change))
+
+
+def decoding(change: Callable[[TextConfig], TextConfig]) -> Injection:
+    """Another configuration of the decoder."""
+    return configured(lambda config: replace(config, decoder=change(config.decoder)))
+
+
+def weighed(pattern: str, change: Callable[[Array, Setting], Array]) -> Injection:
+    """Other weights where the name matches; the change returns a new array."""
+
+    def setting(s: Setting) -> Setting:
+        new = {n: change(w, s) if fnmatchcase(n, pattern) else w for n, w in s.weights.items()}
+        return replace(s, weights=new)
+
+    return Injection(setting, how=f"other weights: {pattern}")
+
+
+def renamed(source: Callable[[str], str]) -> Injection:
+    """Weights under each other's names: `source(name)` is where the weight of that name is taken from."""
+    return Injection(
+        lambda s: replace(s, weights={n: s.weights[source(n)] for n in s.weights}), how="weights under other names"
+    )
+
+
+def inputs(change: Callable[[Run, Setting], Run]) -> Injection:
+    """Other inputs than the case gives."""
+
+    def setting(s: Setting) -> Setting:
+        return replace(s, case=replace(s.case, runs=tuple(change(run, s) for run in s.case.runs)))
+
+    return Injection(setting, how="other inputs")
+
+
+def operation(**twins: Callable[..., Any]) -> Injection:
+    """Operations exchanged for (definition, nx, *arguments); the fused ones that hold others are taken apart."""
+    apart = dict.fromkeys(("add_norm", "turned_norm", "gated_gelu", "scaled_softmax"), rounding.plain)
+
+    def setting(s: Setting) -> Setting:
+        return replace(s, nx=replace(s.nx, backend=s.nx.backend.with_twins({**apart, **twins})))
+
+    return Injection(setting, how=f"another operation: {', '.join(twins)}")
+
+
+def rounded(defect: str) -> Injection:
+    """A defect of rounding, to the lane's half type."""
+
+    def setting(s: Setting) -> Setting:
+        return replace(s, nx=replace(s.nx, backend=s.nx.backend.with_twins(rounding.twins(defect, s.half))))
+
+    names = [name for name, twin in rounding.twins(defect, "bfloat16").items() if twin is not rounding.plain]
+    return Injection(setting, how=f"more rounding in: {', '.join(names)}")
+
+
+def tapped(pattern: str, change: Callable[[Spot, Array], Array]) -> Injection:
+    """Another value at the taps whose names match."""
+
+    def taps(s: Setting) -> Change:
+        return lambda call, name, value: change(Spot(s, call, name), value) if fnmatchcase(name, pattern) else value
+
+    return Injection(taps=taps, how=f"another value at {pattern}")
+
+
+def earlier(tap: Callable[[Config], str], source: Callable[[Config], str]) -> Injection:
+    """At a tap, the value that was seen at another one before."""
+
+    def taps(s: Setting) -> Change:
+        seen: dict[str, Any] = {}
+        there, before = tap(s.config), source(s.config)
+
+        def change(_: int, name: str, value: Any) -> Any:
+            if name == before:
+                seen[name] = value
+            return seen[before] if name == there else value
+
+        return change
+
+    return Injection(taps=taps, how="a tap hands on the value of an earlier one")
+
+
+def patched(owner: Any, name: str, wrap: Wrap) -> Injection:
+    """A function exchanged; `wrap` makes it anew for every run, so that it may count its calls."""
+    return Injection(patches=((owner, name, wrap),), how=f"another function: {owner.__name__}.{name}")
+
+
+def half_of(dtype: str) -> str:
+    """The half type of a lane."""
+    return dtype if dtype in HALF else "bfloat16"
+
+
+def both_lanes(defect: str, title: str, case: str, tap: str, half: str = "") -> list[Fault]:
+    """A defect of rounding in a float32 and in a bfloat16 peer, where it is found at `half` if that is given."""
+    return [
+        Fault(defect, f"{title}, in a float32 run", case, tap, rounded(defect)),
+        Fault(defect, title, case, half or tap, rounded(defect), status="half", lane="bfloat16"),
+    ]

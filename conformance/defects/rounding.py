@@ -1,0 +1,192 @@
+"""Defects of rounding as twins of operations: put into any Numerics, they round where no legal run does.
+
+In the float64 oracle nothing else is rounded, so that oracle with the defect − oracle is the defect's own pattern; in
+a half-precision peer the same twins are the defect itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from t5g2ref.config import Rope
+from t5g2ref.dtypes import HALF, to_grid
+from t5g2ref.numerics import Array, Numerics
+from t5g2ref.rope import inverse_frequencies
+
+Half = Literal["bfloat16", "float16"]
+Twin = Callable[..., Any]
+Definition = Callable[..., Any]
+
+
+def twins(defect: str, half: str) -> dict[str, Twin]:
+    """Operation name → twin with the defect, for `Backend.with_twins`.
+
+    Args:
+        defect: one of ROUNDING.
+        half: the type whose grid the defect rounds to, "bfloat16" or "float16".
+    """
+    if half not in HALF:
+        raise ValueError(f"half is {half!r}: a defect of rounding needs one of {', '.join(HALF)}")
+    return ROUNDING[defect](half)
+
+
+def grid(nx: Numerics, x: Array, half: str) -> Array:
+    """x rounded to the half type's grid, in its own dtype again. On a device by way of float32, which every library
+    converts."""
+    if nx.xp is not np:
+        return x.astype(np.float32).astype(HALF[half]).astype(np.float32).astype(x.dtype)
+    return to_grid(x, half).astype(x.dtype, copy=False)
+
+
+def plain(definition: Definition, nx: Numerics, *args: Any, **kwargs: Any) -> Any:
+    """The definition in place of a backend's fused twin, so that the twins of its parts are seen."""
+    return definition(nx, *args, **kwargs)
+
+
+def _unrounded_scale(_: str) -> dict[str, Twin]:
+    """D02: √hidden in float64, where the model has it in the table's type."""
+
+    def embed(_: Definition, nx: Numerics, w: Any, ids: Array, eoi_id: int) -> Array:
+        rows = nx.wide(nx.array(w.weight[ids]))
+        scaled = nx.cast(rows * math.sqrt(rows.shape[-1]))
+        return nx.cast(nx.xp.where((ids == eoi_id)[..., None], nx.array(w.eoi_embedding), scaled))
+
+    return {"embed": embed}
+
+
+def _norms(norm: Callable[[Numerics, Array, Array, float], Array]) -> dict[str, Twin]:
+    def twin(_: Definition, nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
+        return nx.cast(norm(nx, nx.wide(x), nx.wide(nx.weight(weight)), eps))
+
+    return {"rms_norm": twin, "add_norm": plain, "turned_norm": plain}
+
+
+def _inverse_rms(nx: Numerics, x: Array, eps: float) -> Array:
+    return 1.0 / nx.xp.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+
+
+def _narrow_factor(half: str) -> dict[str, Twin]:
+    """D11: 1 + w has the half type's 8 or 11 bits."""
+    return _norms(lambda nx, x, w, eps: x * _inverse_rms(nx, x, eps) * grid(nx, 1.0 + w, half))
+
+
+def _cast_first(half: str) -> dict[str, Twin]:
+    """D12: Llama's order."""
+    return _norms(lambda nx, x, w, eps: grid(nx, x * _inverse_rms(nx, x, eps), half) * (1.0 + w))
+
+
+def _narrow_variance(half: str) -> dict[str, Twin]:
+    """D13: squares and their mean are rounded; the sum itself is wide, as libraries have it."""
+
+    def norm(nx: Numerics, x: Array, w: Array, eps: float) -> Array:
+        variance = grid(nx, grid(nx, x * x, half).mean(axis=-1, keepdims=True), half)
+        return x / nx.xp.sqrt(variance + eps) * (1.0 + w)
+
+    return _norms(norm)
+
+
+def _narrow_angles(half: str) -> dict[str, Twin]:
+    """D27: positions, frequencies and angles in the half type, as where the tables are made under that default."""
+
+    def tables(_: Definition, nx: Numerics, rope: Rope, head_dim: int, positions: Array) -> Any:
+        frequencies = grid(nx, inverse_frequencies(nx, rope, head_dim), half)
+        places = grid(nx, positions.astype(frequencies.dtype), half)
+        angles = grid(nx, places[..., None] * frequencies, half)
+        angles = nx.xp.concatenate([angles, angles], axis=-1)
+        return nx.cast(nx.xp.cos(angles)), nx.cast(nx.xp.sin(angles))
+
+    return {"tables": tables}
+
+
+def _narrow_softmax(half: str) -> dict[str, Twin]:
+    """D51: products, scores, exp, its sum and the quotient, each rounded."""
+
+    def scores(nx: Numerics, q: Array, k: Array, scale: float, cap: float | None) -> Array:
+        products = grid(nx, nx.product(q, k.swapaxes(-1, -2)), half)
+        scaled = grid(nx, products * scale, half)
+        return scaled if cap is None else grid(nx, cap * nx.xp.tanh(scaled / cap), half)
+
+    def weights(
+        _: Definition,
+        nx: Numerics,
+        q: Array,
+        k: Array,
+        scale: float,
+        cap: float | None,
+        allowed: Array | None,
+        grouped: tuple[int, ...],
+    ) -> Array:
+        xp, values = nx.xp, scores(nx, q, k, scale, cap).reshape(grouped)
+        values = values if allowed is None else xp.where(allowed, values, -xp.inf)
+        top = values.max(axis=-1, keepdims=True)
+        powers = grid(nx, xp.exp(grid(nx, values - xp.where(xp.isfinite(top), top, 0.0), half)), half)
+        total = grid(nx, powers.sum(axis=-1, keepdims=True), half)
+        return nx.cast(grid(nx, powers / xp.where(total == 0.0, 1.0, total), half))
+
+    return {"attention_weights": weights}
+
+
+def _erf_gelu(_: str) -> dict[str, Twin]:
+    """D52: x · Φ(x) itself, which the tanh form approximates to 4.7e-4."""
+
+    def gelu(_: Definition, nx: Numerics, x: Array) -> Array:
+        x = nx.wide(x).astype(np.float64)
+        return nx.cast((0.5 * x * (1.0 + erf(nx.xp, x / math.sqrt(2.0)))).astype(nx.wide_dtype))
+
+    return {"gelu_tanh": gelu, "gated_gelu": plain}
+
+
+# Rational approximations of erf below 0.46875 and of erfc · exp(x²) above: W. J. Cody, Mathematics of Computation 23
+# (1969), 631; coefficients by falling powers, as in netlib's specfun/erf.
+_ERF = (
+    (0.185777706184603153, 3.16112374387056560, 113.864154151050156, 377.485237685302021, 3209.37758913846947),
+    (1.0, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062),
+)
+_ERFC = (
+    (
+        *(2.15311535474403846e-8, 0.564188496988670089, 8.88314979438837594, 66.1191906371416295, 298.635138197400131),
+        *(881.952221241769090, 1712.04761263407058, 2051.07837782607147, 1230.33935479799725),
+    ),
+    (
+        *(1.0, 15.7449261107098347, 117.693950891312499, 537.181101862009858, 1621.38957456669019),
+        *(3290.79923573345963, 4362.61909014324716, 3439.36767414372164, 1230.33935480374942),
+    ),
+)
+_EDGE, _FAR = 0.46875, 6.0  # erfc(6) is 2e-17
+
+
+def erf(xp: Any, x: Array) -> Array:
+    """The error function of a float64 array, to 1e-13."""
+    size = xp.minimum(xp.abs(x), _FAR)
+    small, large = xp.minimum(size, _EDGE), xp.maximum(size, _EDGE)
+    below = small * _ratio(_ERF, small * small)
+    above = 1.0 - xp.exp(-large * large) * _ratio(_ERFC, large)
+    return xp.where(x < 0, -1.0, 1.0) * xp.where(size <= _EDGE, below, above)
+
+
+def _ratio(polynomials: tuple[tuple[float, ...], tuple[float, ...]], x: Array) -> Array:
+    top, bottom = (_polynomial(coefficients, x) for coefficients in polynomials)
+    return top / bottom
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    value = coefficients[0] + 0.0 * x
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
+ROUNDING: dict[str, Callable[[str], dict[str, Twin]]] = {
+    "D02": _unrounded_scale,
+    "D11": _narrow_factor,
+    "D12": _cast_first,
+    "D13": _narrow_variance,
+    "D27": _narrow_angles,
+    "D51": _narrow_softmax,
+    "D52": _erf_gelu,
+}
+"""Defect id → its twins for a half type."""

@@ -1,0 +1,8 @@
+"""Faults that are not in the catalogue: a judge that only knows the list is no judge."""
+
+from __future__ import annotations
+
+from conformance.defects.uncatalogued import attention, pictures, stream, weights
+from conformance.defects.uncatalogued import outputs as heads
+
+FAULTS = [fault for part in (weights, stream, attention, pictures, heads) for fault in part.FAULTS]

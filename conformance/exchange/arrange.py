@@ -1,0 +1,171 @@
+"""Arrays of a file put under the judge's names: layouts undone as declared, ids compared on the spot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, NoReturn
+
+import numpy as np
+
+from conformance.activations import Dump
+from conformance.cases.case import Case
+from conformance.cases.plan import IDS, minimum, plan_of, shape_of, sizes, validity
+from conformance.exchange.layouts import LayoutError, arranged, check
+from conformance.exchange.manifest import Declared
+from conformance.exchange.reading import DumpError, Tensors, truths
+from conformance.measure.finding import Finding
+from t5g2ref import taps
+from t5g2ref.checkpoint.header import short
+from t5g2ref.checkpoint.tensor import convert
+from t5g2ref.config import Config
+from t5g2ref.taps import Tap
+
+Array = np.ndarray[Any, Any]
+File = tuple[Tensors, Mapping[str, str]]
+"""One call: its checked file, and tap → tensor in it."""
+
+
+def chosen(patterns: Mapping[str, str], name: str) -> str | None:
+    """What is declared for a tap: under its very name, else under the first glob that matches."""
+    return patterns.get(name, next((v for p, v in patterns.items() if fnmatchcase(name, p)), None))
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> NoReturn:
+    """DumpError for a name that is none of `known`, with those that resemble it."""
+    near = get_close_matches(name, list(known), 3)
+    raise DumpError(f"{short(name)} is no {what}; " + (f"close: {', '.join(near)}" if near else "see `list`"))
+
+
+def check_patterns(declared: Declared, config: Config) -> None:
+    """Every layout and stored type is of some tap; DumpError for one that is of none."""
+    table = [t for task in ("lm", "sequence", "token") for t in taps.table(config, task=task, loss=True)]
+    names = {tap.name for tap in table}
+    for field, patterns in (("layouts", declared.layouts), ("stored", declared.stored)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                unknown(pattern, names, f"tap, nor a pattern of any, in {field}")
+
+
+@dataclass(frozen=True)
+class Shower:
+    """One case of one program.
+
+    Args:
+        declared: what the program says of its arrays.
+        config: of the checkpoint.
+    """
+
+    declared: Declared
+    config: Config
+    case: Case
+
+    def check(self, call: int, tensors: Tensors, names: Mapping[str, str]) -> None:
+        """DumpError unless every name is a tap of this call, its tensor in the file, its layout possible."""
+        plan = self._plan(call)
+        for name, tensor in names.items():
+            if name not in plan and name not in IDS:
+                self._refuse_name(name, call, plan)
+            if tensor not in tensors.entries:
+                raise DumpError(f"{short(tensors.name)}: no tensor {short(tensor)} in it, which should be {name}")
+            if name in plan:
+                try:
+                    check(self._layout(plan[name]), plan[name])
+                except LayoutError as error:
+                    raise DumpError(f"layouts: {error}") from error
+
+    def put_all(self, files: list[File], dump: Dump, faults: list[Finding]) -> None:
+        """Every call's arrays into `dump`, and what was found wrong on the way into `faults`. DumpError, after all of
+        it, where the ids are others, or where the least that a dump has to show is not there."""
+        for call, (tensors, names) in enumerate(files):
+            dump.new_call()
+            self.put(call, tensors, names, dump, faults)
+        wrong = next((f for f in faults if f.tap in IDS), None)
+        if wrong is not None:
+            raise DumpError(f"{wrong.tap} of call {wrong.call}: {wrong.detail}: this is another input")
+        least = minimum(self.config, self.case)
+        if gone := [f"{name} (call {n})" for n, names in enumerate(least) for name in names if name not in files[n][1]]:
+            raise DumpError(f"the dump lacks {len(gone)} of what every dump has to show: {', '.join(gone[:8])}")
+
+    def put(self, call: int, tensors: Tensors, names: Mapping[str, str], dump: Dump, faults: list[Finding]) -> None:
+        """The call's arrays into the newest call of `dump`; wrong ids, and arrays that have not the layout that was
+        declared, into `faults`."""
+        plan = self._plan(call)
+        for name, tensor in names.items():
+            if too_large := self._too_large(call, name, tensors.entries[tensor].shape):
+                faults.append(too_large)
+                continue
+            array = tensors.read(tensor)
+            if name in IDS:
+                faults += self._ids(name, call, array)
+                continue
+            tap, declared = plan[name], self._layout(plan[name])
+            array = self._typed(tap, array, f"{short(tensors.name)}: {short(tensor)}")
+            lengths = sizes(self.config, self.case, call, tap)
+            try:
+                keep = validity(self.case, call, tap, shape_of(tap, lengths))
+                array = arranged(array, declared, tap, lengths, keep)
+            except LayoutError as error:
+                if declared != tap.shape:  # else the judge says the same
+                    faults.append(Finding(name, call, "shape", detail=str(error)))
+                if array.shape == shape_of(tap, lengths):  # the right shape of a layout that was declared away
+                    continue
+            dump.put(name, array)
+
+    def _too_large(self, call: int, name: str, shape: tuple[int, ...]) -> Finding | None:
+        """A fault where a header claims more numbers than the tap has in any layout: they are not read."""
+        if name in IDS:
+            axes, expected = IDS[name], self._given(name, call).shape
+        else:
+            tap = self._plan(call)[name]
+            axes, expected = tap.shape, shape_of(tap, sizes(self.config, self.case, call, tap))
+        if math.prod(shape) <= math.prod(expected):
+            return None
+        return Finding(name, call, "shape", detail=f"expected {axes} = {expected}, found {shape}")
+
+    def _given(self, name: str, call: int) -> Array:
+        """The ids that the call was given."""
+        run, (first, last) = self.case.calls[call]
+        return run.input_ids if name == "input_ids" else run.decoder_input_ids[:, first:last]
+
+    def _plan(self, call: int) -> dict[str, Tap]:
+        return {tap.name: tap for n, tap in plan_of(self.config, self.case) if n == call}
+
+    def _layout(self, tap: Tap) -> str:
+        declared = chosen(self.declared.layouts, tap.name)
+        return tap.shape if declared is None else declared
+
+    def _typed(self, tap: Tap, array: Array, where: str) -> Array:
+        """The array in its declared type, where it was stored in another one without loss."""
+        stored = chosen(self.declared.stored, tap.name)
+        if tap.exact:
+            return truths(array, where) if stored == "uint8" and array.dtype == np.uint8 else array
+        if stored == "float32" and array.dtype == np.float32 and self.declared.dtype != "float32":
+            narrow = convert(array, self.declared.dtype)
+            same = (narrow.astype(np.float32) == array) | np.isnan(array)
+            return narrow if same.all() else array  # values of no such type keep theirs, which the judge refuses
+        return array
+
+    def _ids(self, name: str, call: int, array: Array) -> list[Finding]:
+        """What is wrong with the ids, if anything is."""
+        ids = self._given(name, call)
+        expected = f"expected {IDS[name]} = {ids.shape}"
+        if array.shape != ids.shape:
+            return [Finding(name, call, "shape", detail=f"{expected}, found {array.shape}")]
+        if array.dtype.kind not in "iu":
+            return [Finding(name, call, "dtype", detail=f"{expected} integers, found {array.dtype}")]
+        wrong = np.argwhere(array != ids)
+        if not len(wrong):
+            return []
+        at = tuple(int(i) for i in wrong[0])
+        seen = f"expected {ids[at]} at {at}, found {array[at]}; {len(wrong)} of {ids.size} ids differ"
+        return [Finding(name, call, "exact", token=at, tokens=ids.size, detail=seen)]
+
+    def _refuse_name(self, name: str, call: int, plan: Mapping[str, Tap]) -> NoReturn:
+        elsewhere = {tap.name for _, tap in plan_of(self.config, self.case)}
+        if name in elsewhere:
+            raise DumpError(f"{short(name)} is made in the first call of a run only, not in call {call}")
+        unknown(name, [*plan, *IDS], f"tap of call {call}")

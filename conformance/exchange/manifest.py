@@ -1,0 +1,157 @@
+"""manifest.json of a dump, read as untrusted input: every entry checked, and what is wrong named by its path in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from conformance.exchange.reading import DumpError, confined
+from t5g2ref.checkpoint.header import short
+from t5g2ref.config.fields import unique_keys
+
+FORMAT, VERSION = "t5g2ref-dump", 1
+MAX_BYTES = 1 << 26
+DTYPES = ("float32", "bfloat16", "float16")
+STORED = ("uint8", "float32")
+LONGEST = 64
+FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases"}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a program says of itself and of its arrays.
+
+    Args:
+        name, dtype, versions: of the program.
+        layouts: tap or glob → axes in letters; without an entry the table's.
+        stored: tap or glob → "uint8" for a mask of 0 and 1, "float32" for values of a half type.
+    """
+
+    name: str
+    dtype: str
+    versions: dict[str, str] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One call: its file, and tap → tensor in it; None for every tensor under its own name."""
+
+    file: str
+    taps: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dump's manifest. The checkpoint is known by its name, its fingerprint (see `describe`), or both."""
+
+    peer: Declared
+    checkpoint: str
+    fingerprint: str
+    cases: dict[str, list[Shown]]
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a dump folder; DumpError says what is wrong with it."""
+    if not folder.is_dir():
+        raise DumpError("no such folder")
+    raw = _object(_json(confined(folder, "manifest.json")), "manifest.json")
+    if raw.get("format") != FORMAT:
+        hint = "; this is what `export` wrote, not a dump" if raw.get("format") == "t5g2ref-export" else ""
+        _refuse("format", raw.get("format"), repr(FORMAT) + hint)
+    if type(raw.get("version")) is not int or raw["version"] != VERSION:
+        _refuse("version", raw.get("version"), f"{VERSION}, the one that this t5g2ref reads")
+    _known(raw, FIELDS, "manifest.json")
+    name, mark = _checkpoint(raw.get("checkpoint"))
+    cases = {case: _calls(value, f"cases.{case}") for case, value in _object(raw.get("cases"), "cases").items()}
+    if not cases:
+        _refuse("cases", {}, "at least one case")
+    return Manifest(declared(raw), name, mark, cases)
+
+
+def declared(raw: dict[str, Any], peer: object = None) -> Declared:
+    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts and stored."""
+    said = _object(raw.get("peer") if peer is None else peer, "peer")
+    name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
+    if len(name) > LONGEST:
+        _refuse("peer.name", name, f"at most {LONGEST} characters: it heads a column")
+    if dtype not in DTYPES:
+        _refuse("peer.dtype", dtype, f"one of {', '.join(DTYPES)}")
+    stored = _texts(raw.get("stored", {}), "stored")
+    for tap, kind in stored.items():
+        if kind not in STORED:
+            _refuse(f"stored.{tap}", kind, f"one of {', '.join(STORED)}")
+    versions = _texts(said.get("versions", {}), "peer.versions")
+    return Declared(name, dtype, versions, _texts(raw.get("layouts", {}), "layouts", empty=True), stored)
+
+
+def _checkpoint(value: object) -> tuple[str, str]:
+    """Name and fingerprint, the latter "" where there is none."""
+    if not isinstance(value, dict):
+        return _text(value, "checkpoint"), ""
+    mark = value.get("fingerprint", "")
+    return _text(value.get("name"), "checkpoint.name"), _text(mark, "checkpoint.fingerprint") if mark else ""
+
+
+def _calls(value: object, where: str) -> list[Shown]:
+    if not isinstance(value, list) or not value:
+        _refuse(where, value, "a list with an object for each call")
+    out = []
+    for i, item in enumerate(value):
+        call, at = _object(item, f"{where}[{i}]"), f"{where}[{i}]"
+        _known(call, {"file", "taps"}, at)
+        out.append(Shown(_text(call.get("file"), f"{at}.file"), _taps(call.get("taps"), f"{at}.taps")))
+    return out
+
+
+def _taps(value: object, where: str) -> dict[str, str] | None:
+    """{tap: tensor}, a list of names that are both, or nothing, for all that the file holds."""
+    if isinstance(value, list):
+        names = [_text(name, where) for name in value]
+        if len(set(names)) < len(names):
+            _refuse(where, value, "each tap once")
+        return {name: name for name in names}
+    return None if value is None else _texts(value, where)
+
+
+def _json(path: Path) -> Any:
+    with path.open("rb") as handle:
+        data = handle.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise DumpError(f"manifest.json: larger than {MAX_BYTES} bytes")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:  # json names line and column
+        raise DumpError(f"manifest.json: not JSON: {short(str(error))}") from error
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _refuse(where, value, "an object")
+    return value
+
+
+def _known(raw: dict[str, Any], fields: set[str], where: str) -> None:
+    if extra := sorted(set(raw) - fields):
+        raise DumpError(f"{where} has a field {short(extra[0])}, expected only {', '.join(sorted(fields))}")
+
+
+def _texts(value: object, where: str, *, empty: bool = False) -> dict[str, str]:
+    return {
+        _text(key, where): item if empty and item == "" else _text(item, f"{where}.{key}")
+        for key, item in _object(value, where).items()
+    }
+
+
+def _text(value: object, where: str) -> str:
+    """A line that a terminal shows as it is."""
+    if not isinstance(value, str) or not 0 < len(value) <= 1024 or not value.isprintable():
+        _refuse(where, value, "a line of printable text")
+    return value
+
+
+def _refuse(where: str, found: object, expected: str) -> NoReturn:
+    raise DumpError(f"{short(where)[1:-1]} is {short(found)}, expected {expected}")

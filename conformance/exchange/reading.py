@@ -1,0 +1,94 @@
+"""safetensors from a stranger: a path that stays in its folder, a header checked whole, tensors in any of their types.
+
+Beside what weights may be (`t5g2ref.safetensors_file`), tensors may be integers and bool, and a NaN is left for the
+judge to find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from t5g2ref.checkpoint.header import ANY, Entry, HeaderError, read_header, short
+from t5g2ref.checkpoint.tensor import Stored, WeightsError, stamp
+
+Array = np.ndarray[Any, Any]
+_MAX_NAME = 1024  # of a file
+MAX_HEADER = 10_000_000  # bytes: some ten thousand tensors; the taps of a call are far fewer
+
+
+class DumpError(ValueError):
+    """A dump that cannot be judged: says which file or entry, what was expected and found."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A checked file; `stamp` tells whether it is still the one whose header was read."""
+
+    path: Path
+    name: str
+    entries: Mapping[str, Entry]
+    stamp: tuple[int, ...]
+
+    @staticmethod
+    def open(root: Path, name: object) -> Tensors:
+        """The file `name` inside the folder `root`; DumpError for anything out of order. No tensor is read."""
+        path, shown = confined(root, name), short(name)
+        try:
+            with path.open("rb") as handle:
+                seen = stamp(handle)
+                entries = read_header(handle, seen[0], ANY, MAX_HEADER)
+        except HeaderError as error:
+            raise DumpError(f"{shown}: {error}; {error.remedy or 'write it again'}") from error
+        except OSError as error:
+            raise DumpError(f"{shown}: cannot be read: {error.strerror}") from error
+        return Tensors(path, str(name), entries, seen)
+
+    def read(self, name: str) -> Array:
+        """The tensor in its own type, NaN and all."""
+        entry = self.entries[name]
+        size = math.prod(entry.shape)
+        raw = np.dtype(np.uint8) if entry.dtype == np.bool_ else entry.dtype  # a bool of 2 would be neither
+        out = np.empty(size, raw)  # no larger than the file, whose header has been checked
+        try:
+            with self.path.open("rb") as handle:
+                at = 0
+                for chunk in Stored(self.path, name, raw, entry.shape, entry.begin, handle, self.stamp).chunks():
+                    out[at : at + chunk.size] = chunk
+                    at += chunk.size
+        except (OSError, WeightsError) as error:
+            raise DumpError(f"{short(self.name)}: {short(name)}: {error}") from error
+        if entry.dtype == np.bool_:
+            out = truths(out, f"{short(self.name)}: {short(name)}")
+        return out.reshape(entry.shape)
+
+
+def truths(array: Array, what: str) -> Array:
+    """uint8 as bool; DumpError for any other number than 0 and 1."""
+    if array.size and int(array.max()) > 1:
+        raise DumpError(f"{what}: expected 0 and 1 for a bool, found {int(array.max())}")
+    return array.astype(np.bool_)
+
+
+def confined(root: Path, name: object) -> Path:
+    """root / name, a file that is inside of root wherever links lead; DumpError for any other."""
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+        raise DumpError(f"a file is called {short(name)}, expected a path inside the folder")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or set(name) & set("\\:"):
+        raise DumpError(f"a file is called {short(name)}, expected a path inside the folder, without .. in it")
+    try:
+        target = (root / path).resolve()
+        inside, there = target.is_relative_to(root.resolve()), target.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, a ring of links
+        raise DumpError(f"{short(name)}: cannot be read: {error}") from error
+    if not inside:
+        raise DumpError(f"{short(name)}: a link out of the folder; copy the file into it")
+    if not there:
+        raise DumpError(f"{short(name)}: no such file in the folder")
+    return target

@@ -1,7 +1,0 @@
-"""Faults that are not in the catalogue: a judge that only knows the list is no judge."""
-
-from __future__ import annotations
-
-from conformance.faults.own import attention, heads, pictures, stream, weights
-
-FAULTS = [fault for part in (weights, stream, attention, pictures, heads) for fault in part.FAULTS]

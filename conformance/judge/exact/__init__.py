@@ -1,0 +1,1 @@
+"""The exact lane: weights, ids, embedding rows and masks, bit for bit."""

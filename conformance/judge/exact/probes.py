@@ -1,0 +1,282 @@
+"""Probes: inputs of which one thing is changed, and what may move then, by the rules of attention.
+
+A model's masks can be seen without looking inside: change one token and see which positions' outputs are other bits.
+Every input of a probe has the shapes of its base, so what depends on nothing that was changed stays the same to the
+bit, and an output that moved and must not is proof of a leak; one that stays and must move is blind.
+
+The rules are written here a second time, from the description of the model and as drawn-out matrices, apart from the
+reference's own: were both made by the same hand in the same lines, they could be wrong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from conformance.cases import catalogue as cases
+from conformance.cases.case import Case, Run
+from t5g2ref.config import Config, TextConfig
+
+Array = np.ndarray[Any, Any]
+
+ALL_POSITIONS = 64  # up to so many, every position is changed once; beyond, a handful
+BATCH_TOKENS = 4096  # up to so many, the changed rows are one batch; beyond, each is a run of its own
+LONG = 1300  # positions that show every sliding layer before the first full one, if so many are enough
+VOCABULARY = 1 << 24  # logits that a run may have; beyond, only the last 16 positions get theirs
+SMALL_IMAGE = 224  # pixels a side; larger pictures cost too much for a probe
+
+
+# The rules. Row: query, column: key.
+
+
+def encoder_sees(window: int | None, length: int) -> Array:
+    """bool (S, S): W keys in all, the odd one to the right when W is even; None for a full layer."""
+    back = np.arange(length)[:, None] - np.arange(length)[None, :]
+    if window is None:
+        return np.ones((length, length), bool)
+    return ((back >= 0) & (back < (window + 1) // 2)) | ((back < 0) & (-back < window // 2 + 1))
+
+
+def decoder_sees(window: int | None, length: int) -> Array:
+    """bool (T, T), the own half: causal, and the last W keys in a sliding layer. The cross half has no window."""
+    back = np.arange(length)[:, None] - np.arange(length)[None, :]
+    return (back >= 0) & (back < (length if window is None else window))
+
+
+def windows(config: TextConfig) -> list[int | None]:
+    """Each layer's window; None for a full layer."""
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One shown place of a stack, and how change gets there from the place before it.
+
+    Args:
+        tap: its name.
+        stack: "encoder" or "decoder".
+        width: how many numbers a position has here.
+        sees: bool (T, S) of a layer's attention over its own stack; None where each position stands for itself.
+        images: change of pictures comes in here.
+        keep: only the last so many positions are shown; None for all.
+    """
+
+    tap: str
+    stack: str
+    width: int
+    sees: Array | None = None
+    images: bool = False
+    keep: int | None = None
+
+    def after(self, before: Array, valid: Array, crossed: Array) -> Array:
+        """bool (B, T): what moves here.
+
+        Shapes: before bool (B, T), what moved at the place before; valid bool (B, T), which positions are keys;
+        crossed bool (B,), whether anything moved that the cross half sees.
+        """
+        if self.sees is None:
+            return before
+        reached = (before & valid).astype(np.float32) @ self.sees.T.astype(np.float32) > 0
+        return before | reached | crossed[:, None]  # a position keeps its own change: the residual
+
+
+def stages(config: Config, run: Run) -> Iterator[Stage]:
+    """The places that a probe looks at, in the order of the computation."""
+    for stack, module, part, rule, ids in (
+        ("encoder", "encoder.text_model", config.encoder, encoder_sees, run.input_ids),
+        ("decoder", "decoder", config.decoder, decoder_sees, run.decoder_input_ids),
+    ):
+        width, length = part.hidden_size, ids.shape[1]
+        drawn = {window: rule(window, length) for window in set(windows(part))}
+        yield Stage(f"{module}.embed_tokens", stack, width)
+        yield Stage(f"{module}.inputs_embeds", stack, width, images=stack == "encoder")
+        for i, window in enumerate(windows(part)):
+            yield Stage(f"{module}.layers.{i}", stack, width, drawn[window])
+        yield Stage(f"{module}.norm", stack, width)
+    yield Stage("logits", "decoder", config.decoder.vocab_size, keep=run.logits_to_keep)
+
+
+# The probes
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one run has that its base has not.
+
+    Args:
+        encoder, decoder: bool (B, S) and (B, T): the ids that are others.
+        images: bool (B, S): the positions of a picture that is another.
+        rows: by row, what was changed there, in words; "" for nothing.
+    """
+
+    encoder: Array
+    decoder: Array
+    images: Array
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A base input (the case's first run) and the same with one thing changed (each of its other runs).
+
+    Args:
+        changes: one for each run after the first.
+        what: what was done, in words, for the report.
+        status: what an output that moves without a cause is: "mask", or "exact" where nothing was changed in meaning.
+    """
+
+    case: Case
+    changes: tuple[Change, ...]
+    what: str
+    status: str = "mask"
+
+
+def probes(config: Config) -> list[Probe]:
+    """Every probe for this geometry."""
+    kit = _Kit(config, np.random.default_rng([20251212, 1 << 16]))
+    made = [_tokens(kit, "encoder"), _tokens(kit, "decoder"), _padding(kit), _cross(kit), _positions(kit)]
+    return [*made, _pictures(kit)] if config.vision.image_size <= SMALL_IMAGE else made
+
+
+@dataclass(frozen=True)
+class _Kit:
+    config: Config
+    rng: np.random.Generator
+
+    def ids(self, *shape: int) -> Array:
+        """Ordinary tokens, none of them special."""
+        c = self.config
+        special = {c.boi_token_index, c.eoi_token_index, c.image_token_index, c.decoder.pad_token_id}
+        special |= {c.decoder.bos_token_id, *c.decoder.eos_token_id}
+        ordinary = np.delete(np.arange(c.decoder.vocab_size), list(special))
+        return self.rng.choice(ordinary, size=shape).astype(np.int64)
+
+    def others(self, ids: Array) -> Array:
+        """Ordinary tokens that differ from `ids` everywhere."""
+        found = self.ids(*ids.shape)
+        while (same := found == ids).any():
+            found = np.where(same, self.ids(*ids.shape), found)
+        return found
+
+    def keep(self, rows: int, length: int) -> int | None:
+        return 16 if rows * length * self.config.decoder.vocab_size > VOCABULARY else None
+
+
+def _length(part: TextConfig, reach: int) -> int:
+    """Positions that show every window before the first full layer, behind which everything has reached everything."""
+    kinds = windows(part)
+    depth = kinds.index(None) if None in kinds else len(kinds)
+    return max(part.sliding_window, min(depth * reach, LONG)) + 3
+
+
+def chosen(length: int, back: int) -> list[int]:
+    """The positions that are changed: all of a short row; of a long one both ends, the middle, and the last that the
+    last query sees (`back` keys behind it) with the one behind. All positions look at each of them."""
+    if length <= ALL_POSITIONS:
+        return list(range(length))
+    last = length - 1
+    return sorted({0, length // 2, last - back - 1, last - back, last} & set(range(length)))
+
+
+def _tokens(k: _Kit, stack: str) -> Probe:
+    """One token changed at a time; in one batch where it is small, where each row is compared with itself."""
+    part = k.config.encoder if stack == "encoder" else k.config.decoder
+    w = part.sliding_window
+    back, ahead = ((w + 1) // 2 - 1, w // 2) if stack == "encoder" else (w - 1, 0)
+    length = _length(part, max(back, ahead))
+    at = chosen(length, back)
+    rows = len(at) + 1 if (len(at) + 1) * length <= BATCH_TOKENS else 1  # one more: a row that is not changed
+    ids, fixed = k.ids(1, length), k.ids(1, 6).repeat(rows, 0)
+    others, base = k.others(ids)[0], ids.repeat(rows, 0)
+    keep = k.keep(rows, length if stack == "decoder" else fixed.shape[1])
+    changed = [np.zeros((rows, length), bool)] if stack == "encoder" else []  # nothing: is the peer steady at all?
+    for first in range(0, len(at), rows):
+        change = np.zeros((rows, length), bool)
+        for row, position in enumerate(at[first : first + rows]):
+            change[row, position] = True
+        changed.append(change)
+    made = [base, *(np.where(change, others, base) for change in changed)]
+    runs = [
+        Run(x, fixed, logits_to_keep=keep) if stack == "encoder" else Run(fixed, x, logits_to_keep=keep) for x in made
+    ]
+    none = np.zeros(fixed.shape, bool)
+    changes = []
+    for change in changed:
+        words = tuple(f"{stack} token {int(row.argmax())}" if row.any() else "" for row in change)
+        encoder, decoder = (change, none) if stack == "encoder" else (none, change)
+        changes.append(Change(encoder, decoder, np.zeros_like(encoder), words))
+    share = "every one" if len(at) == length else f"{len(at)} ({', '.join(map(str, at))})"
+    what = f"{share} of {length} {stack} tokens changed, one at a time"
+    return Probe(Case(f"probe-{stack}", what, tuple(runs)), tuple(changes), what)
+
+
+def _ragged(k: _Kit, length: int, valid: int) -> tuple[Array, Array]:
+    """Two rows with so many valid tokens, padded right and left: ids and mask (2, length)."""
+    mask = np.zeros((2, length), np.int64)
+    mask[0, :valid] = mask[1, length - valid :] = 1
+    return np.where(mask == 1, k.ids(2, length), k.config.decoder.pad_token_id), mask
+
+
+_SIDES = ("right", "left")
+
+
+def _padding(k: _Kit) -> Probe:
+    """Other ids under the padding of both stacks, whole and cached: nothing that is valid may move."""
+    ids, mask = _ragged(k, 12, 5)
+    decoder_ids, decoder_mask = _ragged(k, 8, 3)
+    base = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(5, 1, 2))
+    change = Change(mask == 0, decoder_mask == 0, np.zeros(ids.shape, bool), tuple(f"the {s} padding" for s in _SIDES))
+    other = replace(
+        base,
+        input_ids=np.where(mask == 0, k.others(ids), ids),
+        decoder_input_ids=np.where(decoder_mask == 0, k.others(decoder_ids), decoder_ids),
+    )
+    what = "ids under the padding changed, right and left, cached decoding"
+    return Probe(Case("probe-padding", what, (base, other)), (change,), what)
+
+
+def _cross(k: _Kit) -> Probe:
+    """A source of one token far from everything: the decoder has it to look at and nothing else. A window, or a cut,
+    over the cross half hides it; with more tokens, those near would pass its change on."""
+    length = 2 * max(k.config.encoder.sliding_window, k.config.decoder.sliding_window) + 3
+    ids, mask = _ragged(k, length, 1)
+    base = Run(ids, k.ids(2, 4), mask, splits=(2, 1, 1))
+    change = Change(
+        mask == 1, np.zeros((2, 4), bool), np.zeros(ids.shape, bool), ("encoder token 0", f"encoder token {length - 1}")
+    )
+    other = replace(base, input_ids=np.where(mask == 1, k.others(ids), ids))
+    what = f"the only valid one of {length} encoder tokens changed, first and last, cached decoding"
+    return Probe(Case("probe-cross", what, (base, other)), (change,), what)
+
+
+def _positions(k: _Kit) -> Probe:
+    """Positions given as they are counted anyway, under padding and a cache; with end-of-image ids on the way."""
+    ids, mask = _ragged(k, 12, 7)
+    decoder_ids, decoder_mask = _ragged(k, 8, 5)
+    ids[:, 6] = decoder_ids[:, 4] = k.config.eoi_token_index  # valid in both rows, and alone in a cached step
+    base = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(4, 1, 3))
+    counted = [np.arange(n)[None].repeat(2, 0) for n in (12, 8)]
+    other = replace(base, position_ids=counted[0], decoder_position_ids=counted[1])
+    none = np.zeros(ids.shape, bool)
+    words = tuple(f"how positions are given ({side} padding)" for side in _SIDES)
+    change = Change(none, np.zeros(decoder_ids.shape, bool), none, words)
+    what = "positions 0, 1, … given in place of none, padded right and left, cached decoding"
+    return Probe(Case("probe-positions", what, (base, other)), (change,), what, "exact")
+
+
+def _pictures(k: _Kit) -> Probe:
+    """The second picture of a row of two is another one."""
+    (case,) = cases.select(cases.build(k.config), ["images"])
+    base, count = case.runs[0], k.config.mm_tokens_per_image
+    assert base.pixel_values is not None
+    pixels = base.pixel_values.copy()
+    pixels[1] = -pixels[1, :, ::-1]
+    images = np.zeros(base.input_ids.shape, bool)
+    images[0, np.flatnonzero(base.input_ids[0] == k.config.image_token_index)[count : 2 * count]] = True
+    none = np.zeros_like(images)
+    change = Change(none, np.zeros(base.decoder_input_ids.shape, bool), images, ("picture 1", ""))
+    what = "the second picture of a row of two changed"
+    return Probe(Case("probe-images", what, (base, replace(base, pixel_values=pixels))), (change,), what)

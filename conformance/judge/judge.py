@@ -1,0 +1,157 @@
+"""The judgement of one peer on one case: both anchors, every tap, and who is to blame.
+
+Local: after each tap is judged, all of our runs go on with the peer's own value, so a fault lights the row where it
+happens and no other. Cumulative: everyone starts from the ids; judged along the residual stream, where an error that
+no single operation owns up to would show.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import cast
+
+from conformance.activations import Dump
+from conformance.cases.case import Case
+from conformance.cases.plan import Shown, plan_of, validity
+from conformance.judge import name_defect as naming
+from conformance.judge.half_walk import HalfComparison
+from conformance.judge.judgement import Judgement
+from conformance.judge.walk import LIMITS, Comparison, Found
+from conformance.measure.finding import Finding
+from conformance.oracle.run_case import models
+from conformance.peers.guard import PeerFault, call, line
+from conformance.peers.protocol import Peer, Skip
+from conformance.target import Target
+from t5g2ref.config import Config
+from t5g2ref.dtypes import HALF, DType
+
+__all__ = ["LIMITS", "Judgement", "judge", "plan_of", "shows", "validity"]
+
+Progress = Callable[[str], None]
+
+# What a judgement needs at least of a dump: each stack's input, its residual after every layer, its output, the logits.
+LEAST = (
+    "encoder.text_model.inputs_embeds",
+    "encoder.text_model.layers.*",
+    "encoder.text_model.norm",
+    "decoder.embed_tokens",
+    "decoder.layers.*",
+    "logits",
+)
+
+
+def judge(
+    peer: Peer, target: Target, case: Case, progress: Progress = lambda _: None, *, until_culprit: bool = False
+) -> Judgement:
+    """Run `case` on an opened peer and on the reference, and compare, on the target's backend. A peer that raises is
+    reported, not passed.
+
+    Args:
+        until_culprit: stop at the first failing local tap, and leave the cumulative anchor out.
+    """
+    case, dtype = case.given(peer.dtype), cast(DType, peer.dtype)
+    with Dump(target.backend) as dump:
+        began = time.perf_counter()
+        progress(f"{case.name}: {peer.name}")
+        raised = ""
+        try:
+            call("", peer.run, case.copied(), dump, passing=(Skip,))
+        except Skip as skip:
+            return Judgement(peer.name, case.name, skipped=str(skip) or "it does not say why", dtype=dtype)
+        except PeerFault as fault:
+            raised = str(fault)
+        try:
+            shown = shows(peer)
+            _in_order(target, case, dump)
+        except PeerFault as fault:
+            return Judgement(peer.name, case.name, error=raised or str(fault), dtype=dtype)
+        if raised and not dump.calls:
+            return Judgement(peer.name, case.name, error=raised, dtype=dtype)
+        ran = time.perf_counter()
+        result = _compared(peer, shown, target, case, dump, dtype, progress, until_culprit)
+        seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
+        return replace(result, error="; ".join(filter(None, (raised, result.error))), seconds=seconds)
+
+
+def _in_order(target: Target, case: Case, dump: Dump) -> None:
+    """PeerFault for what no peer may show: calls that the case has not, names that are no tap of the call."""
+    plan = plan_of(target.config, case)
+    if dump.calls > len(case.calls):
+        raise PeerFault(f"it made {dump.calls} calls, expected {len(case.calls)}")
+    known = {(n, tap.name) for n, tap in plan}
+    for n in range(dump.calls):
+        if strange := [name for name in dump.names(n) if (n, name) not in known]:
+            raise PeerFault(f"it shows {line(strange[0])} in call {n}, which is no tap of that call; see `list taps`")
+
+
+def _compared(
+    peer: Peer,
+    shown: Shown,
+    target: Target,
+    case: Case,
+    dump: Dump,
+    dtype: DType,
+    progress: Progress,
+    until_culprit: bool,
+) -> Judgement:
+    ours = models(target.config, target.rounded(dtype), case, dtype, target.backend)
+    kind = HalfComparison if dtype in HALF else Comparison
+    progress(f"{case.name}: local anchor of {peer.name}")
+    local = kind(target, case, dump, dtype, local=True, shown=shown, until_culprit=until_culprit).walk(ours)
+    whole = Found([])
+    if not until_culprit:
+        progress(f"{case.name}: cumulative anchor of {peer.name}")
+        whole = Comparison(target, case, dump, dtype, local=False, shown=shown).walk(ours)
+    found = Judgement(
+        peer.name,
+        case.name,
+        local.findings,
+        whole.findings,
+        error=_too_little(target.config, case, shown),
+        dtype=dtype,
+        exact=_of_reading(peer),
+        named=local.signatures,
+        logits=local.logits,
+        limits=local.limits,
+        unclear=local.unclear,
+        masks=local.masks,
+    )
+    return _explained(found, target, case, dump, dtype)
+
+
+def _of_reading(peer: Peer) -> list[Finding]:
+    """What was found while a dump was read."""
+    found = getattr(peer, "findings", None)
+    return [f for f in found if isinstance(f, Finding)] if isinstance(found, list) else []
+
+
+def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: DType) -> Judgement:
+    """With the culprit's pattern compared with those of the catalogue."""
+    culprit = found.culprit
+    if culprit is None or culprit not in found.local:
+        return found
+    if any(s.named for s in found.named):
+        return found
+    return replace(found, named=[*found.named, *naming.named(target, case, dump, dtype, culprit)])
+
+
+def shows(peer: Peer) -> Shown:
+    """Whether the peer says that it shows a tap: by its patterns, or all of them where it has none."""
+    patterns: Iterable[str] | None = getattr(peer, "taps", None)
+    if patterns is None:
+        return lambda _: True
+    chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
+        raise PeerFault(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in chosen)
+
+
+def _too_little(config: Config, case: Case, shown: Shown) -> str:
+    """What a peer of few taps has to show and does not, in words; "" where it shows enough."""
+    names = dict.fromkeys(tap.name for _, tap in plan_of(config, case))
+    least = [n for n in names for p in LEAST if fnmatchcase(n, p) and n.count(".") == p.count(".")]
+    missing = [name for name in least if not shown(name)]
+    return f"it shows too few taps to judge by: without {', '.join(missing[:8])}" if missing else ""

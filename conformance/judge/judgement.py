@@ -1,0 +1,78 @@
+"""What came of one peer on one case: the value that reports are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conformance.measure.finding import Finding
+from conformance.measure.half import Limit
+from conformance.measure.match import Signature
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One peer on one case.
+
+    Args:
+        local, cumulative: findings in the order of the computation.
+        error: why the peer could not be judged (it raised); then there are no findings.
+        seconds: peer and reference, for the report.
+        dtype: the peer's.
+        exact: findings of the exact lane (weights, probes), which are of a peer and not of a case.
+        named: defects looked for by their pattern.
+        logits: see `LogitTest.figures`.
+        limits: of a half-precision lane, what the ratios were held against.
+        unclear: kinds of tap where rounding noise could hide anything.
+        skipped: why the peer did not run the case, with a link.
+        known: a known deviation's reason and link, where one covers what was found.
+        masks: of failing masks: expected and found rows.
+    """
+
+    peer: str
+    case: str
+    local: list[Finding] = field(default_factory=list)
+    cumulative: list[Finding] = field(default_factory=list)
+    error: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    dtype: str = "float32"
+    exact: list[Finding] = field(default_factory=list)
+    named: list[Signature] = field(default_factory=list)
+    logits: dict[str, float] = field(default_factory=dict)
+    limits: list[Limit] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+    skipped: str = ""
+    known: str = ""
+    masks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def culprit(self) -> Finding | None:
+        """The first failing local tap; the first failing cumulative one when every operation is right by itself. After
+        the peer raised, what is missing comes last: it is no fault of its own."""
+        failing = [f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed]
+        faults = [f for f in failing if f.status != "missing"] if self.error else failing
+        return next(iter(faults or failing), None)
+
+    @property
+    def deviates(self) -> bool:
+        """A fault was found that is not known. What is merely missing after the peer raised is no fault of its own."""
+        culprit = self.culprit
+        return culprit is not None and not self.known and not (self.error and culprit.status == "missing")
+
+    @property
+    def passed(self) -> bool:
+        judged = bool(self.local or self.exact)
+        whole = not self.error and not self.skipped and not self.unclear and not self.partly
+        return whole and judged and self.culprit is None
+
+    @property
+    def partly(self) -> list[Signature]:
+        """Patterns of defects that are there in part: what they are of is not known, so it is no pass."""
+        return [signature for signature in self.named if signature.partly]
+
+    def worst(self, anchor: str = "local") -> Finding | None:
+        """The finding with the largest ratio that was judged; a fault without a ratio counts as the largest."""
+        found: list[Finding] = getattr(self, anchor)
+        return max(found, key=lambda f: (not f.passed, np.nan_to_num(f.judged, nan=np.inf)), default=None)

@@ -1,0 +1,216 @@
+"""Which catalogued defect a culprit is: oracles with a fault, anchored on the peer's values, held against its error.
+
+For every fault that can first show at the culprit's kind of tap, the float64 oracle with that fault is walked up to the
+culprit, and so is the clean one; at every tap before, both go on with the peer's value, so that between them and the
+peer lies one operation. With e = peer − clean and s = faulty − clean over the valid tokens, the fault is named when
+e is s: coefficient c = ⟨s, e⟩ / ⟨s, s⟩ near 1, and little of ‖e‖ left in ‖e − c·s‖. A float32 peer with that very
+fault has both to 1e-4: there c has to be within a thousandth and its own spread, and 2 % may be left. In a half type
+rounding is mixed in: there c is within a tenth, and a fifth of ‖e‖ (4 % of the squared error) is the most that leaves
+the label safe. Where the tap is a handful of numbers (a loss) nothing is left over by chance, and the coefficient has
+to be within a hundredth. Only the dump is looked at: the peer may be anybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from conformance.activations import Dump
+from conformance.cases.case import Case
+from conformance.cases.plan import plan_of, validity
+from conformance.defects.all import FAULTS
+from conformance.defects.catalogue import DEFECTS, first_seen_at
+from conformance.defects.injection import HEALTHY, Fault, Injection, Setting, half_of
+from conformance.measure.finding import Finding
+from conformance.measure.match import Signature
+from conformance.measure.ratio import FEW
+from conformance.target import Target
+from t5g2ref.dtypes import HALF, DType, unit_roundoff
+from t5g2ref.numerics import EXACT, Numerics
+from t5g2ref.taps import Tap
+from t5g2ref.trace import Trace
+
+NEAR, NEARER = 0.1, 0.01  # of 1, for the coefficient; of fewer than FEW numbers
+NEAREST, SPREADS = 1e-3, 4.0  # in float32, and so many standard errors beside it; never above NEARER
+LEFT, LESS = 0.2, 0.02  # of the error, for what the pattern does not explain; in float32
+ALIKE = 2.0  # times the smallest misfit: patterns that differ by less than the peer's own rounding
+SAME = 8.0  # unit roundoffs: the smallest misfit that means anything
+
+Host = np.ndarray[Any, Any]
+
+
+class _Reached(Exception):
+    """The walk is at the culprit; this is the oracle's value there."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> list[Signature]:
+    """What the catalogue makes of the first failing local tap: one entry a defect that can show there, the named first.
+
+    Args:
+        dump: the peer's, still open.
+        culprit: the finding of a local walk.
+    """
+    tap = next((t for call, t in plan_of(target.config, case) if (call, t.name) == (culprit.call, culprit.tap)), None)
+    peer = dump.get(culprit.call, culprit.tap)
+    chosen = candidates(culprit.tap)
+    if tap is None or peer is None or culprit.status == "dtype" or not chosen:
+        return []
+    walk = _Walk(target, case, dump, dtype, culprit)
+    clean = walk.value(HEALTHY)
+    if clean is None:
+        return []
+    judge = _judge_of(tap, target.backend.host(peer), clean, case, culprit, dtype)
+    found: dict[str, Signature] = {}
+    for fault in chosen:
+        faulty = walk.value(fault.inject)
+        if faulty is not None:
+            signature = judge(fault.id, faulty)
+            found[fault.id] = min(found.get(fault.id, signature), signature, key=_fit)
+    return _best(list(found.values()), dtype)
+
+
+def candidates(tap: str) -> list[Fault]:
+    """The catalogued faults that can show first at a tap of this kind, each once."""
+    ids = set(first_seen_at(tap, DEFECTS))
+    chosen = {
+        (fault.id, fault.variant): fault
+        for fault in FAULTS
+        if fault.catalogued and fault.named and (fault.id in ids or kind_of(fault.tap) == kind_of(tap))
+    }
+    return list(chosen.values())
+
+
+def kind_of(tap: str) -> str:
+    """The last part of a tap's name; "layers" for a layer's output."""
+    last = tap.rsplit(".", 1)[-1]
+    return "layers" if last.isdigit() else last
+
+
+def _misfit(s: Signature) -> float:
+    """What is left of the error, relative to it, when the pattern is taken once."""
+    return float(np.hypot(s.residual, s.coefficient - 1))
+
+
+def _fit(signature: Signature) -> tuple[bool, float]:
+    return not signature.named, _misfit(signature)
+
+
+def _best(found: list[Signature], dtype: DType) -> list[Signature]:
+    """In the order of their fit; of those that fit, the ones that fit clearly worse than the best are not named."""
+    least = max(SAME * unit_roundoff(dtype), min((_misfit(s) for s in found if s.named), default=0.0))
+    kept = [replace(s, verdict="absent") if s.named and _misfit(s) > ALIKE * least else s for s in found]
+    return sorted(kept, key=_fit)
+
+
+class _Walk:
+    """Oracles with a fault, up to the culprit."""
+
+    def __init__(self, target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> None:
+        self._dump, self._place = dump, (culprit.call, culprit.tap)
+        backend = target.backend
+        with backend.scope():
+            rounded = Numerics(dtype, backend=backend).array
+            head = {n: rounded(v) for n, v in case.head(target.config.decoder.hidden_size).items()}
+        truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
+        self._setting = Setting(target.config, {**target.rounded(dtype), **head}, case, truth, half_of(dtype))
+
+    def value(self, injection: Injection) -> Host | None:
+        """What the oracle with the fault has at the culprit; None where it does not come so far on this input."""
+        backend = self._setting.nx.backend
+        try:
+            with backend.scope(), np.errstate(all="ignore"):
+                injection.run(self._setting, lambda call: Trace(lambda name, value: self._anchored(call, name, value)))
+        except _Reached as reached:
+            return backend.host(reached.value)
+        except Exception:  # a fault need not fit the peer's values: then it is not the peer's
+            return None
+        return None
+
+    def _anchored(self, call: int, name: str, value: Any) -> Any:
+        if (call, name) == self._place:
+            raise _Reached(value)
+        given = self._dump.get(call, name)
+        if given is None or given.shape != value.shape or value.dtype == bool:
+            return value
+        return self._setting.nx.xp.asarray(given, dtype=value.dtype)
+
+
+Judge = Callable[[str, Host], Signature]
+
+
+def _judge_of(tap: Tap, peer: Host, clean: Host, case: Case, culprit: Finding, dtype: DType) -> Judge:
+    """What turns an oracle's value into a signature, by the culprit's status."""
+
+    def made(defect: str, verdict: str, coefficient: float, residual: float, error: float = 0.0) -> Signature:
+        return Signature(defect, culprit.tap, coefficient, error, residual, verdict)
+
+    def shape(defect: str, faulty: Host) -> Signature:
+        if faulty.shape != peer.shape:
+            return made(defect, "no power" if faulty.shape == clean.shape else "absent", 0.0, 1.0)
+        left = _norm(peer.astype(np.float64) - faulty) / (_norm(faulty) or 1.0)
+        return made(defect, "named" if left < LEFT else "absent", 1.0, left)
+
+    if peer.shape != clean.shape:
+        return shape
+    valid = validity(case, culprit.call, tap, clean.shape)
+    expected, found = _kept(tap, clean, valid), _kept(tap, peer, valid)
+
+    def bits(defect: str, faulty: Host) -> Signature:
+        if faulty.shape != clean.shape:
+            return made(defect, "absent", 0.0, 1.0)
+        other = _kept(tap, faulty, valid)
+        wrong, left = int((found != expected).sum()), int((found != other).sum())
+        power = bool((other != expected).any())
+        verdict = "no power" if not power else "named" if left == 0 else "absent"
+        return made(defect, verdict, float(left == 0 and power), min(1.0, left / max(1, wrong)))
+
+    def broken(defect: str, faulty: Host) -> Signature:
+        same = faulty.shape == clean.shape and bool((np.isfinite(faulty) == np.isfinite(peer)).all())
+        power = not np.isfinite(faulty).all()
+        return made(defect, "named" if same and power else "absent" if power else "no power", float(same), 1.0 - same)
+
+    def values(defect: str, faulty: Host) -> Signature:
+        if faulty.shape != clean.shape or not np.isfinite(faulty).all():
+            return made(defect, "absent", 0.0, 1.0)
+        pattern = _kept(tap, faulty, valid) - expected
+        return _regressed(made, defect, pattern, found.astype(np.float64) - expected, _norm(expected), dtype)
+
+    if tap.exact:
+        return bits
+    return values if np.isfinite(peer.astype(np.float64)).all() else broken
+
+
+def _regressed(
+    made: Callable[..., Signature], defect: str, pattern: Host, error: Host, size: float, dtype: DType
+) -> Signature:
+    strength, whole = _norm(pattern), _norm(error)
+    if not strength > unit_roundoff(dtype) * size or not whole > 0:
+        return made(defect, "no power", 0.0, 1.0, float("inf"))
+    coefficient = float(np.vdot(pattern, error)) / strength**2
+    rest = _norm(error - coefficient * pattern)
+    spread = rest / strength / max(1, error.size - 1) ** 0.5
+    near, left = NEAR if error.size >= FEW else NEARER, LEFT
+    if dtype not in HALF and error.size >= FEW:
+        near, left = min(NEARER, NEAREST + SPREADS * spread), LESS
+    verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else "absent"
+    return made(defect, verdict, coefficient, rest / whole, spread)
+
+
+def _kept(tap: Tap, value: Host, valid: Host | None) -> Host:
+    """(valid tokens, features)."""
+    moved = np.moveaxis(value, tap.token_axes, range(len(tap.token_axes)))
+    rows = moved.reshape(int(np.prod(moved.shape[: len(tap.token_axes)])), -1)
+    if valid is None:
+        return rows
+    return rows[valid.reshape(-1)]
+
+
+def _norm(x: Host) -> float:
+    return float(np.linalg.norm(x.astype(np.float64).reshape(-1)))

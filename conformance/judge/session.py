@@ -1,0 +1,151 @@
+"""A session: every peer on every checkpoint and case, one model in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from conformance.arrays import release
+from conformance.cases.case import Case
+from conformance.errors import CheckpointError, PeerUnavailable
+from conformance.judge.exact.lane import examine_exact
+from conformance.judge.judge import judge
+from conformance.judge.judgement import Judgement
+from conformance.measure.finding import Finding
+from conformance.peers.guard import PeerFault, call, line, said, warnings_kept
+from conformance.peers.protocol import Peer
+from conformance.progress import Reporter
+from conformance.target import Target
+from t5g2ref.backend import BackendError
+from t5g2ref.dtypes import DType
+
+Found = list[tuple[str, Judgement]]
+Plan = list[tuple[Target, Case]]
+
+
+class Session:
+    """Every peer on every case, one model in memory at a time; each result goes into `found` as it comes."""
+
+    def __init__(
+        self, plan: Plan, found: Found, reporter: Reporter, *, exact: bool, cases: bool, asked: bool = False
+    ) -> None:
+        self._plan, self._found, self._reporter = plan, found, reporter
+        self._exact, self.cases, self._asked = exact, cases, asked
+        self._targets = list({id(target): target for target, _ in plan}.values())
+        self._alone = True
+        self.versions: dict[str, dict[str, str]] = {}
+        self.notes: list[str] = []
+
+    def total(self, peers: list[Peer]) -> int:
+        """How many judgements there will be."""
+        return len(peers) * (len(self._plan) * self.cases + len(self._targets) * self._exact)
+
+    def judge(self, peers: list[Peer]) -> None:
+        self._reporter.start(self.total(peers))
+        self._alone = len(peers) == 1
+        for peer in peers:
+            with warnings_kept(peer.name, self.notes):
+                self._wholly(peer)
+            release(self._plan[0][0].backend)
+
+    def _wholly(self, peer: Peer) -> None:
+        """One peer on every checkpoint, until it is closed."""
+        for target in self._targets:
+            self._on(peer, target)
+        try:
+            call("close()", peer.close)
+        except PeerFault as fault:
+            self.notes.append(f"{peer.name}: {fault}")
+
+    def _on(self, peer: Peer, target: Target) -> None:
+        """One peer on one checkpoint. What it cannot load is an error of each case, and no end of the run."""
+        before = fingerprint(target, peer)
+        opened = self._guarded(peer, target, "", partial(self._open, peer, target))
+        refused = opened.error if opened is not None else ""
+        if not getattr(peer, "probed", True):
+            self._unprobed(peer, target)
+        elif self._exact:
+            if not hasattr(peer, "weights"):
+                self.notes.append(
+                    f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
+                )
+            self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
+        for case in (case for of, case in self._plan if of is target and self.cases):
+            self._one(peer, target, case.name, refused, partial(judge, peer, target, case, self._reporter.say))
+        if fingerprint(target, peer) != before:
+            detail = "the peer changed the weights that it was given in place: nothing that was judged here counts"
+            spoiled = Finding("weights", 0, "exact", detail=detail)
+            self._found.append((target.name, Judgement(peer.name, "exact", exact=[spoiled], dtype=peer.dtype)))
+
+    def _open(self, peer: Peer, target: Target) -> None:
+        """PeerUnavailable ends the run of one peer alone; beside others it is an error of that peer."""
+        known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
+        call("open()", peer.open, target, passing=known)
+        self.versions[peer.name] = _versions(peer)
+        said = [line(note) for note in getattr(peer, "notes", ())]
+        self.notes += [note for note in said if note not in self.notes]
+
+    def _unprobed(self, peer: Peer, target: Target) -> None:
+        """The exact lane of a peer that can only be read: left out with a word where nobody asked for it."""
+        why = "a dump can be read and not asked: neither its weights nor masks by probing were judged"
+        if self._asked:
+            self._found.append((target.name, Judgement(peer.name, "exact", skipped=why, dtype=peer.dtype)))
+        elif (note := f"{peer.name}: {why}") not in self.notes:
+            self.notes.append(note)
+        if self._exact:
+            self._reporter.step()
+
+    def _one(self, peer: Peer, target: Target, name: str, refused: str, judging: Callable[[], Judgement]) -> None:
+        failed = Judgement(peer.name, name, error=refused, dtype=peer.dtype)
+        result = failed if refused else self._guarded(peer, target, name, judging)
+        self._found.append((target.name, result or failed))
+        self._reporter.step()
+
+    def _guarded(self, peer: Peer, target: Target, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives; where there is no room for it, a judgement with that error, and the memory given back."""
+        try:
+            return work()
+        except (BackendError, PeerFault) as error:
+            failed = Judgement(peer.name, name, error=str(error), dtype=peer.dtype)
+        gc.collect()  # arrays in the frames of the error, which a collector that knows host memory alone would leave
+        release(target.backend)
+        return failed
+
+
+def _exactly(peer: Peer, target: Target, progress: Callable[[str], None]) -> Judgement:
+    """The exact lane: weights after the peer's loader, ids and embedding rows, masks by probing."""
+    began = time.perf_counter()
+    progress(f"exact lane: {peer.name}")
+    try:
+        findings, error = examine_exact(peer, target, cast(DType, peer.dtype), progress), ""
+    except (KeyboardInterrupt, BackendError):
+        raise
+    except BaseException as raised:  # whatever a foreign program raises is a finding, not our crash
+        findings, error = [], said(raised)
+    if not error:  # a probe that the peer raised on, or skipped, is no fault: it is not known
+        error = next((f.detail for f in findings if f.status == "missing" and not f.tap.startswith("weights")), "")
+    seconds = {"exact": time.perf_counter() - began}
+    return Judgement(peer.name, "exact", error=error, exact=findings, seconds=seconds, dtype=peer.dtype)
+
+
+def fingerprint(target: Target, peer: Peer) -> list[int]:
+    """A sum of the bits of every tensor that the truth and a peer in memory may share."""
+    xp = target.backend.xp
+    with target.backend.scope():
+        weights = target.rounded(cast(DType, peer.dtype)).values()
+        words = [w.reshape(-1).view(np.uint32 if w.dtype.itemsize == 4 else np.uint16) for w in weights]
+        sums = xp.stack([xp.sum(word, dtype=np.uint64) for word in words])
+        return [int(total) for total in target.backend.host(sums)]
+
+
+def _versions(peer: Peer) -> dict[str, str]:
+    """Names and versions as the peer tells them; PeerFault where they are no text."""
+    found = call("versions()", peer.versions)
+    if not isinstance(found, dict) or not all(isinstance(word, str) for pair in found.items() for word in pair):
+        raise PeerFault(f"versions() gave {line(repr(found))}, expected names and versions as text")
+    return {line(name): line(version) for name, version in found.items()}

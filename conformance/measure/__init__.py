@@ -1,0 +1,1 @@
+"""How far one tap is from the truth."""

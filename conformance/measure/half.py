@@ -1,0 +1,197 @@
+"""The statistics of a half-precision lane: one tap at a time is measured, all of a case are judged together.
+
+In bfloat16 a defect may be smaller than the rounding that it is mixed with, so one ratio with a wide limit will not do.
+At every tap, in this order:
+
+* **ceiling**: no element's error may be above the worst-case bound of `ceiling.py`. Above it is proof.
+* **values**: the ratio to the largest legal profile: the median token's is held against a limit k that a bootstrap
+  over tokens of the legal profiles' own errors gives, every token's against its counterpart; neither is above 2.
+* **tail**: the largest |error| / bound, beside that of the legal profiles.
+* **bias**: the mean of error / bound, as it is and along the truth's sign: rounding to nearest has none.
+
+A tap where the legal profiles themselves are off by a quarter of the value says nothing: it is unclear, and so is the
+verdict.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from conformance.cases.plan import kind_of
+from conformance.measure.finding import Finding
+from conformance.measure.ratio import FEW
+from conformance.measure.sums import Moments
+from t5g2ref.dtypes import unit_roundoff
+from t5g2ref.taps import Tap
+
+MOST = 2.0  # no limit k is above this, whatever the bootstrap says
+DRAWS = 400  # of the bootstrap; k is the largest of them
+TOKENS = 32  # of one draw at most: more would make k smaller
+UNCLEAR = 0.25  # a legal error of so much of the value
+ENOUGH = 64  # elements whose largest error is a statistic
+BIASED = 0.1  # of the worst-case error; truncation in place of rounding is at 0.5
+SURE = 6.0  # standard errors
+LEAST = 8  # errors that a bootstrap needs
+FLOOR = 0.25  # of u · ‖truth‖: below what one rounding of random numbers costs, 0.41
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One tap of one call, measured and not yet judged; `tokens` are the indices (n, axes) of the valid ones."""
+
+    tap: Tap
+    call: int
+    moments: Moments
+    tokens: Host
+    elements: int = 0
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.tap.name)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """k of one kind of tap in one case.
+
+    Args:
+        median, worst: what the median token's ratio, and every token's, is held against.
+        tokens: how many legal errors it was drawn from.
+        raw: what the bootstrap gave for the median and the worst before they were cut to [1, 2].
+    """
+
+    kind: str
+    median: float
+    worst: float
+    tokens: int
+    raw: tuple[float, float]
+
+
+def judged(measured: Sequence[Measured], dtype: str) -> tuple[list[Finding], list[Limit], list[str]]:
+    """Findings in the order given, the limits that they were held against, and the kinds of tap that are unclear."""
+    groups: dict[str, list[Measured]] = defaultdict(list)
+    for m in measured:
+        groups[m.kind].append(m)
+    limits = {kind: limit(kind, group, dtype) for kind, group in groups.items()}
+    findings = [_finding(m, limits[m.kind], dtype) for m in measured]
+    unclear = [kind for kind, group in groups.items() if _unclear(group, dtype)]
+    return findings, list(limits.values()), unclear
+
+
+def yardstick(m: Moments, dtype: str) -> Host:
+    """(tokens,): the error that each token may have: the largest legal one, no less than what is typical of the tap."""
+    legal, u = m.errors[1:].max(axis=0), unit_roundoff(dtype)
+    if m.features < FEW:  # two roundings: transformers forms a classifier's loss in the half type
+        return np.asarray(np.maximum(legal.max(), 2 * u * m.norm))
+    typical = float(np.median(_relative(legal, m.norm)))
+    return np.asarray(np.maximum(legal, max(typical, FLOOR * u) * m.norm))
+
+
+def _relative(error: Host, norm: Host) -> Host:
+    return np.divide(error, norm, out=np.zeros_like(error), where=norm > 0)
+
+
+def limit(kind: str, group: Sequence[Measured], dtype: str) -> Limit:
+    """k from a bootstrap: were the peer one of the legal profiles, with roundings of its own, how large could its ratio
+    be? Errors of the noisiest profile and yardsticks, each relative to its token, are drawn independently from all
+    tokens of the kind, as many as the smallest tap has; the ratio's median and maximum are taken; the largest of
+    `DRAWS` such draws is k. The generator is seeded by the kind: a verdict does not depend on luck."""
+    allowed = np.concatenate([_relative(yardstick(m.moments, dtype), m.moments.norm) for m in group])
+    legal = np.concatenate([_relative(m.moments.errors[1:], m.moments.norm[None]) for m in group], axis=1)
+    own = legal[legal.mean(axis=1).argmax()]
+    raw = (MOST, MOST)  # of so few errors nothing can be drawn
+    if allowed.size >= LEAST and np.isfinite(own).all() and (allowed > 0).any():
+        count = min(TOKENS, *(m.moments.norm.size for m in group), allowed.size)
+        rng = np.random.default_rng([20251212, *kind.encode()])
+        drawn = rng.choice(own, (DRAWS, count)) / rng.choice(allowed[allowed > 0], (DRAWS, count))
+        raw = (float(np.median(drawn, axis=1).max()), float(drawn.max()))
+    median, worst = (min(MOST, max(1.0, value)) for value in raw)
+    return Limit(kind, median, max(worst, median), allowed.size, raw)
+
+
+def _unclear(group: Sequence[Measured], dtype: str) -> bool:
+    return any(float(np.median(_relative(yardstick(m.moments, dtype), m.moments.norm))) > UNCLEAR for m in group)
+
+
+def _finding(m: Measured, k: Limit, dtype: str) -> Finding:
+    moments = m.moments
+    allowed = yardstick(moments, dtype)
+    ratio = np.divide(moments.errors[0], allowed, out=np.where(moments.errors[0] > 0, np.inf, 0.0), where=allowed > 0)
+    ratio = np.where(np.isfinite(moments.errors[0]) & np.isfinite(allowed), ratio, np.nan)
+    at = int(ratio.argmax())
+    scale = moments.norm[at] or 1.0
+    found = Finding(
+        m.tap.name,
+        m.call,
+        "pass",
+        float(ratio[at]),
+        float(np.median(ratio)),
+        float(np.quantile(ratio, 0.99, method="higher")),
+        tuple(int(i) for i in m.tokens[at]),
+        float(moments.errors[0][at] / scale),
+        float(allowed[at] / scale),
+        ratio.size,
+        tail=_tail(moments),
+        bias=_bias(moments)[0],
+        ceiling=float(moments.top[0].max()) if moments.bounded else float("nan"),
+    )
+    return _verdict(found, moments, k, m.tokens)
+
+
+def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Finding:
+    """The finding with the first test that it fails; each is written so that a NaN fails."""
+
+    def failed(status: str, judged: float, limit: float, detail: str) -> Finding:
+        return replace(found, status=status, judged=judged, limit=limit, detail=detail)
+
+    bias, allowed = _bias(moments)
+    if not np.isfinite(found.worst):
+        return failed("values", float("nan"), k.worst, "the reference's own numbers are not finite here")
+    if moments.bounded and not found.ceiling <= 1:
+        at = tuple(int(i) for i in tokens[int(moments.top[0].argmax())])
+        detail = f"token {at}: an error {found.ceiling:.3g} times the worst that legal rounding can do: proof"
+        return replace(failed("ceiling", found.ceiling, 1.0, detail), token=at)
+    if not found.median <= k.median:
+        return failed("values", found.median, k.median, f"the median token is {found.median:.3g} times the legal error")
+    if not found.worst <= k.worst:
+        return failed("values", found.worst, k.worst, f"the worst token is {found.worst:.3g} times the legal error")
+    if not found.tail <= MOST:
+        return failed("tail", found.tail, MOST, f"the largest error is {found.tail:.3g} times the largest legal one")
+    if not bias <= allowed:
+        return failed("bias", bias, allowed, f"errors lean to one side by {bias:.3g} of the worst-case error")
+    return replace(found, judged=found.worst, limit=k.worst)
+
+
+def _tail(m: Moments) -> float:
+    """The peer's largest |error| / bound over the legal profiles'; 0 where there are too few elements, or no bound."""
+    legal = float(m.top[1:].max())
+    if m.features * m.norm.size < ENOUGH or legal == 0:
+        return 0.0
+    return float(m.top[0].max()) / legal
+
+
+def _bias(m: Moments) -> tuple[float, float]:
+    """The larger of |mean error / bound| as it is and along the truth's sign, beyond that of the legal profiles; and
+    what of it is noise: `SURE` standard errors, from the elements and from the tokens' own means, and `BIASED`."""
+    count, worst, allowed = m.features * m.norm.size, 0.0, BIASED
+    for sums in (m.gain, m.shift):
+        means = sums.sum(axis=1) / count
+        spread = np.sqrt(m.square[0].sum()) / count
+        if m.norm.size > 1:
+            spread = max(spread, float((sums[0] / m.features).std(ddof=1)) / np.sqrt(m.norm.size))
+        excess = abs(float(means[0])) - float(np.abs(means[1:]).max())
+        if excess - SURE * spread > worst - (allowed - BIASED):
+            worst, allowed = excess, BIASED + SURE * spread
+    return worst, allowed
+
+
+def as_row(limit: Limit) -> dict[str, Any]:
+    """For the report."""
+    return asdict(limit)

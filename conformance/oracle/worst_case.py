@@ -1,0 +1,156 @@
+"""The worst case: how far a legal half-precision run can be from the truth at a tap, element by element.
+
+`Ceiling` is a Numerics under which the model's own source computes, in place of a value, the bound of its error. The
+walk gives every operation the peer's own values, so that one operation lies between two taps and its bound is the
+textbook one (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, chapters 2 and 3): one rounding of the
+result to the half type, plus what sums and functions in float32 may lose before. Attention also may round its scores
+twice, as an unfused one does. An error above the bound is no matter of statistics: nobody who rounds where this model
+rounds can have it.
+
+A product that is itself reduced in the half type (split-K on some GPUs) is not legal here: it is worse than this bound,
+and is shown as what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from t5g2ref import ops, rope
+from t5g2ref.backend import Backend
+from t5g2ref.dtypes import DType, unit_roundoff
+from t5g2ref.numerics import EXACT, Array, Numerics
+
+SINGLE = 2.0**-24  # unit roundoff of the float32 inside
+LOOSE = 4  # float32 functions (exp, tanh, cos, rsqrt) are not correctly rounded: a few ulps
+SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-24}  # below it a half type rounds to a fixed grid, or flushes
+
+
+@dataclass(frozen=True)
+class Ceiling(Numerics):
+    """Numerics of error bounds; make it by `ceiling`.
+
+    Args:
+        half: the peer's type.
+    """
+
+    half: DType = "bfloat16"
+
+    @property
+    def u(self) -> float:
+        """Unit roundoff of the half type, with the second order: (1 + u)(1 + 2⁻²⁰) − 1."""
+        return unit_roundoff(self.half) * (1 + 2.0**-10)
+
+    def cast(self, x: Array) -> Array:
+        """One rounding of x; the last bits of float32 relative to the row's largest element for what came before."""
+        size = self.xp.abs(x)
+        return self.u * size + 2 * LOOSE * SINGLE * size.max(axis=-1, keepdims=True)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Attention's weights, which are bounds already, times values."""
+        return self.xp.matmul(self.xp.abs(a), self.xp.abs(b))
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        w, abs_ = self.weight(weight).T, self.xp.abs
+        y, size = self.xp.matmul(x, w), self.xp.matmul(abs_(x), abs_(w))
+        if bias is not None:
+            y, size = y + self.weight(bias), size + abs_(self.weight(bias))
+        return self.u * abs_(y) + (x.shape[-1] + LOOSE) * SINGLE * size
+
+
+def ceiling(backend: Backend, half: DType) -> Ceiling:
+    """The bounds of a peer in `half`, on this backend."""
+    return Ceiling("float64", EXACT, backend.with_twins(TWINS), half, half)
+
+
+Definition = Callable[..., Array]
+
+
+def _relative(nx: Ceiling, y: Array, terms: int) -> Array:
+    """One rounding of y, whose relative error before is that of so many float32 operations."""
+    return (nx.u + (terms + LOOSE) * SINGLE) * nx.xp.abs(y)
+
+
+def _rms_norm(definition: Definition, nx: Ceiling, x: Array, weight: Array, eps: float) -> Array:
+    return _relative(nx, definition(_true(nx), x, weight, eps), x.shape[-1])
+
+
+def _layer_norm(definition: Definition, nx: Ceiling, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """The mean is subtracted: what float32 loses there is relative to x, not to the difference."""
+    true, xp = _true(nx), nx.xp
+    y = definition(true, x, weight, bias, eps)
+    spread = xp.sqrt(((x - x.mean(axis=-1, keepdims=True)) ** 2).mean(axis=-1, keepdims=True) + eps)
+    size = xp.abs(x).max(axis=-1, keepdims=True) / spread * xp.abs(true.weight(weight)) + xp.abs(true.weight(bias))
+    return nx.u * xp.abs(y) + 2 * (x.shape[-1] + LOOSE) * SINGLE * size
+
+
+def _gelu_tanh(definition: Definition, nx: Ceiling, x: Array) -> Array:
+    """1 + tanh cancels where x is negative: the loss is relative to x."""
+    return nx.u * nx.xp.abs(definition(_true(nx), x)) + 4 * LOOSE * SINGLE * nx.xp.abs(x)
+
+
+def _softcap(definition: Definition, nx: Ceiling, x: Array, cap: float | None) -> Array:
+    """Three roundings: of x / cap, which tanh does not enlarge, of tanh, and of the product."""
+    if cap is None:
+        return x  # nothing is done; the ratio judges what was handed on
+    small = cap * SMALLEST[nx.half]  # the quotient and tanh may be in the type's fixed grid
+    return nx.u * nx.xp.abs(x) + 2 * _relative(nx, definition(_true(nx), x, cap), LOOSE) + small
+
+
+def _rotate(definition: Definition, nx: Ceiling, x: Array, cos: Array, sin: Array) -> Array:
+    """Two products and a sum, each rounded."""
+    half, xp = x.shape[-1] // 2, nx.xp
+    turned = xp.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    parts = xp.abs(x * cos[:, None]) + xp.abs(turned * sin[:, None])
+    return nx.u * (1 + nx.u) * parts + _relative(nx, definition(_true(nx), x, cos, sin), 2)
+
+
+def _tables(definition: Definition, nx: Ceiling, kind: Any, head_dim: int, positions: Array) -> tuple[Array, Array]:
+    """Frequency, its power and the angle are float32: an angle of a radians is off by a few ulps of a."""
+    frequencies = rope.inverse_frequencies(nx, kind, head_dim)
+    angles = nx.xp.abs(positions[..., None] * frequencies)
+    loss = 4 * LOOSE * SINGLE * (1 + nx.xp.concatenate([angles, angles], axis=-1))
+    cos, sin = definition(_true(nx), kind, head_dim, positions)
+    return nx.u * nx.xp.abs(cos) + loss, nx.u * nx.xp.abs(sin) + loss
+
+
+def _embed(definition: Definition, nx: Ceiling, w: Any, ids: Array, eoi_id: int) -> Array:
+    return _relative(nx, definition(_true(nx), w, ids, eoi_id), 0)
+
+
+def _weights(
+    definition: Definition, nx: Ceiling, q: Array, k: Array, scale: float, cap: float | None, allowed: Any, grouped: Any
+) -> Array:
+    """Of the weights p: a score off by at most d moves every p by at most exp(2 d) − 1 of itself; then p is rounded,
+    and so is the sum of p · v, whose terms these bounds are to be multiplied by."""
+    xp, true = nx.xp, _true(nx)
+    weights = definition(true, q, k, scale, cap, allowed, grouped)
+    kt = k.swapaxes(-1, -2)
+    scores, sizes = (xp.abs(s).reshape(grouped) * scale for s in (xp.matmul(q, kt), xp.matmul(xp.abs(q), xp.abs(kt))))
+    lost = (2 if cap is None else 5) * nx.u * scores + (q.shape[-1] + LOOSE) * SINGLE * sizes
+    lost = lost if allowed is None else xp.where(allowed, lost, 0.0)
+    lost = xp.expm1(xp.minimum(2 * lost.max(axis=-1, keepdims=True), 700.0))
+    relative = lost + 2 * nx.u * (1 + lost) + (k.shape[2] + LOOSE) * SINGLE
+    return weights * relative + (weights > 0) * SMALLEST[nx.half]
+
+
+def _true(nx: Ceiling) -> Numerics:
+    """The truth's numerics, on the backend with its own twins."""
+    return Numerics("float64", EXACT, nx.backend.with_twins(dict.fromkeys(TWINS, _plain)), nx.half)
+
+
+def _plain(definition: Definition, nx: Numerics, *args: Any, **kwargs: Any) -> Array:
+    return definition(nx, *args, **kwargs)
+
+
+TWINS: Mapping[str, Callable[..., Any]] = {
+    ops.rms_norm.__name__: _rms_norm,
+    ops.layer_norm.__name__: _layer_norm,
+    ops.gelu_tanh.__name__: _gelu_tanh,
+    ops.softcap.__name__: _softcap,
+    rope.rotate.__name__: _rotate,
+    rope.tables.__name__: _tables,
+    "embed": _embed,
+    "attention_weights": _weights,
+}

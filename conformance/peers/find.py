@@ -1,0 +1,75 @@
+"""Peers: implementations under judgement. This package imports none of them; each sits in a module of its own."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from conformance.errors import PeerUnavailable
+from conformance.peers.protocol import Peer
+from t5g2ref.backend import NUMPY, Backend
+
+_TYPES = "float32|bfloat16|float16"
+FORMS = {
+    f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "float32 and the judge's device where nothing is said",
+    f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
+    "process:[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
+    "dir:FOLDER": "what a program wrote, as `check` reads it",
+    "ENTRY[:ARGUMENT]": "a Python package's entry point in the group conformance.peers",
+}
+"""How a peer may be named, and what that means."""
+
+_NAMES = {  # module: its names, whose groups are the arguments of its `create`
+    "torch.transformers": re.compile(rf"transformers:(eager|sdpa)(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
+    "reference": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
+}
+
+
+BUILT_IN = ("transformers:", "t5g2ref:")
+"""How names begin that mean the same peer however they are spelt."""
+
+
+def names(dtype: str = "float32") -> list[str]:
+    """The peers that are judged where none is named, in this type."""
+    return [f"transformers:{attention}:{dtype}" for attention in ("eager", "sdpa")]
+
+
+def create(name: str, backend: Backend = NUMPY) -> Peer:
+    """The peer of that name, for a judge on `backend`. Raises PeerUnavailable when it is unknown, its packages are not
+    installed, or its device is not there."""
+    for module, pattern in _NAMES.items():
+        if match := pattern.fullmatch(name):
+            return _created(name, module, *match.groups(), backend)
+    if name.startswith("process:"):
+        return _created(name, "process", name)
+    if name.startswith("dir:"):
+        from conformance.peers.folder import create as read
+
+        return read(Path(name.removeprefix("dir:")))
+    from conformance.peers import entry_points as plugins
+
+    found = plugins.find(name, backend)
+    if found is None:
+        known = ", ".join([*FORMS, *plugins.names()])
+        raise PeerUnavailable(f"no peer is called {name!r}; there are: {known}")
+    return found
+
+
+def _created(name: str, module: str, *arguments: Any) -> Peer:
+    if module == "torch.transformers":
+        from conformance.peers.torch.releases import refuse_unsupported
+
+        refuse_unsupported()
+    try:
+        peer: Peer = importlib.import_module(f"conformance.peers.{module}").create(*arguments)
+    except ModuleNotFoundError as error:
+        raise PeerUnavailable(
+            f'peer {name} needs {error.name}, which is not installed: pip install "t5g2ref[conformance]"'
+        ) from error
+    except ImportError as error:  # it is installed, but too old or broken
+        raise PeerUnavailable(
+            f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[conformance]"'
+        ) from error
+    return peer

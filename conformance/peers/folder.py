@@ -1,0 +1,110 @@
+"""A folder that some program wrote, as a peer: manifest.json, and a safetensors file for each call.
+
+Nothing of it is trusted and nothing guessed. What is wrong with the folder as such (its manifest, its files, names that
+do not exist) is an error before anything is judged; what is wrong with the numbers is a finding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conformance.activations import Dump
+from conformance.cases import catalogue as case_list
+from conformance.cases.case import Case
+from conformance.errors import PeerUnavailable
+from conformance.exchange.arrange import File, Shower, check_patterns, unknown
+from conformance.exchange.case_words import fingerprint, fingerprints
+from conformance.exchange.manifest import Manifest, Shown, read
+from conformance.exchange.reading import DumpError, Tensors
+from conformance.measure.finding import Finding
+from conformance.peers.protocol import Skip
+from conformance.target import Target
+
+
+class DumpPeer:
+    """A dump under judgement.
+
+    Attributes:
+        taps: names that the dump shows in the case that was run last; the others are not judged.
+        findings: faults of that case: ids that are not the case's, and arrays that have not their declared layout.
+    """
+
+    probed = False  # it can be read and not asked
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.name, self.dtype = manifest.peer.name, manifest.peer.dtype
+        self.taps: tuple[str, ...] = ()
+        self.findings: list[Finding] = []
+        self._folder, self._manifest = folder, manifest
+        self._target: Target | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    def versions(self) -> dict[str, str]:
+        return self._manifest.peer.versions
+
+    def accepts(self, target: Target) -> bool:
+        """Whether the dump says that it is of this checkpoint: by fingerprint where it has one, else by name."""
+        if not self._manifest.fingerprint:
+            return self._manifest.checkpoint == target.name
+        return self._manifest.fingerprint == fingerprint(fingerprints(target.weights, target.backend))
+
+    def open(self, target: Target) -> None:
+        """Check every entry and every header; PeerUnavailable names the first that is wrong."""
+        try:
+            if not self.accepts(target):
+                shown, mark = self._manifest.checkpoint, self._manifest.fingerprint[:12] or "none"
+                said = f"it is of checkpoint {shown!r} (fingerprint {mark}), not of {target.name!r}"
+                raise DumpError(f"{said}; give the --ckpt that was exported")
+            check_patterns(self._manifest.peer, target.config)
+            known = {case.name: case for case in case_list.build(target.config)}
+            for name, calls in self._manifest.cases.items():
+                if name not in known:
+                    unknown(name, known, "case")
+                opened(Shower(self._manifest.peer, target.config, known[name]), self._folder, calls)
+        except DumpError as error:
+            raise PeerUnavailable(f"dump {self._folder}: {error}") from error
+        self._target = target
+
+    def close(self) -> None:
+        self._target = None
+
+    def run(self, case: Case, dump: Dump) -> None:
+        """Read the case's files. Skip for a case that the dump does not hold; DumpError, once all that there is has
+        been put into `dump`, where the ids are others or the least that a dump has to show is not there."""
+        assert self._target is not None, "open() comes first"
+        if case.name not in self._manifest.cases:
+            raise Skip("the dump does not hold this case")
+        shower = Shower(self._manifest.peer, self._target.config, case)
+        files = opened(shower, self._folder, self._manifest.cases[case.name])
+        self.taps, self.findings = tuple(dict.fromkeys(name for _, names in files for name in names)), []
+        shower.put_all(files, dump, self.findings)
+
+
+def opened(shower: Shower, folder: Path, calls: list[Shown]) -> list[File]:
+    """A case's files, each with tap → tensor: as the manifest has it, else every tensor under its own name. DumpError
+    for a file, a name or a layout that is wrong, and for too few or too many of them."""
+    if len(calls) != len(shower.case.calls):
+        expected = f"expected {len(shower.case.calls)} calls, found {len(calls)}"
+        raise DumpError(f"case {shower.case.name}: {expected}; see `calls` in the export's manifest")
+    files: list[File] = []
+    for call, shown in enumerate(calls):
+        try:
+            tensors = Tensors.open(folder, shown.file)
+            names = {name: name for name in tensors.entries} if shown.taps is None else shown.taps
+            shower.check(call, tensors, names)
+        except DumpError as error:
+            raise DumpError(f"case {shower.case.name}, call {call}: {error}") from error
+        files.append((tensors, names))
+    return files
+
+
+def create(path: str | Path) -> DumpPeer:
+    """The peer of a dump folder; PeerUnavailable where its manifest is none."""
+    folder = Path(path)
+    try:
+        return DumpPeer(folder, read(folder))
+    except (DumpError, OSError) as error:
+        raise PeerUnavailable(f"dump {folder}: {error}") from error

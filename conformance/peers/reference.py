@@ -1,0 +1,84 @@
+"""The reference itself as a peer: on an array library and in a type of its own, against a judge that may use others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from conformance.activations import Dump
+from conformance.arrays import to_backend
+from conformance.cases.case import Case
+from conformance.errors import PeerUnavailable
+from conformance.oracle.run_case import program
+from conformance.target import Target
+from t5g2ref.backend import Backend, BackendError, find
+from t5g2ref.dtypes import HALF, DType
+from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import SDPA, Numerics
+from t5g2ref.params import tree
+from t5g2ref.trace import Trace
+
+
+class ReferencePeer:
+    """`t5g2ref` with the rounding points of a fused attention, every tap shown.
+
+    Args:
+        backend: "numpy", "cupy" or "cupy:1".
+        dtype: the half types are emulated on NumPy.
+    """
+
+    def __init__(self, backend: Backend, dtype: DType) -> None:
+        self.name = f"t5g2ref:{backend.name}:{dtype}"
+        self.dtype: DType = dtype
+        self._nx = Numerics(dtype, SDPA, backend)
+        self._target: Target | None = None
+        self._weights: Mapping[str, Any] = {}
+
+    def versions(self) -> dict[str, str]:
+        return self._nx.backend.describe()
+
+    def open(self, target: Target) -> None:
+        """The judge's weights, rounded to the type, as arrays of this backend."""
+        backend = self._nx.backend
+        with backend.scope():
+            self._weights = {n: self._nx.array(to_backend(w, backend)) for n, w in target.rounded(self.dtype).items()}
+        self._target = target
+
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """What is computed with, in the peer's type."""
+        exact = HALF[self.dtype] if self._nx.emulated else None
+        for name, value in self._weights.items():
+            yield name, value if exact is None else value.astype(exact)
+
+    def close(self) -> None:
+        self._weights, self._target = {}, None
+
+    def run(self, case: Case, dump: Dump) -> None:
+        assert self._target is not None, "open() comes first"
+        with self._nx.scope():
+            head = {n: self._nx.array(value) for n, value in case.head(self._target.config.decoder.hidden_size).items()}
+        config = replace(self._target.config, num_labels=case.num_labels)
+        model = T5Gemma2(config, tree({**self._weights, **head}), self._nx)
+
+        def trace_of(call: int) -> Trace:
+            while dump.calls <= call:
+                dump.new_call()
+            return Trace(lambda name, value: self._shown(dump, name, value))
+
+        program(case)(model, trace_of)
+
+    def _shown(self, dump: Dump, name: str, value: Any) -> Any:
+        """Put the value there as an array of the peer's type, which it has already unless the type is emulated: the
+        conversion is exact. A mask is bool, and a loss is wide."""
+        exact = self._nx.emulated and name != "loss" and value.dtype != bool
+        dump.put(name, value.astype(HALF[self.dtype]) if exact else value)
+        return value
+
+
+def create(name: str, dtype: DType, backend: Backend) -> ReferencePeer:
+    """The peer; on the judge's own backend where the names are the same. PeerUnavailable where it is not to be had."""
+    try:
+        return ReferencePeer(backend if backend.name == name else find(name), dtype)
+    except BackendError as error:
+        raise PeerUnavailable(f"peer t5g2ref:{name}:{dtype}: {error}") from error

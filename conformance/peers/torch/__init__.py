@@ -1,0 +1,1 @@
+"""Peers on torch: the one folder that may import it."""

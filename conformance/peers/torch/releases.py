@@ -1,0 +1,49 @@
+"""Which releases of transformers can be judged, and what one of them calls the decoder's cache. torch is not needed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from conformance.errors import PeerUnavailable
+
+OLDEST, NEWEST = "5.1.0", "5.24.0"
+"""Every release from the oldest to the newest was judged; pyproject.toml asks for the oldest at least."""
+
+
+def refuse_unsupported(installed: str | None = None) -> None:
+    """PeerUnavailable for a release whose attention calls cannot be seen: 5.0 has no `get_interface`, 4 no such model.
+
+    Args:
+        installed: the version; None for the installed package's. A package that is not there is left to its import.
+    """
+    try:
+        found = installed or version("transformers")
+        old = Version(found) < Version(OLDEST)
+    except (PackageNotFoundError, InvalidVersion):
+        return
+    if old:
+        raise PeerUnavailable(
+            f"transformers {found} cannot be judged, expected {OLDEST} or later (tested up to {NEWEST}): "
+            f'pip install "transformers>={OLDEST},<6"'
+        )
+
+
+def untested(installed: str) -> str:
+    """A note on a release that is newer than any that was tested; "" for the others."""
+    try:
+        new = Version(installed).release[:2] > Version(NEWEST).release[:2]
+    except InvalidVersion:
+        return ""
+    return f"transformers {installed} is newer than the releases this was tested with, {OLDEST} to {NEWEST}" * new
+
+
+def cache_name(forward: Callable[..., Any]) -> str:
+    """What a model's `forward` calls the cache that it is given and gives back: "cache" from 5.24 on, before that
+    "past_key_values"."""
+    names = inspect.signature(forward).parameters
+    return "cache" if "cache" in names else "past_key_values"

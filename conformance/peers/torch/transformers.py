@@ -1,0 +1,229 @@
+"""Hugging Face transformers as a peer: its own loader, its own attention paths, seen from outside."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import transformers
+from transformers import T5Gemma2Config
+from transformers.initialization import no_init_weights
+from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
+
+from conformance.activations import Dump
+from conformance.arrays import device_index, has_device
+from conformance.cases.case import Case, Run
+from conformance.errors import PeerUnavailable
+from conformance.peers.torch.hooks import Capture
+from conformance.peers.torch.releases import cache_name, untested
+from conformance.peers.torch.tensors import from_array, to_array, without_tf32
+from conformance.target import Target
+from t5g2ref import taps
+from t5g2ref.backend import Backend
+from t5g2ref.dtypes import DType
+from t5g2ref.params import TIED, canonical
+
+_CLASSES = {
+    "lm": modeling.T5Gemma2ForConditionalGeneration,
+    "sequence": modeling.T5Gemma2ForSequenceClassification,
+    "token": modeling.T5Gemma2ForTokenClassification,
+}
+
+
+class TransformersPeer:
+    """transformers with its eager or its sdpa attention.
+
+    Args:
+        attention: "eager" or "sdpa".
+        dtype: of weights, activations and pictures; float32 is without TF32, see `without_tf32`.
+        device: as torch names it: "cpu", "cuda", "cuda:1".
+    """
+
+    def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu") -> None:
+        usual = (dtype, device) == ("float32", "cpu")
+        self.name = f"transformers:{attention}" + ("" if usual else f":{dtype}:{device}")
+        self.dtype: DType = dtype
+        self._attention, self._device = attention, device
+        self._target: Target | None = None
+        self._models: dict[tuple[str, int], Any] = {}
+        self._switches = ExitStack()
+
+    def versions(self) -> dict[str, str]:
+        found = {"transformers": transformers.__version__, "torch": torch.__version__}
+        return found if self._device == "cpu" else found | {"tf32 in torch": "off"}
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said of this release beside the verdict."""
+        return [note] if (note := untested(transformers.__version__)) else []
+
+    def open(self, target: Target) -> None:
+        self.close()
+        self._target = target
+        if self._device != "cpu":
+            self._switches.enter_context(without_tf32())
+
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """Every tensor of the language model after its own loader; one that is tied has the names of all its places."""
+        assert self._target is not None, "open() comes first"
+        model, backend = self.model(Case("weights", "", ())), self._target.backend
+        for name, tensor in model.state_dict().items():
+            yield canonical(name), to_array(tensor, backend)
+
+    def close(self) -> None:
+        self._switches.close()
+        self._models.clear()
+        self._target = None
+        self._release()
+
+    def _release(self) -> None:
+        """Give the device what dropped models held: torch keeps freed memory, which the judge and others may need."""
+        if self._device != "cpu":
+            gc.collect()  # modules and their hooks refer to each other
+            torch.cuda.empty_cache()
+
+    def model(self, case: Case) -> Any:
+        """The model for the case's task, made once; classifiers are made anew for each number of labels."""
+        key = (case.task, case.num_labels if case.task != "lm" else 0)
+        if key not in self._models:
+            if case.task != "lm":
+                self._models = {k: m for k, m in self._models.items() if k[0] == "lm"}
+                self._release()
+            self._models[key] = self._build(case)
+        return self._models[key]
+
+    def run(self, case: Case, dump: Dump) -> None:
+        assert self._target is not None, "open() comes first"
+        model = self.model(case)
+        with torch.no_grad():
+            for run in case.runs:
+                self._run(model, case, run, dump)
+
+    def _run(self, model: Any, case: Case, run: Run, dump: Dump) -> None:
+        assert self._target is not None
+        config, images = self._target.config, run.pixel_values is not None
+        plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
+        capture = Capture(model, plan, *run.input_ids.shape)
+        held = cache_name(type(model).forward)
+        cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
+        for first, last in run.bounds:
+            inputs = self._inputs(case, run, first, last, {held: cache}, encoded)
+            wanted = [tap for tap in plan if encoded is None or not tap.first_call]
+            returned: dict[str, Any] = {}
+            dump.new_call()
+            try:
+                with capture.recording():
+                    out = model(**inputs)
+                returned = {"logits": out.logits, "loss": out.loss}
+            finally:  # what was seen before it raised is evidence
+                capture.into(dump, wanted, returned)
+            if run.splits is not None:
+                cache, encoded = getattr(out, held), encoded or (out.encoder_last_hidden_state,)
+
+    def _inputs(
+        self, case: Case, run: Run, first: int, last: int, cache: dict[str, Any], encoded: Any
+    ) -> dict[str, Any]:
+        """Keyword arguments of one forward, left out where the case gives nothing; `cache` by this release's name."""
+        given: dict[str, Any] = {
+            "attention_mask": run.attention_mask,
+            "decoder_input_ids": None if run.derived else run.decoder_input_ids[:, first:last],
+            "decoder_attention_mask": None
+            if run.decoder_attention_mask is None
+            else run.decoder_attention_mask[:, :last],
+            "decoder_position_ids": None
+            if run.decoder_position_ids is None
+            else run.decoder_position_ids[:, first:last],
+            "labels": run.labels,
+        }
+        if encoded is None:
+            given |= {
+                "input_ids": run.input_ids,
+                "position_ids": run.position_ids,
+                "pixel_values": run.pixel_values,
+            }
+        inputs = {name: torch.tensor(value, device=self._device) for name, value in given.items() if value is not None}
+        if "labels" in inputs and inputs["labels"].is_floating_point():
+            inputs["labels"] = inputs["labels"].float()
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._torch_dtype)
+        if case.task == "lm":
+            inputs |= cache | {"use_cache": run.splits is not None}
+            inputs["logits_to_keep"] = run.logits_to_keep or 0
+        if encoded is not None:
+            inputs["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=encoded[0])
+        return inputs
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def _build(self, case: Case) -> Any:
+        assert self._target is not None
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        model = self._from_arrays(case) if self._target.folder is None else self._from_folder(case)
+        for name, value in case.head(self._target.config.decoder.hidden_size).items():
+            model.get_parameter(name).data = from_array(value, self._torch_dtype, self._device)
+        return model.to(self._device).eval()  # not the type: what is kept in float32 (RoPE) must stay there
+
+    def _config(self, config: Any, case: Case) -> Any:
+        """One type in all five parts: a released config.json names bfloat16 inside the nested ones, which would
+        otherwise leave the encoder and the tower there."""
+        for part in (
+            config,
+            config.encoder,
+            config.encoder.text_config,
+            config.encoder.vision_config,
+            config.decoder,
+        ):
+            part.dtype = self.dtype
+        if case.task != "lm":
+            config.num_labels = case.num_labels
+        return config
+
+    def _from_folder(self, case: Case) -> Any:
+        assert self._target is not None
+        config = self._config(T5Gemma2Config.from_pretrained(self._target.folder), case)
+        return _CLASSES[case.task].from_pretrained(
+            self._target.folder, config=config, dtype=self._torch_dtype, attn_implementation=self._attention
+        )
+
+    def _from_arrays(self, case: Case) -> Any:
+        """Synthetic weights: the arrays themselves become the parameters, without a copy where type and place fit."""
+        assert self._target is not None
+        config = self._config(T5Gemma2Config(**self._target.config.to_dict()), case)
+        with no_init_weights():  # every parameter is replaced below
+            model = _CLASSES[case.task]._from_config(
+                config, dtype=self._torch_dtype, attn_implementation=self._attention
+            )
+        arrays = {**self._target.rounded(self.dtype), **case.head(self._target.config.decoder.hidden_size)}
+        tensors = {name: from_array(value, self._torch_dtype, self._device) for name, value in arrays.items()}
+        # By the names that this release has: earlier ones write vision_tower.vision_model.
+        names = {key: TIED.get(name, name) for key in model.state_dict() if (name := canonical(key))}
+        if strange := sorted(set(names.values()) ^ set(tensors)):
+            raise PeerUnavailable(
+                f"transformers {transformers.__version__} has other weights: {', '.join(strange[:8])}"
+            )
+        state = {key: tensors[name] for key, name in names.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+        model.tie_weights()
+        return model
+
+
+def create(attention: str, dtype: DType | None, device: str | None, backend: Backend) -> TransformersPeer:
+    """The peer; where no device is said, the judge's if torch sees it, else the CPU. PeerUnavailable for a device that
+    torch does not see."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        index = device_index(backend) if has_device(backend) else there
+        device = "cpu" if index >= there else f"cuda:{index}" if index else "cuda"
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= there:
+        seen = f"sees {there} such device{'s' * (there != 1)}" if there else "sees no CUDA device"
+        raise PeerUnavailable(
+            f"transformers on {device}: torch {torch.__version__} {seen}; install a torch for CUDA if this one is for "
+            "the CPU, see whether nvidia-smi lists the card, or say cpu in the peer's name"
+        )
+    return TransformersPeer(attention, dtype or "float32", device.removesuffix(":0"))

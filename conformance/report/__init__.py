@@ -1,0 +1,1 @@
+"""What is said: the verdict, as text, JSON, JUnit and a page."""

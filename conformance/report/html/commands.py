@@ -1,0 +1,44 @@
+"""How what a report says is had again: command lines, as near as the document tells them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from conformance.report.document import Document
+
+
+def whole_command(document: Document) -> str:
+    """How the run is had again: as it was given, where the document says it; else as near as the document tells."""
+    given = document.get("command") or document["environment"].get("command")
+    if given:
+        return str(given)
+    targets = dict.fromkeys(_checkpoint(str(j["target"])) for j in document["judgements"])
+    peers = dict.fromkeys(str(j["peer"]) for j in document["judgements"])
+    backend = _backend(document)
+    lines = [[*_START, *words, *(w for p in peers for w in ("--peer", p)), *backend] for words in targets]
+    return "\n".join(shlex.join(line) for line in lines)
+
+
+def command(document: Document, judgement: Document) -> str:
+    """The one comparison by itself; "" for a run that was no `run`, such as the check of a dump."""
+    if re.search(r"\bcheck\b", whole_command(document)):
+        return ""
+    asked = document.get("peers", {}).get(judgement["peer"], judgement["peer"])
+    words = [*_checkpoint(str(judgement["target"])), "--peer", str(asked)]
+    return shlex.join([*_START, *words, *_backend(document), "--case", str(judgement["case"]), "--detail"])
+
+
+_START = ("python", "-m", "conformance")
+_MADE = re.compile(r"(?P<name>.+) \((?P<calm>calm )?synthetic weights\)")
+
+
+def _checkpoint(target: str) -> tuple[str, ...]:
+    if made := _MADE.fullmatch(target):
+        return ("--ckpt", made["name"], "--synthetic", *(["--calm"] if made["calm"] else []))
+    return ("--ckpt", target)
+
+
+def _backend(document: Document) -> list[str]:
+    name = document["environment"].get("backend")
+    return ["--backend", str(name)] if name else []

@@ -1,0 +1,220 @@
+"""Everything that the page says, section by section. No markup here; `templates/report.html` has all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from conformance.defects.catalogue import first_seen_at
+from conformance.report.document import (
+    Document,
+    Row,
+    culprits,
+    failing,
+    in_parts,
+    in_words,
+    named,
+    number,
+    rows,
+    severity,
+)
+from conformance.report.html.commands import command, whole_command
+from conformance.report.html.comparisons import SYMBOLS, WORDS, WORST, Comparison, comparisons
+from conformance.report.html.depth import Depth, depth
+
+PLOTS = 6  # of failing comparisons; a page of passing ones has one a peer
+VERDICTS = {"CONFORMS": ("✓", "pass"), "DEVIATES": ("✗", "fail"), "INCOMPLETE": ("?", "error")}
+
+
+@dataclass(frozen=True)
+class Blame:
+    """One fault: the comparison that shows it first, and the cases where the same tap fails first."""
+
+    first: Comparison
+    cases: list[tuple[int, str]]
+    defects: list[Document]
+    candidates: list[str]
+    command: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One peer on one case in the matrix."""
+
+    index: int
+    state: str
+    symbol: str
+    word: str
+    figures: str
+
+
+@dataclass(frozen=True)
+class Matrix:
+    target: str
+    peers: list[str]
+    cases: list[tuple[str, str, list[Cell | None]]] = field(default_factory=list)
+
+
+def page(document: Document) -> dict[str, Any]:
+    """Everything that the template needs, by name."""
+    shown = comparisons(document)
+    by_state = {name: [c for c in shown if c.state == name] for name in SYMBOLS}
+    symbol, tone = VERDICTS.get(str(document["verdict"]), ("?", "error"))
+    return {
+        "document": document,
+        "symbol": symbol,
+        "tone": tone,
+        "comparisons": shown,
+        "by_state": by_state,
+        "blames": _blames(document, shown),
+        "matrices": _matrices(document, shown),
+        "plots": _plots(document, shown),
+        "targets": list(dict.fromkeys(str(c.judgement["target"]) for c in shown)),
+        "peers": list(dict.fromkeys(str(c.judgement["peer"]) for c in shown)),
+        "taps": sum(c.total for c in shown),
+        "hidden": _by_reason(document["not_exposed"]),
+        "largest_kl": _largest_kl(shown),
+        "largest_k": _largest_k(shown),
+        "unexpected": [k for k in document["known"] if k["state"] == "unexpected pass"],
+        "command": whole_command(document),
+        "text": _as_text(document, shown),
+        "words": WORDS,
+        "symbols": SYMBOLS,
+        "worst": WORST,
+    }
+
+
+def _blames(document: Document, shown: list[Comparison]) -> list[Blame]:
+    """The faults, each once, in the order of the run."""
+    by_id = {id(c.judgement): c for c in shown}
+    found = []
+    for alike in culprits(document):
+        first, cases = by_id[id(alike[0])], [(by_id[id(j)].index, str(j["case"])) for j in alike]
+        defects = {str(s["defect"]): s for j in alike for s in named(j)}
+        exposed = document["exposes"].get(first.judgement["case"], ())
+        tap = str((first.culprit or {}).get("tap", ""))
+        candidates = [] if defects else first_seen_at(tap, exposed)
+        found.append(Blame(first, cases, list(defects.values()), candidates, command(document, first.judgement)))
+    return found
+
+
+def _matrices(document: Document, shown: list[Comparison]) -> list[Matrix]:
+    tables: dict[str, dict[str, dict[str, Comparison]]] = {}
+    for c in shown:
+        cases = tables.setdefault(str(c.judgement["target"]), {})
+        cases.setdefault(str(c.judgement["case"]), {})[str(c.judgement["peer"])] = c
+    return [_matrix(document, target, cases) for target, cases in tables.items()]
+
+
+def _matrix(document: Document, target: str, cases: dict[str, dict[str, Comparison]]) -> Matrix:
+    peers = list(dict.fromkeys(peer for row in cases.values() for peer in row))
+    matrix = Matrix(target, peers)
+    for case, row in cases.items():
+        title = next((str(c.judgement.get("title", "")) for c in row.values()), "")
+        matrix.cases.append((case, title, [_cell(document, row[p]) if p in row else None for p in peers]))
+    return matrix
+
+
+def _cell(document: Document, c: Comparison) -> Cell:
+    lanes = [rows(document, c.judgement, lane) for lane in ("exact", "local", "cumulative")]
+    return Cell(c.index, c.state, c.symbol, c.word, _figures(c, *lanes))
+
+
+def _figures(c: Comparison, exact: list[Row], local: list[Row], cumulative: list[Row]) -> str:
+    """Largest ratios, local / cumulative; of an exact lane how much of it is right; else what happened."""
+    if c.state in ("skip", "error"):
+        return c.word
+    if exact and not local:
+        return f"{len(exact) - len(failing(exact))} of {len(exact)}"
+    return f"{_largest(local)} / {_largest(cumulative)}" if local or cumulative else c.word
+
+
+def _largest(found: Iterable[Row]) -> str:
+    """The largest ratio judged; the status of a fault that has none."""
+    worst = max(found, key=severity, default=None)
+    if worst is None:
+        return "–"
+    judged = number(worst["judged"])
+    return str(worst["status"]) if judged != judged else in_words(judged)
+
+
+def _plots(document: Document, shown: list[Comparison]) -> list[tuple[Comparison, Depth]]:
+    """Of the faults, each once; and where a peer has none, of the comparison with its largest ratio."""
+    chosen = [blame.first for blame in _blames(document, shown)][:PLOTS]
+    covered = {(c.judgement["target"], c.judgement["peer"]) for c in chosen}
+    best: dict[tuple[str, str], tuple[Any, Comparison]] = {}
+    for c in shown:
+        key = (str(c.judgement["target"]), str(c.judgement["peer"]))
+        worst = max(map(severity, rows(document, c.judgement, "local")), default=None)
+        if (
+            key not in covered
+            and worst is not None
+            and c.state == "pass"
+            and worst > best.get(key, ((False, -1.0),))[0]
+        ):
+            best[key] = worst, c
+    chosen += [c for _, c in best.values()][: max(2, PLOTS - len(chosen))]
+    made = [(c, _depth(document, c)) for c in chosen]
+    return [(c, plot) for c, plot in made if plot is not None]
+
+
+def _depth(document: Document, c: Comparison) -> Depth | None:
+    local, cumulative = (rows(document, c.judgement, anchor) for anchor in ("local", "cumulative"))
+    return depth(local, cumulative, c.culprit)
+
+
+def _by_reason(hidden: Document) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for defect, reason in hidden.items():
+        groups.setdefault(str(reason), []).append(str(defect))
+    return list(groups.items())
+
+
+def _largest_kl(shown: list[Comparison]) -> list[Comparison]:
+    """Of each peer in each type the comparison with the largest KL ratio."""
+    largest: dict[tuple[str, ...], Comparison] = {}
+    for c in (c for c in shown if c.judgement.get("logits")):
+        key = tuple(str(c.judgement[name]) for name in ("target", "peer"))
+        if key not in largest or _kl(c) > _kl(largest[key]):
+            largest[key] = c
+    return list(largest.values())
+
+
+def _kl(c: Comparison) -> float:
+    """The KL ratio; a NaN is the largest of all."""
+    ratio = number(c.judgement["logits"].get("kl_ratio"))
+    return math.inf if math.isnan(ratio) else ratio
+
+
+def _largest_k(shown: list[Comparison]) -> list[tuple[Document, Comparison]]:
+    """Of each kind of tap the largest limit and where it is from."""
+    largest: dict[str, tuple[Document, Comparison]] = {}
+    for c in shown:
+        for entry in c.judgement.get("k", ()):
+            kind = str(entry["kind"])
+            if kind not in largest or number(entry["median"]) > number(largest[kind][0]["median"]):
+                largest[kind] = entry, c
+    return list(largest.values())
+
+
+def _as_text(document: Document, shown: list[Comparison]) -> str:
+    """The verdict in the Markdown of an issue."""
+    lines = [f"**{document['verdict']}**", "", f"`{document['line']}`", ""]
+    for blame in _blames(document, shown)[:6]:
+        c, culprit = blame.first, blame.first.culprit or {}
+        lines.append(f"- {c.judgement['peer']} on {c.judgement['target']}, case {c.judgement['case']} ({c.anchor})")
+        lines.append(f"  - first bad tap `{culprit.get('tap')}`, call {culprit.get('call')}")
+        lines.append(f"  - {culprit.get('status')}: {culprit.get('detail')}")
+        for s in blame.defects:
+            title, error = document["defects"].get(s["defect"], ""), in_words(s["error"], 2)
+            lines.append(f"  - recognised: {s['defect']} {title}, coefficient {in_parts(s['coefficient'])} ± {error}")
+        lines += [f"  - `{blame.command}`"] if blame.command else []
+    lines += [
+        f"- {c.judgement['peer']}, case {c.judgement['case']}: raised `{c.judgement['error']}`"
+        for c in shown
+        if c.state == "error"
+    ][:6]
+    versions = ", ".join(f"{name} {value}" for name, value in document["environment"].items())
+    return "\n".join([*lines, "", versions, "", "```sh", whole_command(document), "```"])

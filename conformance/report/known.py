@@ -1,0 +1,213 @@
+"""Known deviations of a peer: a TOML file with a reason and a link for each, shown and not failed while they last.
+
+    [[deviation]]
+    peer = "transformers:*"             # glob
+    case = "window*"                    # glob
+    tap = "decoder.layers.*.mlp.act_fn" # glob; a part between two dots for each of the tap's
+    status = "values"                   # optional; without it any but missing, shape, dtype and nan
+    reason = "GELU by a table"
+    link = "https://github.com/…/issues/1"
+    versions = { transformers = ">=5.20,<5.24" }  # optional
+
+A deviation that is not there any more is reported: the file has to be true. An entry excuses the taps that it names and
+nothing else, so that it cannot hide a new fault.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
+
+from conformance.judge.judgement import Judgement
+from conformance.measure.finding import FAULTS, Finding
+from conformance.target import Target
+from t5g2ref import taps
+
+MAX_BYTES = 1 << 20
+REQUIRED = ("peer", "case", "tap", "reason", "link")
+BY_NAME = ("missing", "shape", "dtype", "nan")  # excused only where an entry says so
+EXACT = ("weights", "probe-")  # how the names of the exact lane begin
+SEEN, PASSED, NOT_RUN = "seen", "unexpected pass", "not run"
+
+
+class KnownError(OSError):
+    """The file of known deviations cannot be used: names the entry, the key, what was expected and found."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One entry of the file: see the module's page. `versions` maps packages to specifiers; all have to hold."""
+
+    peer: str
+    case: str
+    tap: str
+    reason: str
+    link: str
+    status: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def concerns(self, judgement: Judgement, versions: Mapping[str, str]) -> bool:
+        """Whether it is about this peer, in these versions, on this case."""
+        named = fnmatchcase(judgement.peer, self.peer) and fnmatchcase(judgement.case, self.case)
+        return named and all(_fits(versions.get(name), wanted) for name, wanted in self.versions.items())
+
+    def is_at(self, finding: Finding) -> bool:
+        """Whether this fault is the one."""
+        excused = self.status == finding.status if self.status else finding.status not in BY_NAME
+        return self.names(finding.tap) and excused
+
+    def names(self, tap: str) -> bool:
+        """Whether the entry is about a tap: part for part, so that `*` alone does not stand for everything."""
+        parts, wanted = tap.split("."), self.tap.split(".")
+        return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+@dataclass
+class Known:
+    """The entries of a file, and what became of each as judgements were shown to it."""
+
+    entries: tuple[Deviation, ...] = ()
+    _seen: set[int] = field(default_factory=set)
+    _passed: set[int] = field(default_factory=set)
+
+    def match(self, judgement: Judgement, versions: Mapping[str, str]) -> Deviation | None:
+        """The entry of the judgement's culprit, if entries cover all that is wrong with it; else None.
+
+        Cumulative failures behind a covered local one are its consequence. Each judgement is to be shown once.
+        """
+        about = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
+        whole = not judgement.error and not judgement.skipped and not judgement.unclear and not judgement.partly
+        failures = [f for f in _all(judgement) if not f.passed]
+        for i, entry in about:
+            if any(entry.is_at(f) for f in failures):
+                self._seen.add(i)
+            elif whole and _passes(entry, judgement):
+                self._passed.add(i)
+        uncovered = [f for f in _causes(judgement) if not any(entry.is_at(f) for _, entry in about)]
+        culprit = judgement.culprit
+        if culprit is None or uncovered or not whole:
+            return None
+        return next(entry for _, entry in about if entry.is_at(culprit))
+
+    def applied(self, judgement: Judgement, versions: Mapping[str, str]) -> Judgement:
+        """The judgement, with reason and link where what is wrong is known."""
+        entry = self.match(judgement, versions)
+        return judgement if entry is None else replace(judgement, known=f"{entry.reason} ({entry.link})")
+
+    def check(self, targets: Iterable[Target]) -> None:
+        """KnownError for an entry about a tap that no checkpoint here has: it would never be seen, and never missed."""
+        tables = [taps.table(t.config, task=task, loss=True) for t in targets for task in ("lm", "sequence", "token")]
+        names = {tap.name for table in tables for tap in table}
+        for i, entry in enumerate(self.entries, 1):
+            exact = entry.tap.startswith(EXACT)
+            if not exact and not any(entry.names(name) for name in names):
+                near = get_close_matches(entry.tap, names, 3)
+                raise KnownError(
+                    f"--known: deviation {i}: tap {entry.tap!r} is none of this checkpoint"
+                    + (f"; close: {', '.join(near)}" if near else "; see `list taps`")
+                )
+
+    def states(self) -> list[dict[str, Any]]:
+        """Every entry as in the JSON document: "seen", "unexpected pass" (its taps were judged on a peer and versions
+        that it names, and passed everywhere), or "not run"."""
+        return [
+            {
+                **{name: getattr(entry, name) for name in ("peer", "case", "tap", "status", "reason", "link")},
+                "versions": dict(entry.versions),
+                "state": SEEN if i in self._seen else PASSED if i in self._passed else NOT_RUN,
+            }
+            for i, entry in enumerate(self.entries)
+        ]
+
+
+def _all(judgement: Judgement) -> list[Finding]:
+    return [*judgement.exact, *judgement.local, *judgement.cumulative]
+
+
+def _passes(entry: Deviation, judgement: Judgement) -> bool:
+    """Whether its tap was judged here, and right each time."""
+    at = [f for f in _all(judgement) if entry.names(f.tap)]
+    return bool(at) and all(f.passed for f in at)
+
+
+def _causes(judgement: Judgement) -> list[Finding]:
+    """The failures that need an excuse: not the cumulative ones at or behind the first failing operation."""
+    order = {(f.call, f.tap): i for i, f in enumerate(judgement.local)}
+    local = [f for f in judgement.local if not f.passed]
+    first = order[local[0].call, local[0].tap] if local else len(order)
+    early = [f for f in judgement.cumulative if not f.passed and order.get((f.call, f.tap), -1) < first]
+    return [*(f for f in judgement.exact if not f.passed), *local, *early]
+
+
+def _fits(version: str | None, specifier: str) -> bool:
+    try:
+        return version is not None and SpecifierSet(specifier).contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def load(path: Path) -> Known:
+    """The file's entries; KnownError for anything that is not as the module's page says."""
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise KnownError(f"--known {path}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise KnownError(f"--known {path}: larger than {MAX_BYTES} bytes")
+    try:
+        raw = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise KnownError(f"--known {path}: no TOML: {error}") from error
+    entries = raw.pop("deviation", [])
+    if raw:
+        raise KnownError(f"--known {path}: has {next(iter(raw))!r}, expected nothing but [[deviation]]")
+    if not isinstance(entries, list) or not entries:
+        raise KnownError(f"--known {path}: expected at least one [[deviation]]")
+    return Known(tuple(_entry(entry, f"--known {path}: deviation {i}") for i, entry in enumerate(entries, 1)))
+
+
+def _entry(raw: object, where: str) -> Deviation:
+    if not isinstance(raw, dict):
+        raise KnownError(f"{where} is {raw!r}, expected a table under [[deviation]]")
+    _names(raw, (*REQUIRED, "status", "versions"), where)
+    for name in REQUIRED:
+        if name not in raw:
+            raise KnownError(f"{where}: {name} is missing, expected it with {', '.join(REQUIRED)}")
+    for name in (*REQUIRED, "status"):
+        if name in raw and not _is_line(raw[name]):
+            raise KnownError(f"{where}: {name} is {raw[name]!r}, expected a line of text")
+    if not raw["link"].startswith(("https://", "http://")):
+        raise KnownError(f"{where}: link is {raw['link']!r}, expected an address that begins with https:// or http://")
+    if raw.get("status", FAULTS[0]) not in FAULTS:
+        raise KnownError(f"{where}: status is {raw['status']!r}, expected one of {', '.join(FAULTS)}")
+    _versions(raw.get("versions", {}), f"{where}: versions")
+    return Deviation(**raw)
+
+
+def _versions(raw: object, where: str) -> None:
+    if not isinstance(raw, dict):
+        raise KnownError(f'{where} is {raw!r}, expected a table: {{ package = ">=1.0" }}')
+    for name, specifier in raw.items():
+        try:
+            SpecifierSet(specifier if isinstance(specifier, str) else "?")
+        except InvalidSpecifier:
+            raise KnownError(f"{where}.{name} is {specifier!r}, expected a specifier such as '>=5.20,<5.24'") from None
+
+
+def _names(raw: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    for name in raw:
+        if name not in allowed:
+            raise KnownError(f"{where}: has {name!r}, expected only {', '.join(allowed)}")
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 1024 and value.isprintable()

@@ -1,0 +1,124 @@
+"""Everything that one command found, and the verdict that follows from it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conformance.judge.judgement import Judgement
+from conformance.measure.finding import Finding
+from conformance.peers.guard import line
+from t5g2ref import __version__
+from t5g2ref.backend import NUMPY, Backend
+
+Place = tuple[str, Judgement, Finding]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that one command found.
+
+    Args:
+        judgements: (target name, judgement) in the order of the run.
+        exposes: case name → defect ids.
+        hidden: defect id → why this run could not have seen it.
+        versions: of the peers.
+        selected, available: cases chosen (0: the exact lane alone) and cases there are, for each target together.
+        seconds, peak_bytes: of the whole command.
+        interrupted: how far it came, when someone stopped it.
+        titles: case name → what it is.
+        peers: peer name → how it was asked for.
+        known: the entries of a file of known deviations, each with what became of it.
+        notes: what the verdict has to be read with.
+        command: as it was given, to be given again.
+    """
+
+    judgements: list[tuple[str, Judgement]]
+    exposes: dict[str, tuple[str, ...]]
+    hidden: dict[str, str]
+    versions: dict[str, str]
+    selected: int
+    available: int
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    interrupted: str = ""
+    titles: dict[str, str] = field(default_factory=dict)
+    known: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    peers: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """CONFORMS, DEVIATES, or INCOMPLETE when a peer could not be judged on something it was asked, and when a
+        known deviation is no longer seen."""
+        if any(j.deviates for _, j in self.judgements):
+            return "DEVIATES"
+        judged = all(j.passed or j.known for _, j in self.judgements)
+        if self.interrupted or not self.judgements or not judged or self._stale:
+            return "INCOMPLETE"
+        return "CONFORMS"
+
+    @property
+    def _stale(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.known if entry["state"] == "unexpected pass"]
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The types that peers were judged in."""
+        return list(dict.fromkeys(j.dtype for _, j in self.judgements if j.local))
+
+    @property
+    def status(self) -> int:
+        return {"CONFORMS": 0, "DEVIATES": 1, "INCOMPLETE": 3}[self.verdict]
+
+    def worst(self, anchor: str = "local", dtype: str | None = None) -> Place | None:
+        """The place with the largest ratio over everything, or over the peers in one type."""
+        judged = [(t, j) for t, j in self.judgements if dtype in (None, j.dtype)]
+        places = [(t, j, w) for t, j in judged if (w := j.worst(anchor)) is not None]
+        return max(places, key=lambda p: (not p[2].passed, np.nan_to_num(p[2].judged, nan=np.inf)), default=None)
+
+    def last_line(self) -> str:
+        """The fixed last line of the output."""
+        scope = "" if self.selected == self.available else f" (on {self.selected} of {self.available} cases)"
+        scope = scope if self.selected else " (exact lane alone)"
+        excused = len({j.known for _, j in self.judgements if j.known})
+        known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
+        return line(f"VERDICT: {self.verdict}{known}{scope}{self._blame()}")
+
+    def _blame(self) -> str:
+        if self.verdict == "INCOMPLETE" and self.interrupted:
+            return f" - interrupted after {self.interrupted}"
+        for target, judgement in self.judgements:
+            culprit = judgement.culprit
+            if self.verdict == "DEVIATES" and judgement.deviates and culprit is not None:
+                named = "".join(f", {s.defect}" for s in judgement.named if s.named)
+                return f" at {culprit.tap} ({culprit.status}{named}; {judgement.peer}, case {judgement.case}, {target})"
+            if self.verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
+                return f" - {_unjudged(judgement)}"
+        stale = self._stale[:1]
+        return "".join(f" - a known deviation is no longer seen: {entry['reason']}" for entry in stale)
+
+
+def _unjudged(judgement: Judgement) -> str:
+    """Why a judgement that found no fault is no pass either."""
+    if judgement.skipped:
+        return f"{judgement.peer} skips case {judgement.case}: {judgement.skipped}"
+    if judgement.error:
+        return f"{judgement.peer} could not be judged on case {judgement.case}"
+    if judgement.partly:
+        part = judgement.partly[0].part
+        return f"{part}, neither all of it nor none ({judgement.peer}, {judgement.case})"
+    if judgement.unclear:
+        return f"rounding noise could hide anything at {judgement.unclear[0]} ({judgement.peer}, {judgement.case})"
+    return f"nothing of {judgement.peer} was compared in case {judgement.case}"
+
+
+def environment(backend: Backend = NUMPY) -> dict[str, str]:
+    """What judged: versions, and the backend with its device where it is not NumPy."""
+    found = {"t5g2ref": __version__, "numpy": np.__version__, "python": platform.python_version()}
+    return found if backend is NUMPY else found | {"backend": backend.name} | backend.describe()

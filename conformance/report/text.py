@@ -1,0 +1,219 @@
+"""The result, and how a person reads it: a table of 100 columns, what failed, what could not be seen."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from conformance.defects.catalogue import DEFECTS, first_seen_at
+from conformance.judge.judgement import Judgement
+from conformance.judge.walk import LIMITS
+from conformance.measure.finding import Finding
+from conformance.report.result import Result
+from t5g2ref.dtypes import HALF
+
+WIDE = 48  # characters of a peer's name over its column
+
+
+def show(result: Result, console: Console, *, detail: bool = False) -> None:
+    """The table, the failures explained, what was not exposed, the figures. The verdict line is the caller's."""
+    for target in dict.fromkeys(name for name, _ in result.judgements):
+        console.print(Text(f"checkpoint {target}: worst ratio, local / cumulative", "italic"))
+        console.print(_table([j for name, j in result.judgements if name == target]))
+    if detail:
+        for target, judgement in result.judgements:
+            for anchor in ("exact", "local", "cumulative"):
+                if getattr(judgement, anchor):
+                    console.print(_details(target, judgement, anchor))
+    for target, judgement in result.judgements:
+        if judgement.culprit is not None and not _unasked(judgement):
+            console.print(_explained(target, judgement, result.exposes.get(judgement.case, ())))
+    for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and _unasked(j)]):
+        console.print(text)
+    console.print(_summary(result))
+
+
+def _table(judgements: list[Judgement]) -> Table:
+    """A row a case, a column a peer: worst local ratio, then worst cumulative ratio."""
+    peers = list(dict.fromkeys(j.peer for j in judgements))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("case", no_wrap=True)
+    for peer in peers:
+        short = peer if len(peer) <= WIDE else peer[: WIDE - 1] + "…"  # a command line may be long
+        heading = Text(short.removeprefix("transformers:").replace(":cpu", "").replace(":", "\n"))  # four fit
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("worst place (local)")  # the only one that a narrow terminal may cut
+    table.add_column("", no_wrap=True, min_width=5)
+    for case in dict.fromkeys(j.case for j in judgements):
+        rows = {j.peer: j for j in judgements if j.case == case}
+        cells = [_cell(rows.get(peer)) for peer in peers]
+        table.add_row(case, *cells, _cut(_place(list(rows.values()))), _passed(list(rows.values())))
+    return table
+
+
+def _cell(judgement: Judgement | None) -> str:
+    """Worst local and worst cumulative ratio; of the exact lane how many of its findings are right."""
+    if judgement is None:
+        return ""
+    if judgement.exact and not judgement.local:
+        return f"{sum(f.passed for f in judgement.exact)} of {len(judgement.exact)}"
+    return f"{_ratio(judgement.worst())} / {_ratio(judgement.worst('cumulative'))}"
+
+
+def _place(judgements: list[Judgement]) -> str:
+    """Where the worst local ratio is, or the first fault, or why there is none."""
+    for j in judgements:
+        if not j.passed:
+            other = _shortened(j.partly[0].tap) if j.partly else "unclear"
+            return _shortened(j.culprit.tap) if j.culprit else (j.skipped or j.error or other).split(":")[0]
+    worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged, default=None)
+    return "weights, embeddings, probes" if worst is None else _shortened(worst.tap)
+
+
+def _passed(judgements: list[Judgement]) -> Text:
+    if all(j.passed for j in judgements):
+        return Text("pass", "green")
+    if any(j.deviates for j in judgements):
+        return Text("FAIL", "bold red")
+    judgement = next(j for j in judgements if not j.passed)
+    for word, state in (("known", judgement.known), ("skip", judgement.skipped), ("unclear", judgement.unclear)):
+        if state:
+            return Text(word, "bold yellow")
+    return Text("error", "bold red")
+
+
+def _ratio(finding: Finding | None) -> str:
+    if finding is None:
+        return "-"
+    return finding.status if math.isnan(finding.judged) else f"{finding.judged:.3g}"
+
+
+def _cut(text: str) -> Text:
+    """One line whatever the width: its column gives way first, and its end is left out."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _shortened(tap: str) -> str:
+    """A tap's name that fits: the tower's prefix says nothing that its layer does not."""
+    for long, short in (("encoder.text_model.", "encoder."), ("encoder.vision_tower.encoder.", "vision.")):
+        tap = tap.replace(long, short)
+    return tap
+
+
+def _details(target: str, judgement: Judgement, anchor: str) -> Table:
+    """Every finding of one lane, each with the limit that it was held against."""
+    what = {"exact": "exact lane", "local": "local ratio at every tap", "cumulative": "cumulative ratio by the median"}
+    title = Text(f"{judgement.peer} on {judgement.case} ({target}): {what[anchor]}")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("call", "tap", "tokens", "median", "99 %", "worst", "limit", "token", ""):
+        table.add_column(name, justify="left" if name in ("tap", "token") else "right", no_wrap=name != "tap")
+    for f in getattr(judgement, anchor):
+        numbers = ["-" if math.isnan(x) else f"{x:.2f}" for x in (f.median, f.p99, f.worst, f.limit)]
+        token = ",".join(map(str, f.token))
+        status = Text("pass", "green") if f.passed else Text(f.status, "bold red")
+        table.add_row(str(f.call), _cut(_shortened(f.tap)), str(f.tokens), *numbers, token, status)
+    return table
+
+
+def _unasked(judgement: Judgement) -> bool:
+    """Whether no fault was found because nothing, or too little, could be compared."""
+    culprit = judgement.culprit
+    return culprit is None or bool(judgement.error and culprit.status == "missing")
+
+
+def _unjudged(judgements: list[tuple[str, Judgement]]) -> Iterator[Text]:
+    """What could not be judged, every reason once, with its cases."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for target, j in judgements:
+        unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
+        part = "; ".join(f"{s.part}: neither all of it nor none" for s in j.partly)
+        why = j.skipped or j.error or unclear or part or "nothing was compared"
+        groups.setdefault((j.peer, target, why), []).append(j.case)
+    for (peer, target, why), cases in groups.items():
+        text = Text(
+            f"\n{peer} could not be judged on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", "bold red"
+        )
+        yield text.append(f"  cases           {' '.join(cases)}\n  why             {why}\n", "default")
+
+
+def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> Text:
+    assert judgement.culprit is not None
+    text = Text(f"\n{judgement.peer} fails case {judgement.case} on {target}\n", "bold red")
+    return text.append("\n".join(_blamed(judgement, judgement.culprit, exposes)) + "\n", "default")
+
+
+def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
+    """The lines about a fault: where, what, how large, which defect."""
+    where = next(name for name in ("exact", "local", "cumulative") if culprit in getattr(judgement, name))
+    kind = "exact" if where == "exact" else "local"
+    found: list[Finding] = getattr(judgement, kind)
+    yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
+    yield f"  what            {culprit.status}: {culprit.detail}"
+    yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
+    if not math.isnan(culprit.worst):
+        at = f"token {culprit.token}, {culprit.tokens} tokens compared"
+        errors = f"peer {culprit.peer_error:.2e}, control {culprit.control_error:.2e} of the value"
+        yield f"  worst ratio     {culprit.worst:.3g} (median {culprit.median:.3g}) at {at}; errors {errors}"
+    named = [s for s in judgement.named if s.named]
+    for s in named:
+        size = f"{s.coefficient:.2f} ± {s.error:.2g} of its pattern"
+        yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
+    known = [] if named else first_seen_at(culprit.tap, exposes)
+    if known:
+        yield "  it may be       " + "\n                  ".join(f"{d} {DEFECTS[d]}" for d in known)
+    if judgement.known:
+        yield f"  known           {judgement.known}"
+    if judgement.error:
+        yield f"  then it raised  {judgement.error}"
+    if where == "cumulative":
+        yield "  every single operation is right by itself: look at what is passed between them"
+
+
+def _summary(result: Result) -> Text:
+    text = Text()
+    for dtype in result.dtypes:
+        text.append("\n".join(_figures(result, dtype)) + "\n")
+    taps = sum(len(j.local) for _, j in result.judgements)
+    text.append(f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, ")
+    text.append(f"peak memory {result.peak_bytes / 2**30:.1f} GiB; ")
+    text.append(", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items()) + "\n")
+    for note in result.notes:
+        text.append(f"note: {note}\n", "yellow")
+    for entry in result.known:
+        text.append(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})\n")
+    groups: dict[str, list[str]] = {}
+    for defect, reason in result.hidden.items():
+        groups.setdefault(reason, []).append(defect)
+    text.append(f"exposed {len(DEFECTS) - len(result.hidden)} of {len(DEFECTS)} catalogued defects; not these:\n")
+    for reason, defects in groups.items():
+        lines = textwrap.wrap(f"{' '.join(defects)}: {reason}", 96, initial_indent="  ", subsequent_indent="      ")
+        text.append("\n".join(lines) + "\n")
+    return text
+
+
+def _figures(result: Result, dtype: str) -> Iterator[str]:
+    """The largest ratios of the peers in one type; in half precision also what was held against the worst case."""
+    for name, tokens in (("local", "each"), ("cumulative", "median")):
+        place = result.worst(name, dtype)
+        if place is not None and not math.isnan(place[2].judged):
+            target, j, f = place
+            limit = f"k = {f.limit:.2f}" if dtype in HALF and name == "local" else f"limit {f.limit:g}"
+            yield (
+                f"{dtype}: worst {name} ratio {f.judged:.3g} ({limit}, {tokens} token) at {_shortened(f.tap)}, "
+                f"{j.peer}, case {j.case}, {target}"
+            )
+    if dtype in HALF:
+        found = [f for _, j in result.judgements if j.dtype == dtype for f in j.local]
+        ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
+        k = [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits] or [1.0]
+        if not math.isnan(ceiling):
+            yield f"{dtype}: largest error {ceiling:.3g} of the worst case that legal rounding can do"
+        yield (
+            f"{dtype}: k of the median token {min(k):.2f} to {max(k):.2f}: bootstrap over tokens of the legal "
+            f"profiles' errors, never above {LIMITS['half']:g}"
+        )

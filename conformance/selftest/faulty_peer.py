@@ -1,0 +1,51 @@
+"""The peer that has a fault: our own model, wrong on purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conformance.activations import Dump
+from conformance.cases.case import Case
+from conformance.defects.injection import HEALTHY, Injection, Setting, half_of
+from conformance.peers.reference import ReferencePeer
+from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.dtypes import DType
+from t5g2ref.numerics import SDPA, Numerics, Profile
+from t5g2ref.trace import Trace
+
+
+class FaultyPeer(ReferencePeer):
+    """The reference with one fault.
+
+    Args:
+        injection: the fault; none by default.
+        profile: where it rounds and how it sums, for a legal run of another kind.
+    """
+
+    def __init__(
+        self,
+        injection: Injection = HEALTHY,
+        backend: Backend = NUMPY,
+        dtype: DType = "float32",
+        profile: Profile = SDPA,
+        name: str = "",
+    ) -> None:
+        super().__init__(backend, dtype)
+        self.name = name or self.name
+        self._nx = Numerics(dtype, profile, backend)
+        self._injection = injection
+
+    def run(self, case: Case, dump: Dump) -> None:
+        assert self._target is not None, "open() comes first"
+        config = self._target.config
+        with self._nx.scope():
+            head = {n: self._nx.array(value) for n, value in case.head(config.decoder.hidden_size).items()}
+
+            def trace_of(call: int) -> Trace:
+                while dump.calls <= call:
+                    dump.new_call()
+                return Trace(lambda name, value: self._shown(dump, name, value))
+
+            setting = Setting(config, {**self._weights, **head}, case, self._nx, half_of(self.dtype))
+            with np.errstate(all="ignore"):  # what a fault makes infinite is for the judge to find
+                self._injection.run(setting, trace_of)

@@ -1,0 +1,198 @@
+"""What a self-test says: the kill matrix, what failed, and what the cases should declare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from conformance.cases.case import Case
+from conformance.defects.all import NOT_INJECTED
+from conformance.defects.catalogue import DEFECTS
+from conformance.defects.injection import Fault
+from conformance.selftest.trial import ELSEWHERE, EXPECTED, NOTHING, SURVIVED, Trial
+
+STYLES = {EXPECTED: "green", ELSEWHERE: "yellow", SURVIVED: "bold red", NOTHING: "dim"}
+LEGEND = """\
+K killed at the expected tap   k killed at another tap   ! has an effect that survived
+. no effect on what counts in this case   (blank) not run"""
+
+
+@dataclass
+class Outcome:
+    """Everything that a self-test found.
+
+    Args:
+        faults, trials: side by side.
+        cases: the columns.
+        legal: (name, lane, target, case, what was found) of every legal run; "" where it conforms.
+        whole: every fault was run in every case, so that what the cases declare can be checked.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    legal: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    whole: bool = True
+    interrupted: bool = False
+
+    def pairs(self) -> Iterator[tuple[Fault, Trial]]:
+        yield from zip(self.faults, self.trials, strict=True)
+
+    def failures(self) -> list[str]:
+        """Everything that is wrong with the judge, a line each."""
+        found = [line for fault, trial in self.pairs() for line in wrong(fault, trial)]
+        found += [f"legal run {n} in {lane} on {t}, case {c}: {what}" for n, lane, t, c, what in self.legal if what]
+        return found + (self.undeserved() if self.whole else [])
+
+    def undeserved(self) -> list[str]:
+        """Pairs that a case declares and that are not killed there."""
+        lines = []
+        for case in self.cases:
+            for defect in case.exposes:
+                cells = self._cells(case.name, defect)
+                if defect in NOT_INJECTED or not cells:
+                    continue
+                if not any(cell in (EXPECTED, ELSEWHERE) for cell in cells.values()):
+                    lines.append(f"case {case.name} declares {defect}, of which no variant is killed there")
+                lines += [
+                    f"case {case.name} declares {defect}, but {key} survives there"
+                    for key, cell in cells.items()
+                    if cell == SURVIVED
+                ]
+        return lines
+
+    def undeclared(self) -> dict[str, list[str]]:
+        """Case → ids that are killed there and that it does not declare."""
+        found = {}
+        for case in self.cases:
+            killed = {f.id for f, t in self.pairs() if f.catalogued and t.cells.get(case.name) in (EXPECTED, ELSEWHERE)}
+            found[case.name] = sorted(killed - set(case.exposes))
+        return {name: ids for name, ids in found.items() if ids}
+
+    def rounding(self) -> list[str]:
+        """Effects that were taken for rounding where nobody declares the defect."""
+        declared = {case.name: case.exposes for case in self.cases}
+        return [
+            f"{fault.key} in {case}"
+            for fault, trial in self.pairs()
+            for case, cell in trial.cells.items()
+            if cell == SURVIVED and fault.id not in declared.get(case, ()) and case != fault.case
+        ]
+
+    def _cells(self, case: str, defect: str) -> dict[str, str]:
+        return {f.key: t.cells[case] for f, t in self.pairs() if f.id == defect and case in t.cells}
+
+    def last_line(self) -> str:
+        failures, legal = self.failures(), len(self.legal)
+        if self.interrupted:
+            return f"VERDICT: INCOMPLETE - interrupted after {len(self.trials)} faults"
+        if failures:
+            return f"VERDICT: DEVIATES - the judge failed {len(failures)} times, first: {failures[0]}"
+        told = f"{len(self.trials)} of {len(self.faults)} faults killed at the right tap"
+        return f"VERDICT: CONFORMS - {told}, none of {legal} legal runs was blamed"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.last_line(),
+            "failures": self.failures(),
+            "seconds": self.seconds,
+            "faults": [
+                {"id": f.id, "title": f.title, "case": f.case, "lane": f.lane, "expected": [f.tap, f.status, f.call]}
+                | t.as_dict()
+                for f, t in self.pairs()
+            ],
+            "legal": [dict(zip(("name", "lane", "target", "case", "found"), run, strict=True)) for run in self.legal],
+            "not_injected": NOT_INJECTED,
+            "undeclared": self.undeclared(),
+            "seen_as_rounding": self.rounding(),
+        }
+
+
+def wrong(fault: Fault, trial: Trial) -> list[str]:
+    """What the judge got wrong about a fault in its own case."""
+    at = f"{fault.key} in {fault.case}"
+    if not trial.injected:
+        return [f"{at} was not injected: the peer shows the same with it and without"]
+    if trial.culprit is None or trial.cells.get(fault.case) == SURVIVED:
+        return [f"{at} survived"]
+    if not fault.expects(*trial.culprit):
+        return [f"{at}: expected {(fault.tap, fault.status, fault.call)}, found {trial.culprit}"]
+    right, given = {fault.id, *fault.alike}, set(trial.named)
+    lines = [f"{at}: named {name}, which it is not" for name in sorted(given - right)]
+    if fault.catalogued and fault.named and not given & right:
+        lines.append(f"{at}: not named")
+    return lines
+
+
+def show(outcome: Outcome) -> None:
+    """The matrix and the summary, on stdout."""
+    console = Console(highlight=False, soft_wrap=True, width=100 if not sys.stdout.isatty() else None)
+    console.print(_numbers(outcome.cases))
+    console.print(_header(outcome.cases))
+    for fault, trial in outcome.pairs():
+        console.print(_row(fault, trial, outcome.cases))
+    console.print(f"\n{LEGEND}\n")
+    for line in summary(outcome):
+        console.print(Text(line))
+
+
+def _numbers(cases: Iterable[Case]) -> Text:
+    lines = [f"{i:2} {case.name:20}" for i, case in enumerate(cases, 1)]
+    columns = [lines[i : i + 4] for i in range(0, len(lines), 4)]
+    return Text("cases\n" + "\n".join("  ".join(column).rstrip() for column in columns) + "\n")
+
+
+def _header(cases: list[Case]) -> Text:
+    return Text(f"{'fault':22}" + "".join(f"{i:3}" for i in range(1, len(cases) + 1)) + "  named", style="bold")
+
+
+def _row(fault: Fault, trial: Trial, cases: list[Case]) -> Text:
+    row = Text(f"{fault.key:22}", style="bold red" if wrong(fault, trial) else "")
+    for case in cases:
+        cell = trial.cells.get(case.name, " ")
+        row.append(f"  {cell}", style=STYLES.get(cell, ""))
+    row.append(f"  {' '.join(trial.named)}", style="dim")
+    return row
+
+
+def summary(outcome: Outcome) -> list[str]:
+    """The result in a few lines."""
+    injected = {f.id for f in outcome.faults if f.catalogued}
+    own = sum(not f.catalogued for f in outcome.faults)
+    killed = sum(not wrong(f, t) for f, t in outcome.pairs())
+    lines = [
+        f"{len(outcome.faults)} faults: {len(injected)} of {len(DEFECTS)} of the catalogue in "
+        f"{len(outcome.faults) - own} variants, and {own} of our own; {killed} killed as expected",
+        f"{sum(bool(t.named) for t in outcome.trials)} named; {len(outcome.legal)} legal runs; {outcome.seconds:.0f} s",
+        *(f"not injected: {id} {DEFECTS[id]}: {reason}" for id, reason in NOT_INJECTED.items()),
+        *(f"seen as rounding, where no case declares it: {line}" for line in outcome.rounding()),
+    ]
+    if outcome.whole and (more := outcome.undeclared()):
+        lines += ["killed though not declared:", *(f"  {case}: {' '.join(ids)}" for case, ids in more.items())]
+    return [*lines, *(f"FAILED  {line}" for line in outcome.failures())]
+
+
+def explained(fault: Fault, trial: Trial) -> str:
+    """One fault: what it is, what was expected and what was found."""
+    found = "nothing" if trial.culprit is None else "{} ({}, call {})".format(*trial.culprit)
+    taps = [f"    {tap} (call {call}): {status} {judged:.4g}" for tap, call, status, judged in trial.failing]
+    problems = wrong(fault, trial)
+    return "\n".join(
+        [
+            f"{fault.key}  {fault.title}" + (f"   [{DEFECTS[fault.id]}]" if fault.id in DEFECTS else ""),
+            f"  put in by   {fault.inject.how}",
+            f"  case        {fault.case}, {fault.lane}, on {fault.target}",
+            f"  expected    {fault.tap} ({fault.status}, call {fault.call})",
+            f"  found       {found}, ratio {trial.ratio:.4g}" + (f"; it raised {trial.error}" if trial.error else ""),
+            f"  named       {' '.join(trial.named) or 'nothing'}",
+            *(f"  WRONG       {problem}" for problem in problems),
+            f"  failing taps: {len(taps)}",
+            *taps,
+        ]
+    )

@@ -1,0 +1,242 @@
+"""One fault put before the judge: in its own case by the whole judgement, in the others until something fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+
+from conformance.activations import Dump
+from conformance.cases import catalogue as case_list
+from conformance.cases.case import Case
+from conformance.cases.plan import plan_of, validity
+from conformance.defects.injection import Fault
+from conformance.judge.judge import judge
+from conformance.judge.judgement import Judgement
+from conformance.judge.walk import Comparison
+from conformance.measure.finding import Finding
+from conformance.oracle.run_case import models
+from conformance.selftest.faulty_peer import FaultyPeer
+from conformance.target import Target
+from t5g2ref.dtypes import DType
+from t5g2ref.taps import Tap
+
+EXPECTED, ELSEWHERE, SURVIVED, NOTHING = "K", "k", "!", "."
+STRONGER = (EXPECTED, ELSEWHERE, SURVIVED, NOTHING)
+
+Host = np.ndarray[Any, Any]
+Values = dict[tuple[int, str], Host]
+
+
+@dataclass
+class Trial:
+    """What came of one fault.
+
+    Args:
+        key: the fault's.
+        cells: case → one of STRONGER; only the cases that were run.
+        culprit: of its own case, as (tap, status, call).
+        ratio: what the culprit was judged by.
+        named: ids that the judge gave it.
+        failing: every failing local tap as (tap, call, status, judged).
+        error: the peer's, where it raised.
+        injected: whether the peer shows anything in its own case that it does not show without the fault.
+    """
+
+    key: str
+    cells: dict[str, str] = field(default_factory=dict)
+    culprit: tuple[str, str, int] | None = None
+    ratio: float = float("nan")
+    named: list[str] = field(default_factory=list)
+    failing: list[tuple[str, int, str, float]] = field(default_factory=list)
+    error: str = ""
+    injected: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Bench:
+    """The targets, and what healthy peers show on them.
+
+    Args:
+        targets: name → target; `fault.target` picks one, the first where it is not there.
+    """
+
+    def __init__(self, targets: dict[str, Target]) -> None:
+        self.targets = targets
+        self._healthy: dict[tuple[str, str, str], Values] = {}
+
+    def target(self, fault: Fault, name: str = "") -> Target:
+        """The target that a fault is tried on, with the configuration that it gives to truth and peer alike."""
+        chosen = self.targets.get(name or fault.target, next(iter(self.targets.values())))
+        config = fault.given(chosen.config)
+        return chosen if config == chosen.config else replace(chosen, config=config)
+
+    def cases(self, fault: Fault) -> list[Case]:
+        return case_list.build(self.target(fault).config)
+
+    def try_out(self, fault: Fault, everywhere: bool) -> Trial:
+        """The fault in its own case; `everywhere`: in every other as well, in a half type where it is declared."""
+        trial, target = Trial(fault.key), self.target(fault)
+        for case in self.cases(fault):
+            if case.name == fault.case:
+                trial = self._own(trial, fault, target, case)
+            elif everywhere and (fault.lane == "float32" or fault.id in case.exposes):
+                trial.cells[case.name] = self._cell(fault, target, case)
+                if trial.cells[case.name] not in (EXPECTED, ELSEWHERE) and fault.id in case.exposes:
+                    trial.cells[case.name] = self._other_target(fault, case.name, trial.cells[case.name])
+        return trial
+
+    def judged(self, fault: Fault, target: Target, case: Case) -> Judgement:
+        """The whole judgement of the peer with the fault."""
+        peer = FaultyPeer(fault.inject, target.backend, cast(DType, fault.lane))
+        peer.open(target)
+        return judge(cast(Any, peer), target, case)
+
+    def _own(self, trial: Trial, fault: Fault, target: Target, case: Case) -> Trial:
+        result = self.judged(fault, target, case)
+        culprit = result.culprit
+        trial.injected = self._injected(fault, target, case)
+        trial.error, trial.named = result.error, sorted({s.defect for s in result.named if s.named})
+        trial.failing = [(f.tap, f.call, f.status, f.judged) for f in result.local if not f.passed]
+        if culprit is not None:
+            trial.culprit, trial.ratio = (culprit.tap, culprit.status, culprit.call), culprit.judged
+        trial.cells[case.name] = _letter(fault, culprit if result.deviates else None)
+        return trial
+
+    def _injected(self, fault: Fault, target: Target, case: Case) -> bool:
+        """Whether the fault makes a difference. One that does not has not got in, and says nothing of the judge."""
+        watched = _Watched(fault, target, case, self.healthy(target, case, fault.lane), whole=False)
+        with _shown(watched, target, case):
+            return watched.unlike is not None
+
+    def _other_target(self, fault: Fault, name: str, found: str) -> str:
+        """What the other bundled geometry shows, if more."""
+        other = {"tiny": "tiny-even", "tiny-even": "tiny"}.get(fault.target, "")
+        if other not in self.targets:
+            return found
+        target = self.target(fault, other)
+        case = next(c for c in case_list.build(target.config) if c.name == name)
+        return min(found, self._cell(fault, target, case), key=STRONGER.index)
+
+    def _cell(self, fault: Fault, target: Target, case: Case) -> str:
+        if fault.lane != "float32":
+            result = self.judged(fault, target, case)
+            return _letter(fault, result.culprit if result.deviates else None)
+        healthy = self.healthy(target, case)
+        for whole in (False, True):
+            watched = _Watched(fault, target, case, healthy, whole)
+            with _shown(watched, target, case) as dump:
+                if watched.unlike is None:
+                    return NOTHING
+                ours = models(target.config, target.weights, case, "float32", target.backend)
+                found = _From(watched.unlike, target, case, dump).walk(ours)
+            culprit = next((f for f in found.findings if not f.passed), None)
+            if culprit is not None and culprit.status != "missing":
+                break  # what was shown until the first difference is enough, unless that was no more than rounding
+        return _letter(fault, culprit)
+
+    def healthy(self, target: Target, case: Case, lane: str = "float32") -> Values:
+        """What the peer without a fault shows, made once for each case of a target in a type."""
+        key = (target.name, case.name, lane)
+        if key not in self._healthy or target not in self.targets.values():
+            with _shown(FaultyPeer(backend=target.backend, dtype=cast(DType, lane)), target, case) as dump:
+                self._healthy[key] = _values(target, case, dump)
+            if target not in self.targets.values():  # with a configuration of its own
+                return self._healthy.pop(key)
+        return self._healthy[key]
+
+
+class _From(Comparison):
+    """The local walk until something fails, judging from the first tap that differs from the healthy peer's: what is
+    the same to the bit conforms as that does, which the legal runs prove."""
+
+    def __init__(self, first: tuple[int, str], target: Target, case: Case, dump: Dump) -> None:
+        super().__init__(target, case, dump, "float32", local=True, until_culprit=True)
+        self._first, self._reached = first, first[0] < 0
+
+    def _examined(self, tap: Tap, call: int, given: Any, *rest: Any) -> Finding:
+        self._reached = self._reached or given is None or (call, tap.name) == self._first
+        return super()._examined(tap, call, given, *rest) if self._reached else Finding(tap.name, call, "pass")
+
+
+class _Enough(Exception):
+    """The peer need not go on."""
+
+
+class _Watched(FaultyPeer):
+    """The peer with the fault, held against the healthy one's values as it shows its own.
+
+    Attributes:
+        unlike: the first tap where a value that counts differs; None where none does.
+    """
+
+    def __init__(self, fault: Fault, target: Target, case: Case, healthy: Values, whole: bool) -> None:
+        super().__init__(fault.inject, target.backend, cast(DType, fault.lane))
+        self._taps = {(call, tap.name): tap for call, tap in plan_of(target.config, case)}
+        self._case, self._healthy, self._whole = case, dict(healthy), whole
+        self.unlike: tuple[int, str] | None = None
+
+    def run(self, case: Case, dump: Dump) -> None:
+        try:
+            super().run(case, dump)
+        except _Enough:
+            return
+        except Exception:
+            self.unlike = self.unlike or (-1, "it raised")
+            raise
+        if self._healthy:
+            self.unlike = self.unlike or next(iter(self._healthy))
+
+    def _shown(self, dump: Dump, name: str, value: Any) -> Any:
+        value, place = super()._shown(dump, name, value), (dump.calls - 1, name)
+        known = self._healthy.pop(place, None)
+        if self.unlike is None and not self._like(known, dump.backend.host(dump.get(*place)), place):
+            self.unlike = place
+        if self.unlike is not None and not self._whole:
+            raise _Enough
+        return value
+
+    def _like(self, known: Host | None, value: Host, place: tuple[int, str]) -> bool:
+        mine = _valid(value, self._taps[place], self._case, place[0]) if place in self._taps else value
+        if known is None or mine.dtype != known.dtype or not np.isfinite(value).all():  # NaN is a fault on padding too
+            return False
+        return np.array_equal(mine, known, equal_nan=mine.dtype != bool)
+
+
+@contextmanager
+def _shown(peer: FaultyPeer, target: Target, case: Case) -> Iterator[Dump]:
+    """What the peer shows, until it raised if it did."""
+    peer.open(target)
+    with Dump(target.backend) as dump:
+        with suppress(Exception):
+            peer.run(case, dump)
+        yield dump
+
+
+def _letter(fault: Fault, culprit: Finding | None) -> str:
+    if culprit is None:
+        return SURVIVED
+    return EXPECTED if fault.at(culprit.tap) else ELSEWHERE
+
+
+def _values(target: Target, case: Case, dump: Dump) -> Values:
+    """Every tap that is shown, on the host; of the taps of a padded batch the valid tokens."""
+    found = {}
+    for call, tap in plan_of(target.config, case):
+        value = dump.get(call, tap.name)
+        if value is not None:
+            found[call, tap.name] = _valid(target.backend.host(value), tap, case, call)
+    return found
+
+
+def _valid(value: Host, tap: Tap, case: Case, call: int) -> Host:
+    if len(tap.shape.split()) != value.ndim:
+        return value
+    keep = validity(case, call, tap, value.shape)
+    moved = np.moveaxis(value, tap.token_axes, range(len(tap.token_axes)))
+    return moved if keep is None or moved.shape[: keep.ndim] != keep.shape else moved[keep]

@@ -1,0 +1,50 @@
+"""The checkpoint under test: its geometry and weights, and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.config import Config
+from t5g2ref.dtypes import HALF, DType
+from t5g2ref.numerics import Numerics
+
+
+@dataclass(frozen=True)
+class Target:
+    """The checkpoint under test.
+
+    Args:
+        name: as shown in reports.
+        config: its geometry.
+        weights: canonical name → float32 array of the backend.
+        folder: the checkpoint on disk, for a peer with a loader of its own; None for synthetic weights.
+        backend: where the judge computes.
+    """
+
+    name: str
+    config: Config
+    weights: Mapping[str, Any]
+    folder: Path | None = None
+    backend: Backend = NUMPY
+    _rounded: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def rounded(self, dtype: DType) -> Mapping[str, Any]:
+        """The weights that a peer in `dtype` runs with, made once: rounded to the grid of a half type, as native
+        arrays of it where the backend has them. On NumPy those that are on the grid already are the very same arrays.
+        """
+        if dtype not in HALF:
+            return self.weights
+        if dtype not in self._rounded:
+            nx = Numerics(dtype, backend=self.backend)
+            with nx.scope():
+                self._rounded[dtype] = {name: _on_grid(nx, value) for name, value in self.weights.items()}
+        return self._rounded[dtype]
+
+
+def _on_grid(nx: Numerics, value: Any) -> Any:
+    rounded = nx.array(value)
+    return value if nx.emulated and bool((rounded == value).all()) else rounded

@@ -1,0 +1,39 @@
+"""The CUDA backend: CuPy arrays on one device, cuBLAS products, and kernels of our own where CuPy needs many.
+
+    checks.py     what must be there, and an error in plain words for each thing that is not
+    device.py     the backend: device, stream, memory pool
+    loading.py    weights from a file to the device, through two pinned buffers
+    blas.py       matrix products
+    fused.py      twins of the array definitions, with kernels.cu
+
+`t5g2ref.backend.find("cupy")` calls `backend`, and CuPy is imported only then; nothing else imports this folder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from t5g2ref.backend.cuda import checks
+
+if TYPE_CHECKING:
+    from t5g2ref.backend.cuda.device import CudaBackend
+
+__all__ = ["backend"]
+
+
+def backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
+    """The backend of one device, with a memory pool of its own.
+
+    Args:
+        index: of the device, from 0, as CUDA_VISIBLE_DEVICES numbers them.
+        memory_limit: bytes that the pool may hold at most; all of the device when None.
+        stream: a cupy.cuda.Stream of that device, for everything that runs here. The default stream when None, in
+            whose order torch in the same process works too.
+
+    Raises:
+        BackendError: no CuPy, no driver, no such device or none that answers; each with what to do.
+    """
+    checks.usable(index, memory_limit, stream)
+    from t5g2ref.backend.cuda.device import CudaBackend
+
+    return CudaBackend(index, memory_limit=memory_limit, stream=stream)

@@ -1,0 +1,151 @@
+"""Writing a checkpoint tensor by tensor, in constant memory; a half-written one is never taken for one.
+
+Shapes are declared before the values exist (`params.shapes`), so the headers are written first and each
+tensor goes straight to its place, in whatever order they come. Files get their names only when all are
+complete, and the one that makes a folder a checkpoint (`model.safetensors`, or the index) gets it last.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from t5g2ref.checkpoint.file import CHUNK, Array, Entry, WeightsError, element, encode_header, finite
+from t5g2ref.config import Config
+from t5g2ref.params import TIED, Layout, Shape, hub_name
+from t5g2ref.params import shapes as declared
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which file and span every name has; `files` maps a final file name to its first bytes."""
+
+    files: Mapping[str, bytes]
+    places: Mapping[str, tuple[str, Entry]]
+    size: int
+
+    def index(self, layout: Layout) -> dict[str, Any]:
+        names = {hub_name(name, layout): file for name, (file, _) in self.places.items()}
+        return {"metadata": {"total_size": self.size}, "weight_map": names}
+
+
+def save(
+    folder: str | Path,
+    config: Config,
+    tensors: Iterable[tuple[str, Array]],
+    *,
+    dtype: str = "bfloat16",
+    layout: Layout = "hub",
+    shard_bytes: int | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+    write_tied: bool = False,
+) -> None:
+    """Write config.json and the weights of `(canonical name, array)` pairs, each rounded once to `dtype`.
+
+    `shapes` are the parameters to write, by default `params.shapes(config)`; give the classification head's
+    to write it too. `shard_bytes` starts a new file before one would pass it. `write_tied` repeats the
+    embedding under its tied names. Raises WeightsError for a name that is unknown, repeated or missing, a
+    wrong shape, a value that is not finite in `dtype`, and a folder that already holds weights; then no file
+    is left behind.
+    """
+    root = Path(folder)
+    for name in (SINGLE, INDEX):
+        if (root / name).exists():
+            raise WeightsError(f"{root / name}: already there, expected a folder without weights; give another")
+    wanted = dict(declared(config) if shapes is None else shapes)
+    plan = _plan(wanted, dtype, layout, shard_bytes, write_tied)
+    root.mkdir(parents=True, exist_ok=True)
+    mark = f".writing-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        _write_tensors(root, mark, plan, wanted, tensors)
+        _write_json(root / f"config.json{mark}", _config_json(config, wanted, dtype))
+        last = SINGLE
+        if len(plan.files) > 1:
+            last = INDEX
+            _write_json(root / f"{INDEX}{mark}", plan.index(layout))
+        for name in ["config.json", *(file for file in plan.files if file != last), last]:
+            os.replace(root / f"{name}{mark}", root / name)
+    finally:
+        for path in root.glob(f"*{mark}"):
+            path.unlink()
+
+
+def _config_json(config: Config, wanted: Mapping[str, Shape], dtype: str) -> dict[str, Any]:
+    out = replace(config, dtype=dtype).to_dict()
+    if any(name.startswith("score.") for name in wanted):
+        out["architectures"] = ["T5Gemma2ForSequenceClassification"]
+    return out
+
+
+def _plan(wanted: Mapping[str, Shape], dtype: str, layout: Layout, limit: int | None, tied: bool) -> _Plan:
+    if limit is not None and limit < 1:
+        raise WeightsError(f"shard_bytes is {limit}, expected at least 1, or None for one file")
+    names = dict(wanted)
+    if tied:
+        names |= {alias: wanted[source] for alias, source in TIED.items() if source in wanted}
+    sizes = {name: math.prod(shape) * element(dtype).itemsize for name, shape in names.items()}
+    parts = _shards(sizes, limit)
+    many = len(parts)
+    files: dict[str, bytes] = {}
+    places: dict[str, tuple[str, Entry]] = {}
+    for i, part in enumerate(parts, 1):
+        file = SINGLE if many == 1 else f"model-{i:05d}-of-{many:05d}.safetensors"
+        files[file], placed = encode_header({hub_name(name, layout): (element(dtype), names[name]) for name in part})
+        places |= {name: (file, placed[hub_name(name, layout)]) for name in part}
+    return _Plan(files, places, sum(sizes.values()))
+
+
+def _shards(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
+    """Names in order, cut before a shard would pass the limit; a tensor above it has a shard of its own."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if limit is not None and parts[-1] and filled + size > limit:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += size
+    return parts
+
+
+def _write_tensors(
+    root: Path, mark: str, plan: _Plan, wanted: Mapping[str, Shape], tensors: Iterable[tuple[str, Array]]
+) -> None:
+    missing = dict(wanted)
+    with ExitStack() as stack:
+        handles = {file: stack.enter_context((root / f"{file}{mark}").open("wb")) for file in plan.files}
+        for file, header in plan.files.items():
+            handles[file].write(header)
+        for name, array in tensors:
+            if name not in missing:
+                state = "was given already" if name in wanted else "is no parameter of this config"
+                raise WeightsError(f"{name} {state}; give each of params.shapes(config) once")
+            if array.shape != missing.pop(name):
+                raise WeightsError(f"{name} has shape {array.shape}, expected {wanted[name]}; transpose or reshape it")
+            aliases = [alias for alias, source in TIED.items() if source == name and alias in plan.places]
+            for target in (name, *aliases):
+                file, entry = plan.places[target]
+                _write_array(handles[file], entry, array, name)
+    if missing:
+        some = ", ".join(list(missing)[:12])
+        raise WeightsError(f"{len(missing)} tensors were not given, expected all; the first are {some}")
+
+
+def _write_array(handle: BinaryIO, entry: Entry, array: Array, name: str) -> None:
+    handle.seek(entry.begin)
+    flat = array.reshape(-1)
+    for at in range(0, flat.size, CHUNK):
+        handle.write(finite(flat[at : at + CHUNK], entry.dtype.name, name).tobytes())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

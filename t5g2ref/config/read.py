@@ -1,0 +1,218 @@
+"""Reading `config.json`: from both spellings of the file to plain keyword arguments.
+
+`config` owns what the fields mean and which values can be computed; this file owns what they are called and
+what type they have. It knows two spellings. The released one has `layer_types` and `rope_parameters`; the old
+one has `sliding_window_pattern` (or `_sliding_window_pattern`), `rope_theta`, `rope_local_base_freq` and
+`rope_scaling`. A default is used only where transformers 5.23 (`configuration_t5gemma2.py`) has that same one
+for every release; a missing size is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from t5g2ref.config.fields import ABSENT, Section, refuse
+
+LAYER_TYPES = ("sliding_attention", "full_attention")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+ACTIVATION = "gelu_pytorch_tanh"
+THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
+PATTERN = 6
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"}
+_TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_VISION_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+
+
+def read(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested keyword arguments of `config.Config` from a parsed config.json in either spelling."""
+    if not isinstance(raw, Mapping):
+        raise refuse("config", raw, "a JSON object", "pass the parsed config.json")
+    top = Section(raw, "")
+    if raw.get("model_type") != "t5gemma2":
+        raise refuse("model_type", raw.get("model_type"), "'t5gemma2'", "give a T5Gemma 2 checkpoint")
+    encoder, decoder = top.section("encoder"), top.section("decoder")
+    text, vision = encoder.section("text_config"), encoder.section("vision_config")
+    for part in (encoder, text, decoder):
+        name = part.raw.get("model_type", "t5gemma2")
+        if not (isinstance(name, str) and name.startswith("t5gemma2")):
+            raise refuse(part.path("model_type"), name, "a t5gemma2 part", "give a T5Gemma 2 checkpoint")
+    top.fixed("is_encoder_decoder", True, "only the encoder-decoder model is implemented")
+    for part in (top, encoder, text, decoder):
+        part.fixed("tie_word_embeddings", True, "untied embeddings are not implemented; no release has them")
+    return {
+        "encoder": _text(text),
+        "decoder": _text(decoder) | _decoder_ids(top, decoder),
+        "vision": _vision(vision),
+        "mm_tokens_per_image": encoder.integer("mm_tokens_per_image", 256),
+        "boi_token_index": encoder.integer("boi_token_index", 255_999),
+        "eoi_token_index": _eoi(top, encoder),
+        # transformers overwrites the encoder's own value with the top level's, default included
+        "image_token_index": top.integer("image_token_index", 256_001),
+        "num_labels": _num_labels(top),
+        "problem_type": top.choice("problem_type", PROBLEM_TYPES),
+        "dtype": _dtype((top, text, encoder, vision, decoder)),
+    }
+
+
+def _text(part: Section) -> dict[str, Any]:
+    remedy = "only the released tanh GELU is implemented"
+    part.fixed("hidden_activation", ACTIVATION, remedy)
+    part.fixed("hidden_act", ACTIVATION, remedy)
+    part.fixed("attention_bias", False, "attention biases are not implemented; no release has them")
+    sizes = {name: part.integer(name) for name in _TEXT_SIZES}
+    types = _layer_types(part, sizes["num_hidden_layers"])
+    return sizes | {
+        "layer_types": types,
+        "sliding_window": _window(part, types, sizes["max_position_embeddings"]),
+        "rms_norm_eps": part.number("rms_norm_eps", 1e-6),
+        "query_pre_attn_scalar": part.number("query_pre_attn_scalar"),
+        "rope_parameters": _ropes(part),
+        "attn_logit_softcapping": _optional(part, "attn_logit_softcapping"),
+        "final_logit_softcapping": _optional(part, "final_logit_softcapping"),
+        "pad_token_id": part.integer("pad_token_id", 0),
+        "bos_token_id": part.integer("bos_token_id", 2),
+        "eos_token_id": _eos(part),
+    }
+
+
+def _vision(part: Section) -> dict[str, Any]:
+    part.fixed("model_type", "siglip_vision_model", "only the SigLIP tower is implemented")
+    part.fixed("hidden_act", ACTIVATION, "only the released tanh GELU is implemented")
+    if part.raw.get("vision_use_head", True) is not False:  # transformers' default is True
+        found = part.raw.get("vision_use_head", "absent (which means true)")
+        raise refuse(part.path("vision_use_head"), found, "false", "the pooling head is not implemented")
+    return {name: part.integer(name) for name in _VISION_SIZES} | {
+        "num_channels": part.integer("num_channels", 3),
+        "layer_norm_eps": part.number("layer_norm_eps", 1e-6),
+    }
+
+
+def _optional(part: Section, name: str) -> float | None:
+    return part.number(name) if part.has(name) else None
+
+
+def _window(part: Section, types: tuple[str, ...], longest: int) -> int:
+    """The window; null is allowed where nothing slides, and reads as the longest sequence (never used)."""
+    if part.raw.get("sliding_window", ABSENT) is None and "sliding_attention" not in types:
+        return longest
+    return part.integer("sliding_window")
+
+
+def _layer_types(part: Section, layers: int) -> tuple[str, ...]:
+    """`layer_types` where given (transformers lets it win), else every pattern-th layer is full."""
+    if part.has("layer_types"):
+        given = part.raw["layer_types"]
+        if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
+            raise refuse(part.path("layer_types"), given, "a list of strings", "name one type for each layer")
+        return tuple(given)
+    if not 1 <= layers <= 10_000:  # the list is built from this number, which is not trusted
+        raise refuse(part.path("num_hidden_layers"), layers, "1 to 10000", "correct the number of layers")
+    name = "sliding_window_pattern" if part.has("sliding_window_pattern") else "_sliding_window_pattern"
+    pattern = part.integer(name, PATTERN)
+    if pattern < 1:
+        raise refuse(part.path(name), pattern, "at least 1", "6 means five sliding layers, then one full")
+    return tuple(LAYER_TYPES[(i + 1) % pattern == 0] for i in range(layers))
+
+
+def _ropes(part: Section) -> dict[str, dict[str, float]]:
+    """{layer type: {theta, factor}}; like transformers, `rope_scaling` goes to full layers and overrides."""
+    _whole_rotary(part)
+    rope = part.section("rope_parameters") if part.has("rope_parameters") else Section({}, part.where)
+    for name in rope.raw:
+        if name not in LAYER_TYPES:
+            raise refuse(rope.path(name), rope.raw[name], "no such field", "key it by " + " and ".join(LAYER_TYPES))
+    full = rope.section("full_attention") if rope.has("full_attention") else Section({}, rope.where)
+    if part.has("rope_scaling"):
+        scaling = part.section("rope_scaling")
+        full = Section({**full.raw, **scaling.raw}, scaling.where)
+    sliding = rope.section("sliding_attention") if rope.has("sliding_attention") else Section({}, rope.where)
+    return {
+        "sliding_attention": _rope(sliding, part.number("rope_local_base_freq", THETAS["sliding_attention"])),
+        "full_attention": _rope(full, part.number("rope_theta", THETAS["full_attention"])),
+    }
+
+
+def _rope(part: Section, theta: float) -> dict[str, float]:
+    for name in part.raw:
+        if name not in _ROPE_KEYS:
+            raise refuse(part.path(name), part.raw[name], "no such field", "only default and linear RoPE exist here")
+    spelled = "type" if "type" in part.raw and "rope_type" not in part.raw else "rope_type"
+    kind = part.raw.get(spelled, "default")
+    if kind not in ("default", "linear"):
+        raise refuse(part.path(spelled), kind, "'default' or 'linear'", "other RoPE scalings are not implemented")
+    _whole_rotary(part)
+    factor = part.number("factor") if kind == "linear" else part.number("factor", 1.0)
+    if kind == "default" and factor != 1.0:
+        raise refuse(part.path("factor"), factor, "1.0 with rope_type 'default'", "set rope_type to 'linear'")
+    return {"theta": part.number("rope_theta", theta), "factor": factor}
+
+
+def _whole_rotary(part: Section) -> None:
+    factor = part.number("partial_rotary_factor", 1.0)
+    if factor != 1.0:
+        raise refuse(part.path("partial_rotary_factor"), factor, "1.0", "partial rotary is not implemented")
+
+
+def _eos(part: Section) -> tuple[int, ...]:
+    given = part.raw.get("eos_token_id", 1)
+    ids = list(given) if isinstance(given, list | tuple) else [given]
+    if not ids or any(type(item) is not int for item in ids):
+        raise refuse(part.path("eos_token_id"), given, "an integer or a list of them", "the releases have 1")
+    return tuple(ids)
+
+
+def _decoder_ids(top: Section, decoder: Section) -> dict[str, Any]:
+    """The decoder's ids, which the top level may repeat; generation reads the top level's list of ends."""
+    for name, default in (("pad_token_id", 0), ("bos_token_id", 2)):
+        mine = decoder.integer(name, default)
+        if top.has(name) and top.integer(name) != mine:
+            raise refuse(name, top.raw[name], f"{mine}, as decoder.{name}", "make the two agree")
+    return {"eos_token_id": _eos(top if top.has("eos_token_id") else decoder)}
+
+
+def _eoi(top: Section, encoder: Section) -> int:
+    eoi = encoder.integer("eoi_token_index", 256_000)
+    if top.has("eoi_token_index") and top.integer("eoi_token_index") != eoi:
+        found = top.raw["eoi_token_index"]
+        raise refuse("eoi_token_index", found, f"{eoi}, as encoder.eoi_token_index", "make the two agree")
+    return eoi
+
+
+def _num_labels(top: Section) -> int:
+    if not top.has("id2label"):
+        return top.integer("num_labels", 2)
+    count = len(top.section("id2label").raw)
+    if top.has("num_labels") and top.integer("num_labels") != count:
+        raise refuse("num_labels", top.raw["num_labels"], f"{count}, as id2label", "make the two agree")
+    return count
+
+
+def _dtype(parts: Iterable[Section]) -> str | None:
+    """The first dtype declared, top level first; a release declares it in the nested parts only."""
+    for part in parts:
+        for name in ("dtype", "torch_dtype"):
+            if part.has(name):
+                value = part.raw[name]
+                short = value.removeprefix("torch.") if isinstance(value, str) else value
+                if short not in DTYPES:
+                    raise refuse(part.path(name), value, "one of " + ", ".join(DTYPES), "use one of these")
+                return str(short)
+    return None

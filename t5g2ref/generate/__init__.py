@@ -1,0 +1,1 @@
+"""Words out: decoding with a cache."""

@@ -1,0 +1,1 @@
+"""Pictures and text as the model is given them."""

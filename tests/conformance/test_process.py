@@ -1,0 +1,355 @@
+"""A process as a peer: an honest one conforms, and whatever another one does ends in a message, never in a hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dumping import TINY, case_of, tiny
+
+pytest.importorskip("rich", reason="needs rich: the report is printed with it")
+
+from conformance.activations import Dump
+from conformance.errors import PeerUnavailable
+from conformance.exchange import channel
+from conformance.exchange.channel import Channel, ProcessError
+from conformance.exchange.reading import DumpError
+from conformance.judge.judge import judge
+from conformance.judge.judgement import Judgement
+from conformance.peers.process import ProcessPeer, create
+from conformance.peers.protocol import Skip
+from conformance.target import Target
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HELLO = {"name": "port", "dtype": "float32", "versions": {"port": "2.0"}, "taps": ["*"]}
+
+HONEST = """\
+import json, sys
+sys.path[:0] = {paths!r}
+import numpy as np
+from safetensors.numpy import load_file
+from conformance.cases.case import Case, Run
+from conformance.exchange import writing
+from dumping import least, recorded, tiny
+from pathlib import Path
+
+target = None
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "hello" in asked:
+        target = tiny(asked["checkpoint"])
+        print(json.dumps({hello!r}), flush=True)
+        continue
+    given = load_file(asked["inputs"])
+    runs = []
+    for number, run in enumerate(asked["runs"]):
+        fields = {{field: given[name] for field, name in run["inputs"].items()}}
+        splits = [c["decoder"][1] - c["decoder"][0] for c in asked["calls"] if c["run"] == number]
+        cached = tuple(splits) if run["cached"] else None
+        runs.append(Run(**fields, splits=cached, derived=run["derived"], logits_to_keep=run["logits_to_keep"]))
+    case = Case(asked["run"], asked["title"], tuple(runs), asked["task"], asked["num_labels"])
+    print("working on", asked["run"], file=sys.stderr)
+    names = []
+    for number, call in enumerate(({choose})(target, case, recorded(target, case))):
+        writing.tensors(Path(asked["out"], str(number) + ".safetensors"), call)
+        names.append(str(number) + ".safetensors")
+    print(json.dumps({{"done": names}}), flush=True)
+"""
+
+Start = Callable[..., ProcessPeer]
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return tiny()
+
+
+@pytest.fixture
+def start(tmp_path: Path, target: Target, request: pytest.FixtureRequest) -> Start:
+    """`start(program)` → an opened peer of that Python program, closed after the test."""
+
+    def call(program: str, timeout: float = 60.0, opened: bool = True) -> ProcessPeer:
+        path = tmp_path / "port.py"
+        path.write_text(program)
+        peer = create(f"process:{shlex.quote(sys.executable)} {shlex.quote(str(path))}", timeout)
+        request.addfinalizer(peer.close)
+        if opened:
+            peer.open(target)
+        return peer
+
+    return call
+
+
+def honest(choose: str = "least", **hello: Any) -> str:
+    paths = [str(ROOT), str(ROOT / "tests" / "support")]
+    return HONEST.format(paths=paths, hello=HELLO | hello, choose=choose)
+
+
+def answering(body: str, **hello: Any) -> str:
+    """A program that greets as it should, and does `body` for each case; `asked` is the request."""
+    lines = [
+        "import json, os, shutil, sys, time",
+        "from pathlib import Path",
+        "sys.stdin.readline()",
+        f"print({json.dumps(HELLO | hello)!r}, flush=True)",
+        "for line in sys.stdin:",
+        "    asked = json.loads(line)",
+        textwrap.indent(textwrap.dedent(body), "    "),
+    ]
+    return "\n".join(lines)
+
+
+def judged(peer: ProcessPeer, target: Target, name: str = "short") -> Judgement:
+    return judge(peer, target, case_of(target, name))
+
+
+# An honest one
+
+
+def test_it_conforms(start: Start, target: Target) -> None:
+    peer = start(honest())
+    assert peer.versions() == {"port": "2.0"}
+    for name in ("short", "second-source", "image", "sequence-multi"):
+        result = judged(peer, target, name)
+        assert result.error == ""
+        assert [f.tap for f in result.local if not f.passed and f.status != "missing"] == []
+
+
+def test_it_conforms_at_the_taps_that_it_names(start: Start, target: Target) -> None:
+    from conformance.judge.judge import LEAST
+
+    names = [p for p in LEAST if "*" not in p]
+    layers = ["encoder.text_model.layers.[0-9]", "decoder.layers.[0-9]"]
+    peer = start(honest(taps=names + layers))
+    for name in ("short", "padded-left-cached", "token"):
+        assert judged(peer, target, name).passed
+    assert judged(start(honest("lambda t, c, calls: calls")), target, "short").passed
+
+
+def test_the_public_command(start: Start) -> None:
+    peer = start(honest("lambda t, c, calls: calls"), opened=False)
+    name = peer.name.replace("process:", "process:float32:")
+    arguments = ["--peer", name, "--ckpt", TINY, "--case", "short", "--lane", "fp32", "--no-progress"]
+    done = subprocess.run(
+        [sys.executable, "-m", "conformance", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["VERDICT: CONFORMS (on 1 of 21 cases)"], done.stderr
+    assert done.returncode == 0
+
+
+def test_what_it_is_told(start: Start, target: Target, tmp_path: Path) -> None:
+    program = answering(
+        f'Path({str(tmp_path / "asked")!r}).write_text(line); print(json.dumps({{"error": "no"}}), flush=True)'
+    )
+    judged(start(program), target, "padded-left-cached")
+    asked = json.loads((tmp_path / "asked").read_text())
+    assert asked["run"] == "padded-left-cached"
+    assert [call["decoder"] for call in asked["calls"]] == [[0, 4], [4, 5], [5, 7]]
+    assert asked["runs"][0]["inputs"]["attention_mask"] == "run0.attention_mask"
+    assert not Path(asked["inputs"]).exists()  # and not a trace of it is left
+
+
+def test_skip_with_a_link(start: Start, target: Target) -> None:
+    peer = start(answering('print(json.dumps({"skip": "no pictures", "link": "https://x.org/1"}), flush=True)'))
+    result = judged(peer, target)
+    assert (result.skipped, result.passed, result.deviates) == ("no pictures (https://x.org/1)", False, False)
+    with pytest.raises(Skip), Dump() as dump:
+        peer.run(case_of(target, "short"), dump)
+
+
+# Others
+
+CASES = {
+    "error": ('print(json.dumps({"error": "out of \\x1b[1mmemory"}), flush=True)', "it says: out of  [1mmemory"),
+    "crash": ('print("bad thing", file=sys.stderr); sys.exit(7)', "ended with exit status 7\n    bad thing"),
+    "traceback": ("raise ValueError('deep inside')", "exit status 1"),
+    "signal": ("os.kill(os.getpid(), 9)", "signal SIGKILL"),
+    "garbage": ('print("loading weights...", flush=True)', "answered 'loading weights...', expected a line of JSON"),
+    "a list": ('print("[]", flush=True)', "answered a JSON list, expected an object"),
+    "not text": ('sys.stdout.buffer.write(b"\\xff\\n"); sys.stdout.flush()', "expected a line of JSON"),
+    "a long line": ('print("x" * 2_000_000, flush=True)', "a line of more than 1048576 bytes"),
+    "a line without end": (
+        'while True: sys.stdout.write("x" * 65536); sys.stdout.flush()',
+        "a line of more than 1048576 bytes",
+    ),
+    "closed output": ("sys.stdout.flush(); os.close(1); time.sleep(60)", "closed its standard output"),
+    "closed input": ("os.close(0); os.close(1); time.sleep(60)", "closed its standard output"),
+    "nothing in time": ("time.sleep(60)", "gave no answer within 1.5 s"),
+    "half a line": ('print("{", end="", flush=True); time.sleep(60)', "gave no answer within 1.5 s"),
+    "much on stderr": ('os.write(2, b"x" * 1_000_000 + b"\\nlast\\n"); sys.exit(3)', "exit status 3"),
+    "nothing known": ('print(json.dumps({"well": 1}), flush=True)', "expected done, skip or error"),
+    "done is text": ('print(json.dumps({"done": "0.safetensors"}), flush=True)', "expected done, skip or error"),
+    "no file": ('print(json.dumps({"done": ["0.safetensors"]}), flush=True)', "no such file in the folder"),
+    "too few files": ('print(json.dumps({"done": []}), flush=True)', "expected 1 calls, found 0"),
+    "a file elsewhere": ('print(json.dumps({"done": ["../inputs.safetensors"]}), flush=True)', "without .. in it"),
+    "an absolute file": ('print(json.dumps({"done": [asked["inputs"]]}), flush=True)', "path inside the folder"),
+    "a link out": (
+        'os.symlink(asked["inputs"], asked["out"] + "/a"); print(json.dumps({"done": ["a"]}), flush=True)',
+        "a link out of the folder",
+    ),
+    "no tap": (
+        'shutil.copy(asked["inputs"], asked["out"] + "/a"); print(json.dumps({"done": ["a"]}), flush=True)',
+        "'run0.input_ids' is no tap of call 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_it_does_is_said(start: Start, target: Target, name: str) -> None:
+    body, message = CASES[name]
+    peer = start(answering(body), timeout=1.5)
+    began = time.monotonic()
+    result = judged(peer, target)
+    assert time.monotonic() - began < 10
+    assert message in result.error
+    assert "\x1b" not in result.error
+    assert len(result.error) < 6000
+    assert not result.passed
+    assert not result.deviates
+
+
+def test_it_is_started_again_after_a_crash(start: Start, target: Target, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    body = f"""
+        if not os.path.exists({mark!r}):
+            open({mark!r}, "w").close()
+            sys.exit(1)
+        print(json.dumps({{"skip": "second life"}}), flush=True)
+    """
+    peer = start(answering(body))
+    assert "exit status 1" in judged(peer, target).error
+    assert judged(peer, target).skipped == "second life"
+
+
+def test_what_it_says_unasked(start: Start, target: Target) -> None:
+    peer = start(answering('print(json.dumps({"skip": "a"}) + "\\nand more", flush=True)'))
+    judged(peer, target)
+    assert "said 'and more" in judged(peer, target).error
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import sys; sys.exit('no GPU here')", "no GPU here"),
+        ("print('{}')", "peer.name is None"),
+        ('print(\'{"error": "no weights"}\', flush=True)', "it refuses: 'no weights'"),
+        ('print(\'{"name": "x", "dtype": "float8"}\')', "peer.dtype is 'float8', expected one of"),
+        ('print(\'{"name": "x", "dtype": "bfloat16"}\')', "not float32; name it process:bfloat16:COMMAND"),
+        ('print(\'{"name": "x", "dtype": "float32", "taps": 3}\')', "taps are 3, expected a list"),
+        ('print(\'{"name": "x", "dtype": "float32", "layouts": {"q": "B"}}\')', "'q' is no tap"),
+    ],
+)
+def test_a_handshake_that_is_none(start: Start, target: Target, program: str, message: str) -> None:
+    peer = start(program, opened=False)
+    with pytest.raises(PeerUnavailable) as raised:
+        peer.open(target)
+    assert message in str(raised.value)
+
+
+def test_a_command_that_is_none(target: Target) -> None:
+    for name, message in (("process:", "no command in it"), ("process:'a", "No closing quotation")):
+        with pytest.raises(PeerUnavailable, match=message):
+            create(name)
+    with pytest.raises(PeerUnavailable, match="No such file"):
+        create("process:/nowhere/port").open(target)
+
+
+def test_the_type_is_in_the_name() -> None:
+    peer = create("process:bfloat16:port --fast:yes")
+    assert (peer.dtype, peer.name) == ("bfloat16", "process:bfloat16:port --fast:yes")
+    assert create("process:port").dtype == "float32"
+
+
+# Nothing is left running
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def parent(tmp_path: Path, body: str) -> list[str]:
+    """A program with a child that ignores requests to end; both numbers are in `tmp_path / "pids"`."""
+    path = tmp_path / "parent.py"
+    path.write_text(
+        "import os, signal, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
+        "print(1, flush=True); time.sleep(300)'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n{body}\n"
+    )
+    return [sys.executable, str(path)]
+
+
+def gone(tmp_path: Path) -> bool:
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("body", ["time.sleep(300)", "sys.stdin.readline(); os._exit(0)"])
+def test_the_whole_group_is_ended(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "GRACE", 0.2)
+    process = Channel(parent(tmp_path, body))
+    with pytest.raises(ProcessError, match=r"no answer within 2 s|closed its standard output|2 s") as raised:
+        process.ask({"hello": 1}, 2)
+    assert "asked to 'hello'" in str(raised.value)
+    assert not process.running
+    assert gone(tmp_path)
+
+
+def test_an_interruption_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "GRACE", 0.2)
+    process = Channel(parent(tmp_path, "sys.stdin.readline(); print('{}', flush=True); time.sleep(300)"))
+    assert process.ask({"hello": 1}, 20) == {}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Channel, "_exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.ask({"again": 1}, 20)
+    assert gone(tmp_path)
+
+
+def test_the_end_of_python_ends_it(tmp_path: Path) -> None:
+    argv = parent(tmp_path, "sys.stdin.readline(); print('{}', flush=True); time.sleep(300)")
+    program = (
+        f"from conformance.exchange.channel import Channel\nc = Channel({argv!r})\nc.ask({{'hello': 1}}, 20)\n1 / 0"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert gone(tmp_path)
+
+
+def test_a_question_that_nobody_reads_does_not_hang() -> None:
+    process = Channel([sys.executable, "-c", "import time; time.sleep(300)"])
+    began = time.monotonic()
+    with pytest.raises(ProcessError, match=r"no answer within 0\.5 s"):
+        process.ask({"long": "x" * 1_000_000}, 0.5)
+    assert time.monotonic() - began < 5
+
+
+def test_a_dump_error_is_one(start: Start, target: Target) -> None:
+    peer = start(answering('print(json.dumps({"done": [""]}), flush=True)'))
+    with pytest.raises(DumpError, match="a file is called ''"), Dump() as dump:
+        peer.run(case_of(target, "short"), dump)

@@ -1,0 +1,135 @@
+"""The worst-case bounds of a half-precision lane: no legal run is above them, and what rounds once more is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import normal, rounded
+
+from conformance.cases import catalogue as cases
+from conformance.checkpoints import resolve
+from conformance.defects.rounding import twins
+from conformance.judge.judge import judge
+from conformance.oracle.worst_case import SMALLEST, ceiling
+from conformance.peers.reference import ReferencePeer
+from t5g2ref import bundled
+from t5g2ref.attention import attention_weights
+from t5g2ref.backend import NUMPY
+from t5g2ref.config import Config
+from t5g2ref.dtypes import HALF, DType
+from t5g2ref.numerics import EAGER, RUNNING, SDPA, Numerics
+from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm, softcap
+from t5g2ref.rope import rotate, tables
+
+TYPES: list[DType] = ["bfloat16", "float16"]
+PROFILES = [SDPA, EAGER, RUNNING]
+
+
+def operands(name: str, half: DType, *shape: int, scale: float = 1.0) -> Any:
+    return rounded(normal(name, *shape, scale=scale), half)
+
+
+OPERATIONS: dict[str, Callable[[Numerics, DType], Any]] = {
+    "rms_norm": lambda nx, h: rms_norm(nx, operands("n", h, 40, 64, scale=30), operands("w", h, 64), 1e-6),
+    "layer_norm": lambda nx, h: layer_norm(
+        nx, operands("l", h, 40, 64) + np.float32(8), operands("w", h, 64), operands("b", h, 64), 1e-6
+    ),
+    "gelu": lambda nx, h: gelu_tanh(nx, operands("g", h, 50, 64, scale=3)),
+    "softcap": lambda nx, h: softcap(nx, operands("c", h, 50, 64, scale=40), 30.0),
+    "softcap of small numbers": lambda nx, h: softcap(nx, operands("c", h, 50, 64, scale=1e-3), 30.0),
+    "add": lambda nx, h: nx.add(operands("a", h, 50, 64), operands("b", h, 50, 64)),
+    "mul": lambda nx, h: nx.mul(operands("a", h, 50, 64), operands("b", h, 50, 64)),
+    "linear": lambda nx, h: nx.linear(operands("x", h, 50, 96), operands("v", h, 64, 96)),
+    "linear with bias": lambda nx, h: nx.linear(
+        operands("x", h, 50, 96), operands("v", h, 64, 96), operands("b", h, 64)
+    ),
+    "rotate": lambda nx, h: rotate(
+        nx, operands("r", h, 2, 3, 9, 16), operands("cos", h, 2, 9, 16), operands("sin", h, 2, 9, 16)
+    ),
+}
+
+
+def true(half: DType) -> Numerics:
+    return Numerics("float64", embed_dtype=half)
+
+
+def bounded(operation: Callable[[Numerics, DType], Any], nx: Numerics, half: DType) -> float:
+    """The largest |error| / bound of the operation under `nx`."""
+    error = np.abs(np.asarray(operation(nx, half), np.float64) - operation(true(half), half))
+    return float((error / (np.abs(operation(ceiling(NUMPY, half), half)) + SMALLEST[half])).max())
+
+
+@pytest.mark.parametrize("half", TYPES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_legal_run_is_above_its_bound_and_the_bound_is_near(name: str, half: DType) -> None:
+    for profile in PROFILES:
+        found = bounded(OPERATIONS[name], Numerics(half, profile), half)
+        assert found <= 1
+        loose = name in ("rotate", "softcap", "softcap of small numbers")  # several roundings seldom add up
+        assert found > (0.2 if loose else 0.7), "a bound that nothing comes near proves nothing"
+
+
+@pytest.mark.parametrize("half", TYPES)
+@pytest.mark.parametrize(
+    ("name", "defect"), [("rms_norm", "D11"), ("rms_norm", "D12"), ("rms_norm", "D13"), ("gelu", "D52")]
+)
+def test_a_defect_of_rounding_is_above_it(name: str, defect: str, half: DType) -> None:
+    faulty = Numerics(half, SDPA, NUMPY.with_twins(twins(defect, half)))
+    assert bounded(OPERATIONS[name], faulty, half) > 1.1
+
+
+@pytest.mark.parametrize("half", TYPES)
+def test_tables_at_far_positions(half: DType) -> None:
+    config = Config.load(bundled("tiny"))
+    kind, width = config.decoder.rope_parameters["full_attention"], config.decoder.head_dim
+    positions = np.array([[0, 1, 1000, 131071]])
+    truth, bound = (tables(nx, kind, width, positions) for nx in (true(half), ceiling(NUMPY, half)))
+    for found, expected, limit in zip(tables(Numerics(half, SDPA), kind, width, positions), truth, bound, strict=True):
+        assert (np.abs(found - expected) <= np.abs(limit) + SMALLEST[half]).all()
+
+
+@pytest.mark.parametrize("half", TYPES)
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_attention(half: DType, scale: float, cap: float | None) -> None:
+    """Weights and what is made of the values with them, small scores and large ones."""
+    q, k, v = (operands(name, half, 1, 2, 7, 16, scale=scale) for name in "qkv")
+    allowed = np.tril(np.ones((7, 7), bool))[None, None, None]
+
+    def attended(nx: Numerics, values: Any) -> Any:
+        weights = attention_weights(nx, q, k, 0.25, cap, allowed, (1, 2, -1, 7, 7))
+        return nx.matmul(weights.reshape(1, 2, 7, 7), values)
+
+    bound = attended(ceiling(NUMPY, half), np.abs(v))
+    for profile in PROFILES:
+        error = np.abs(attended(Numerics(half, profile), v) - attended(true(half), v.astype(np.float64)))
+        assert (error <= bound + SMALLEST[half]).all()
+
+
+@pytest.mark.parametrize("half", TYPES)
+@pytest.mark.parametrize("name", ["window", "images", "padded-left-cached", "sequence-multi"])
+def test_every_profile_conforms_through_the_whole_model(name: str, half: DType) -> None:
+    (target,) = resolve("tiny-even", synthetic=False)
+    (case,) = cases.select(cases.build(target.config), [name])
+    for profile in PROFILES:
+        peer = ReferencePeer(NUMPY, half)
+        peer._nx = replace(peer._nx, profile=profile)
+        peer.open(target)
+        result = judge(peer, target, case)
+        assert result.passed, result.culprit
+        assert max(f.ceiling for f in result.local if f.ceiling == f.ceiling) <= 1
+
+
+@pytest.mark.parametrize("half", TYPES)
+def test_one_element_off_by_two_steps_of_the_type_is_proof(half: DType) -> None:
+    """Half a step is legal, so one step may be; two never are."""
+    x, y = operands("a", half, 5, 32), operands("b", half, 5, 32)
+    wrong = Numerics(half, SDPA).add(x, y)
+    step = np.abs(np.nextafter(wrong[2, 3].astype(HALF[half]), HALF[half](np.inf)).astype(np.float32) - wrong[2, 3])
+    wrong[2, 3] += 2 * step
+    error = np.abs(wrong - (x.astype(np.float64) + y))
+    assert np.argwhere(error > ceiling(NUMPY, half).add(x.astype(np.float64), y)).tolist() == [[2, 3]]
