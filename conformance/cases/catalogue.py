@@ -44,7 +44,7 @@ def _padded(side: str) -> Callable[[Kit], Case]:
         w, v = k.config.encoder.sliding_window, k.config.decoder.sliding_window
         ids, mask = k.padded([w + 5, 3, w // 2 + 1], side)
         decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
-        keep = k.keep(decoder_ids)
+        keep = k.keep(decoder_ids.size)
         run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
         exposes = _ids("D38 D39 D40 D41" + (" D29 D42" if side == "left" else ""))  # on the right it shifts nothing,
         # and no causal row sees what comes behind it
@@ -74,7 +74,7 @@ def _past_window(splits: Callable[[int], tuple[int, ...]], name: str, title: str
         lengths = splits(w)
         ids = k.ids(1, w + 4)
         splits_ = None if len(lengths) == 1 else lengths
-        run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids))
+        run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids.size))
         cached = ("D28", "D54", "D56") if splits_ else ()
         return Case(name, title, (run,), exposes=("D34", *cached))
 

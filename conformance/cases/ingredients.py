@@ -22,15 +22,26 @@ class Kit:
     config: Config
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
-    def ids(self, batch: int, length: int) -> Array:
-        """Ordinary tokens behind a bos: (batch, length) without any special id."""
+    def ordinary(self, *shape: int) -> Array:
+        """Tokens of which none is special, int64 of this shape."""
         c = self.config
         special = {c.boi_token_index, c.eoi_token_index, c.image_token_index, c.decoder.pad_token_id}
         special |= {c.decoder.bos_token_id, *c.decoder.eos_token_id}
         ordinary = np.delete(np.arange(c.decoder.vocab_size), list(special))
-        ids = self.rng.choice(ordinary, size=(batch, length))
-        ids[:, 0] = c.decoder.bos_token_id
-        return ids.astype(np.int64)
+        return self.rng.choice(ordinary, size=shape).astype(np.int64)
+
+    def others(self, ids: Array) -> Array:
+        """Ordinary tokens that differ from `ids` everywhere."""
+        found = self.ordinary(*ids.shape)
+        while (same := found == ids).any():
+            found = np.where(same, self.ordinary(*ids.shape), found)
+        return found
+
+    def ids(self, batch: int, length: int) -> Array:
+        """Ordinary tokens behind a bos: (batch, length) without any other special id."""
+        ids = self.ordinary(batch, length)
+        ids[:, 0] = self.config.decoder.bos_token_id
+        return ids
 
     def padded(self, lengths: list[int], side: str) -> tuple[Array, Array]:
         """Ragged rows padded on one side: ids and mask, both (batch, longest)."""
@@ -41,9 +52,9 @@ class Kit:
             ids[row, kept.start] = self.config.decoder.bos_token_id
         return np.where(mask == 1, ids, self.config.decoder.pad_token_id), mask
 
-    def keep(self, decoder_ids: Array) -> int | None:
-        """`logits_to_keep` for these decoder ids."""
-        return 16 if decoder_ids.size * self.config.decoder.vocab_size > LOGITS else None
+    def keep(self, positions: int) -> int | None:
+        """`logits_to_keep` of a call with so many decoder positions in all rows."""
+        return 16 if positions * self.config.decoder.vocab_size > LOGITS else None
 
     def pixels(self, images: int) -> Array:
         """Pictures unlike their own mirror and transpose: a slanted ramp under noise, float32 in [-1, 1]."""

@@ -77,7 +77,7 @@ def _held(config: Config, tap: Tap, first: int, last: int) -> int:
 
 def shape_of(tap: Tap, lengths: dict[str, int]) -> tuple[int, ...]:
     """The tap's shape, with `lengths` from `sizes`."""
-    return _shape(_axes(tap.shape), lengths)
+    return product(axes_of(tap.shape), lengths)
 
 
 def minimum(config: Config, case: Case) -> list[list[str]]:
@@ -85,25 +85,26 @@ def minimum(config: Config, case: Case) -> list[list[str]]:
     output, and logits."""
     calls = [["input_ids"] if first == 0 else [] for _, (first, _) in case.calls]
     for call, tap in plan_of(config, case):
-        if _required(tap):
+        if required(tap):
             calls[call].append(tap.name)
     for names in calls:
         names.append("decoder_input_ids")
     return calls
 
 
-def _required(tap: Tap) -> bool:
+def required(tap: Tap) -> bool:
+    """Whether every dump has to show it: a stack's input, its residual after each layer, its output, the logits."""
     parts = tap.name.split(".")
     if tap.name in ("encoder.text_model.inputs_embeds", "encoder.text_model.norm", "decoder.embed_tokens", "logits"):
         return True
     return parts[-2] == "layers" and "vision_tower" not in parts if len(parts) > 1 else False
 
 
-def _axes(text: str) -> list[list[str]]:
+def axes_of(text: str) -> list[list[str]]:
     return [axis.split("*") for axis in text.split()]
 
 
-def _shape(axes: list[list[str]], lengths: dict[str, int]) -> tuple[int, ...]:
+def product(axes: list[list[str]], lengths: dict[str, int]) -> tuple[int, ...]:
     return tuple(prod(lengths[letter] for letter in axis) for axis in axes)
 
 

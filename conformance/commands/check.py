@@ -6,10 +6,8 @@ import argparse
 from pathlib import Path
 
 from conformance.commands import options as shared
-from conformance.commands.options import LANES
 from conformance.errors import PeerUnavailable
 from conformance.peers.folder import create
-from t5g2ref.backend import find
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +24,8 @@ def main(options: argparse.Namespace) -> int:
     """Judge the dump; returns the exit status of the verdict. PeerUnavailable for a dump that is none."""
     peer = create(options.folder)
     try:
+        from conformance.commands.request import of_dump
         from conformance.commands.run import judge_peers
     except ImportError as error:
         raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[judge]"') from error
-    options.lane = [
-        lane for lane, dtype in LANES.items() if dtype == peer.dtype
-    ]  # not the exact one: a dump cannot be probed
-    return judge_peers([peer], options, find(options.backend))
+    return judge_peers(of_dump(options, peer))

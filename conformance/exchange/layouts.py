@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases.plan import _axes, _shape, shape_of
+from conformance.cases.plan import axes_of, product, shape_of
 from t5g2ref.taps import Tap
 
 Array = np.ndarray[Any, Any]
@@ -24,8 +24,8 @@ class LayoutError(ValueError):
 
 def check(declared: str, tap: Tap) -> None:
     """LayoutError unless `declared` has each letter of the tap once (`valid` in place of both token axes)."""
-    given = [letter for axis in _axes(declared) for letter in axis]
-    wanted = [letter for axis in _axes(tap.shape) for letter in axis]
+    given = [letter for axis in axes_of(declared) for letter in axis]
+    wanted = [letter for axis in axes_of(tap.shape) for letter in axis]
     if VALID in given:
         tokens = _tokens(tap)
         if len(tokens) != 2 or tap.rows == "all":
@@ -46,12 +46,12 @@ def arranged(array: Array, declared: str, tap: Tap, lengths: dict[str, int], kee
         LayoutError: the array's shape is not what `declared` says.
     """
     check(declared, tap)
-    axes, letters = _axes(declared), [letter for axis in _axes(declared) for letter in axis]
+    axes, letters = axes_of(declared), [letter for axis in axes_of(declared) for letter in axis]
     if VALID in letters:
         first, second = _tokens(tap)
         keep = np.ones((lengths[first], lengths[second]), bool) if keep is None else keep
         lengths = lengths | {VALID: int(keep.sum())}
-    expected = _shape(axes, lengths)
+    expected = product(axes, lengths)
     if array.shape != expected:
         raise LayoutError(f"declared as {declared or 'a scalar'} = {expected}, found {array.shape}")
     apart = array.reshape([lengths[letter] for letter in letters])
@@ -60,7 +60,7 @@ def arranged(array: Array, declared: str, tap: Tap, lengths: dict[str, int], kee
         whole = np.zeros((*keep.shape, *apart.shape[1:]), apart.dtype)
         whole[keep] = apart
         letters, apart = [first, second, *(letter for letter in letters if letter != VALID)], whole
-    order = [letters.index(letter) for axis in _axes(tap.shape) for letter in axis]
+    order = [letters.index(letter) for axis in axes_of(tap.shape) for letter in axis]
     return np.ascontiguousarray(apart.transpose(order)).reshape(shape_of(tap, lengths))
 
 

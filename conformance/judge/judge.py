@@ -15,11 +15,13 @@ from typing import cast
 
 from conformance.activations import Dump
 from conformance.cases.case import Case
-from conformance.cases.plan import Shown, plan_of, validity
+from conformance.cases.plan import Shown, plan_of, required
 from conformance.judge import name_defect as naming
-from conformance.judge.half_walk import HalfComparison
+from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
-from conformance.judge.walk import LIMITS, Comparison, Found
+from conformance.judge.lanes import CumulativeLane, SingleLane
+from conformance.judge.walk import Found, Walk
+from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
 from conformance.peers.guard import PeerFault, call, line
@@ -28,19 +30,7 @@ from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
 
-__all__ = ["LIMITS", "Judgement", "judge", "plan_of", "shows", "validity"]
-
 Progress = Callable[[str], None]
-
-# What a judgement needs at least of a dump: each stack's input, its residual after every layer, its output, the logits.
-LEAST = (
-    "encoder.text_model.inputs_embeds",
-    "encoder.text_model.layers.*",
-    "encoder.text_model.norm",
-    "decoder.embed_tokens",
-    "decoder.layers.*",
-    "logits",
-)
 
 
 def judge(
@@ -98,18 +88,24 @@ def _compared(
     until_culprit: bool,
 ) -> Judgement:
     ours = models(target.config, target.rounded(dtype), case, dtype, target.backend)
-    kind = HalfComparison if dtype in HALF else Comparison
+    plan, compared = plan_of(target.config, case), distances(target.backend)
+    seen = [(call, tap) for call, tap in plan if shown(tap.name)]
+    # A mask is compared and never handed on: without it every other operation still has the peer's own input.
+    whole = all(shown(tap.name) for _, tap in plan if not tap.exact)
+    half = HalfLane(dtype, compared, whole=whole, at_once=until_culprit) if dtype in HALF else None
     progress(f"{case.name}: local anchor of {peer.name}")
-    local = kind(target, case, dump, dtype, local=True, shown=shown, until_culprit=until_culprit).walk(ours)
-    whole = Found([])
+    lane = half or SingleLane(dtype, compared)
+    local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
+    along = Found([])
     if not until_culprit:
         progress(f"{case.name}: cumulative anchor of {peer.name}")
-        whole = Comparison(target, case, dump, dtype, local=False, shown=shown).walk(ours)
+        spine = [(call, tap) for call, tap in seen if tap.spine]
+        along = Walk(case, dump, spine, CumulativeLane(dtype, compared), local=False).run(ours)
     found = Judgement(
         peer.name,
         case.name,
         local.findings,
-        whole.findings,
+        along.findings,
         error=_too_little(target.config, case, shown),
         dtype=dtype,
         exact=_of_reading(peer),
@@ -151,7 +147,6 @@ def shows(peer: Peer) -> Shown:
 
 def _too_little(config: Config, case: Case, shown: Shown) -> str:
     """What a peer of few taps has to show and does not, in words; "" where it shows enough."""
-    names = dict.fromkeys(tap.name for _, tap in plan_of(config, case))
-    least = [n for n in names for p in LEAST if fnmatchcase(n, p) and n.count(".") == p.count(".")]
+    least = dict.fromkeys(tap.name for _, tap in plan_of(config, case) if required(tap))
     missing = [name for name in least if not shown(name)]
     return f"it shows too few taps to judge by: without {', '.join(missing[:8])}" if missing else ""

@@ -24,20 +24,14 @@ from conformance.cases.plan import plan_of, validity
 from conformance.defects.all import FAULTS
 from conformance.defects.catalogue import DEFECTS, first_seen_at
 from conformance.defects.injection import HEALTHY, Fault, Injection, Setting, half_of
+from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.match import Signature
-from conformance.measure.ratio import FEW
 from conformance.target import Target
 from t5g2ref.dtypes import HALF, DType, unit_roundoff
 from t5g2ref.numerics import EXACT, Numerics
 from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
-
-NEAR, NEARER = 0.1, 0.01  # of 1, for the coefficient; of fewer than FEW numbers
-NEAREST, SPREADS = 1e-3, 4.0  # in float32, and so many standard errors beside it; never above NEARER
-LEFT, LESS = 0.2, 0.02  # of the error, for what the pattern does not explain; in float32
-ALIKE = 2.0  # times the smallest misfit: patterns that differ by less than the peer's own rounding
-SAME = 8.0  # unit roundoffs: the smallest misfit that means anything
 
 Host = np.ndarray[Any, Any]
 
@@ -104,8 +98,8 @@ def _fit(signature: Signature) -> tuple[bool, float]:
 
 def _best(found: list[Signature], dtype: DType) -> list[Signature]:
     """In the order of their fit; of those that fit, the ones that fit clearly worse than the best are not named."""
-    least = max(SAME * unit_roundoff(dtype), min((_misfit(s) for s in found if s.named), default=0.0))
-    kept = [replace(s, verdict="absent") if s.named and _misfit(s) > ALIKE * least else s for s in found]
+    least = max(limits.NAME_SAME * unit_roundoff(dtype), min((_misfit(s) for s in found if s.named), default=0.0))
+    kept = [replace(s, verdict="absent") if s.named and _misfit(s) > limits.NAME_ALIKE * least else s for s in found]
     return sorted(kept, key=_fit)
 
 
@@ -155,7 +149,7 @@ def _judge_of(tap: Tap, peer: Host, clean: Host, case: Case, culprit: Finding, d
         if faulty.shape != peer.shape:
             return made(defect, "no power" if faulty.shape == clean.shape else "absent", 0.0, 1.0)
         left = _norm(peer.astype(np.float64) - faulty) / (_norm(faulty) or 1.0)
-        return made(defect, "named" if left < LEFT else "absent", 1.0, left)
+        return made(defect, "named" if left < limits.NAME_LEFT else "absent", 1.0, left)
 
     if peer.shape != clean.shape:
         return shape
@@ -196,9 +190,12 @@ def _regressed(
     coefficient = float(np.vdot(pattern, error)) / strength**2
     rest = _norm(error - coefficient * pattern)
     spread = rest / strength / max(1, error.size - 1) ** 0.5
-    near, left = NEAR if error.size >= FEW else NEARER, LEFT
-    if dtype not in HALF and error.size >= FEW:
-        near, left = min(NEARER, NEAREST + SPREADS * spread), LESS
+    near, left = limits.NAME_NEAR if error.size >= limits.FEW_NUMBERS else limits.NAME_NEAR_FEW, limits.NAME_LEFT
+    if dtype not in HALF and error.size >= limits.FEW_NUMBERS:
+        near, left = (
+            min(limits.NAME_NEAR_FEW, limits.NAME_NEAR_SINGLE + limits.NAME_SPREADS * spread),
+            limits.NAME_LEFT_SINGLE,
+        )
     verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else "absent"
     return made(defect, verdict, coefficient, rest / whole, spread)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from conformance.cases.plan import kind_of
 from conformance.defects.rounding import twins
+from conformance.measure import limits
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
 from t5g2ref.backend import Backend
@@ -34,10 +35,6 @@ SHOWN: dict[str, tuple[str, ...]] = {
 
 MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",))
 """Each is one oracle: the defects of one never show at the same tap, since every tap starts from the peer's value."""
-
-POWER = 8.0  # standard errors that the defect would have to be, for its absence to be said
-NAMED = (0.5, 1.5)  # a coefficient between them is the defect's, if it is sure
-PARTLY = 0.1  # a sure one of so much outside of them is a part of it (some heads, some tokens); legal runs: 0.03
 
 
 def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
@@ -102,10 +99,10 @@ def regression(defects: Sequence[str], place: str, members: Sequence[Measured]) 
 
 
 def _signature(defect: str, place: str, coefficient: float, error: float, residual: float) -> Signature:
-    power = error > 0 and 1 / error >= POWER
-    low, high = NAMED
-    named = power and low <= coefficient <= high and coefficient >= POWER * error
-    partly = power and abs(coefficient) >= max(PARTLY, POWER * error)
+    power = error > 0 and 1 / error >= limits.PATTERN_POWER
+    low, high = limits.PATTERN_NAMED
+    named = power and low <= coefficient <= high and coefficient >= limits.PATTERN_POWER * error
+    partly = power and abs(coefficient) >= max(limits.PATTERN_PART, limits.PATTERN_POWER * error)
     verdict = "named" if named else "partly" if partly else "absent" if power else "no power"
     return Signature(defect, place, coefficient, error, residual, verdict)
 

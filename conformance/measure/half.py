@@ -23,21 +23,11 @@ from typing import Any
 import numpy as np
 
 from conformance.cases.plan import kind_of
+from conformance.measure import limits
 from conformance.measure.finding import Finding
-from conformance.measure.ratio import FEW
 from conformance.measure.sums import Moments
 from t5g2ref.dtypes import unit_roundoff
 from t5g2ref.taps import Tap
-
-MOST = 2.0  # no limit k is above this, whatever the bootstrap says
-DRAWS = 400  # of the bootstrap; k is the largest of them
-TOKENS = 32  # of one draw at most: more would make k smaller
-UNCLEAR = 0.25  # a legal error of so much of the value
-ENOUGH = 64  # elements whose largest error is a statistic
-BIASED = 0.1  # of the worst-case error; truncation in place of rounding is at 0.5
-SURE = 6.0  # standard errors
-LEAST = 8  # errors that a bootstrap needs
-FLOOR = 0.25  # of u · ‖truth‖: below what one rounding of random numbers costs, 0.41
 
 Host = np.ndarray[Any, Any]
 
@@ -79,45 +69,48 @@ def judged(measured: Sequence[Measured], dtype: str) -> tuple[list[Finding], lis
     groups: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
         groups[m.kind].append(m)
-    limits = {kind: limit(kind, group, dtype) for kind, group in groups.items()}
-    findings = [_finding(m, limits[m.kind], dtype) for m in measured]
+    k = {kind: limit_of(kind, group, dtype) for kind, group in groups.items()}
+    findings = [_finding(m, k[m.kind], dtype) for m in measured]
     unclear = [kind for kind, group in groups.items() if _unclear(group, dtype)]
-    return findings, list(limits.values()), unclear
+    return findings, list(k.values()), unclear
 
 
 def yardstick(m: Moments, dtype: str) -> Host:
     """(tokens,): the error that each token may have: the largest legal one, no less than what is typical of the tap."""
     legal, u = m.errors[1:].max(axis=0), unit_roundoff(dtype)
-    if m.features < FEW:  # two roundings: transformers forms a classifier's loss in the half type
+    if m.features < limits.FEW_NUMBERS:  # two roundings: transformers forms a classifier's loss in the half type
         return np.asarray(np.maximum(legal.max(), 2 * u * m.norm))
     typical = float(np.median(_relative(legal, m.norm)))
-    return np.asarray(np.maximum(legal, max(typical, FLOOR * u) * m.norm))
+    return np.asarray(np.maximum(legal, max(typical, limits.ROUNDING_FLOOR * u) * m.norm))
 
 
 def _relative(error: Host, norm: Host) -> Host:
     return np.divide(error, norm, out=np.zeros_like(error), where=norm > 0)
 
 
-def limit(kind: str, group: Sequence[Measured], dtype: str) -> Limit:
+def limit_of(kind: str, group: Sequence[Measured], dtype: str) -> Limit:
     """k from a bootstrap: were the peer one of the legal profiles, with roundings of its own, how large could its ratio
     be? Errors of the noisiest profile and yardsticks, each relative to its token, are drawn independently from all
     tokens of the kind, as many as the smallest tap has; the ratio's median and maximum are taken; the largest of
-    `DRAWS` such draws is k. The generator is seeded by the kind: a verdict does not depend on luck."""
+    these draws is k. The generator is seeded by the kind: a verdict does not depend on luck."""
     allowed = np.concatenate([_relative(yardstick(m.moments, dtype), m.moments.norm) for m in group])
     legal = np.concatenate([_relative(m.moments.errors[1:], m.moments.norm[None]) for m in group], axis=1)
     own = legal[legal.mean(axis=1).argmax()]
-    raw = (MOST, MOST)  # of so few errors nothing can be drawn
-    if allowed.size >= LEAST and np.isfinite(own).all() and (allowed > 0).any():
-        count = min(TOKENS, *(m.moments.norm.size for m in group), allowed.size)
+    raw = (limits.LIMITS["half"], limits.LIMITS["half"])  # of so few errors nothing can be drawn
+    if allowed.size >= limits.BOOTSTRAP_LEAST and np.isfinite(own).all() and (allowed > 0).any():
+        count = min(limits.BOOTSTRAP_TOKENS, *(m.moments.norm.size for m in group), allowed.size)
         rng = np.random.default_rng([20251212, *kind.encode()])
-        drawn = rng.choice(own, (DRAWS, count)) / rng.choice(allowed[allowed > 0], (DRAWS, count))
+        size = limits.BOOTSTRAP_DRAWS, count
+        drawn = rng.choice(own, size) / rng.choice(allowed[allowed > 0], size)
         raw = (float(np.median(drawn, axis=1).max()), float(drawn.max()))
-    median, worst = (min(MOST, max(1.0, value)) for value in raw)
+    median, worst = (min(limits.LIMITS["half"], max(1.0, value)) for value in raw)
     return Limit(kind, median, max(worst, median), allowed.size, raw)
 
 
 def _unclear(group: Sequence[Measured], dtype: str) -> bool:
-    return any(float(np.median(_relative(yardstick(m.moments, dtype), m.moments.norm))) > UNCLEAR for m in group)
+    return any(
+        float(np.median(_relative(yardstick(m.moments, dtype), m.moments.norm))) > limits.UNCLEAR_ERROR for m in group
+    )
 
 
 def _finding(m: Measured, k: Limit, dtype: str) -> Finding:
@@ -162,8 +155,13 @@ def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Findin
         return failed("values", found.median, k.median, f"the median token is {found.median:.3g} times the legal error")
     if not found.worst <= k.worst:
         return failed("values", found.worst, k.worst, f"the worst token is {found.worst:.3g} times the legal error")
-    if not found.tail <= MOST:
-        return failed("tail", found.tail, MOST, f"the largest error is {found.tail:.3g} times the largest legal one")
+    if not found.tail <= limits.LIMITS["half"]:
+        return failed(
+            "tail",
+            found.tail,
+            limits.LIMITS["half"],
+            f"the largest error is {found.tail:.3g} times the largest legal one",
+        )
     if not bias <= allowed:
         return failed("bias", bias, allowed, f"errors lean to one side by {bias:.3g} of the worst-case error")
     return replace(found, judged=found.worst, limit=k.worst)
@@ -172,23 +170,23 @@ def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Findin
 def _tail(m: Moments) -> float:
     """The peer's largest |error| / bound over the legal profiles'; 0 where there are too few elements, or no bound."""
     legal = float(m.top[1:].max())
-    if m.features * m.norm.size < ENOUGH or legal == 0:
+    if m.features * m.norm.size < limits.TAIL_ELEMENTS or legal == 0:
         return 0.0
     return float(m.top[0].max()) / legal
 
 
 def _bias(m: Moments) -> tuple[float, float]:
     """The larger of |mean error / bound| as it is and along the truth's sign, beyond that of the legal profiles; and
-    what of it is noise: `SURE` standard errors, from the elements and from the tokens' own means, and `BIASED`."""
-    count, worst, allowed = m.features * m.norm.size, 0.0, BIASED
+    what is allowed of it: `BIAS`, and `BIAS_ERRORS` standard errors, of the elements and of the tokens' own means."""
+    count, worst, allowed = m.features * m.norm.size, 0.0, limits.BIAS
     for sums in (m.gain, m.shift):
         means = sums.sum(axis=1) / count
         spread = np.sqrt(m.square[0].sum()) / count
         if m.norm.size > 1:
             spread = max(spread, float((sums[0] / m.features).std(ddof=1)) / np.sqrt(m.norm.size))
         excess = abs(float(means[0])) - float(np.abs(means[1:]).max())
-        if excess - SURE * spread > worst - (allowed - BIASED):
-            worst, allowed = excess, BIASED + SURE * spread
+        if excess - limits.BIAS_ERRORS * spread > worst - (allowed - limits.BIAS):
+            worst, allowed = excess, limits.BIAS + limits.BIAS_ERRORS * spread
     return worst, allowed
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from conformance.measure import limits
 from t5g2ref.backend import Backend
 
 Array = Any
-MOST = 8.0  # a peer's error beside a control's: the largest limit of any lane (`comparison.LIMITS`)
 
 
 class LogitTest:
@@ -41,12 +41,12 @@ class LogitTest:
 
     def figures(self) -> dict[str, float]:
         """Empty where no logits were compared; else kl, the mean KL(truth ‖ peer) in nats; kl_ratio, beside the
-        control's; tokens; certified, those whose margin is above twice the error that a logit may have (`MOST` times
-        a control's largest); flips, other first choices; wrong, the flips of certified tokens."""
+        control's; tokens; certified, those whose margin is above twice the error that a logit may have
+        (`LOGIT_ERRORS` of a control's largest); flips, other first choices; wrong, the flips of certified tokens."""
         if not self._rows:
             return {}
         peer, control, budget, margin, same = np.concatenate(self._rows, axis=1)
-        certified = margin > 2 * MOST * budget
+        certified = margin > 2 * limits.LOGIT_ERRORS * budget
         floor = np.finfo(np.float64).eps  # the divergence of two float64 runs is noise of this size
         return {
             "kl": float(peer.mean()),

@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from conformance.measure import limits
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
 from t5g2ref.dtypes import HALF, unit_roundoff
 from t5g2ref.taps import Tap
-
-FEW = 16  # numbers of one token whose errors do not average out
 
 
 def examine(
@@ -98,7 +97,7 @@ def typical(parts: Sequence[Errors]) -> float:
     """The relative error that is typical of a tap over all calls of a case: the median over tokens of the control's,
     or the largest where there are few tokens."""
     legal = np.sort(np.concatenate([part.legal for part in parts]))
-    return float(legal[-1]) if len(legal) < FEW else _middle(legal)
+    return float(legal[-1]) if len(legal) < limits.FEW_NUMBERS else _middle(legal)
 
 
 def refused(
@@ -206,7 +205,7 @@ def _yardstick(
     Where a token has only a handful of numbers, its control's error can be near zero by luck, and so can the value:
     there the largest of the control's errors stands for all.
     """
-    if features < FEW:
+    if features < limits.FEW_NUMBERS:
         return np.asarray(np.maximum(control.max(), unit_roundoff(dtype) * norm))
     if usual is None:
         usual = _middle(np.sort(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0)))

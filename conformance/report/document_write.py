@@ -9,8 +9,8 @@ from typing import Any
 
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge.judgement import Judgement
-from conformance.judge.walk import LIMITS
 from conformance.measure.finding import Finding
+from conformance.measure.limits import LIMITS
 from conformance.report.result import Result
 
 SCHEMA = 2

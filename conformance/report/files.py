@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from conformance.errors import CheckpointError, PeerUnavailable
@@ -14,26 +14,24 @@ from conformance.report.result import Result
 RENDERERS = {"junit": "conformance.report.junit", "html": "conformance.report.html.page"}
 
 
-def check(options: argparse.Namespace) -> None:
+def check(outputs: Mapping[str, Path]) -> None:
     """What would fail at the end of a long run fails before it: CheckpointError for files that cannot be,
     PeerUnavailable where a package that writes them is missing."""
-    asked = _asked(options)
-    for name, path in asked.items():
+    for name, path in outputs.items():
         check_writable(f"--{name}", path)
-    if len({path.resolve() for path in asked.values()}) < len(asked):
-        raise CheckpointError(f"--{' and --'.join(asked)} name one file; give each its own")
-    for name in set(asked) - {"json"}:
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        raise CheckpointError(f"--{' and --'.join(outputs)} name one file; give each its own")
+    for name in set(outputs) - {"json"}:
         try:
             importlib.import_module(RENDERERS[name])
         except ImportError as error:
             raise PeerUnavailable(f'--{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
 
 
-def write(result: Result, options: argparse.Namespace) -> None:
+def write(result: Result, outputs: Mapping[str, Path]) -> None:
     """The files that were asked for. OSError, which names the file."""
-    asked = _asked(options)
-    document = as_json(result) if asked else ""
-    for name, path in asked.items():
+    document = as_json(result) if outputs else ""
+    for name, path in outputs.items():
         text = document + "\n"
         if name != "json":
             text = importlib.import_module(RENDERERS[name]).render(json.loads(document))
@@ -41,10 +39,6 @@ def write(result: Result, options: argparse.Namespace) -> None:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise OSError(f"--{name} {path}: cannot be written: {error.strerror}") from error
-
-
-def _asked(options: argparse.Namespace) -> dict[str, Path]:
-    return {name: path for name in FILES if (path := getattr(options, name, None)) is not None}
 
 
 FILES = {

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from conformance.defects.catalogue import DEFECTS, first_seen_at
 from conformance.judge.judgement import Judgement
-from conformance.judge.walk import LIMITS
 from conformance.measure.finding import Finding
+from conformance.measure.limits import LIMITS
 from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 

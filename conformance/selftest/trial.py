@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -16,12 +16,16 @@ from conformance.cases.plan import plan_of, validity
 from conformance.defects.injection import Fault
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
-from conformance.judge.walk import Comparison
+from conformance.judge.lanes import SingleLane
+from conformance.judge.meeting import Ended, Meeting, Place
+from conformance.judge.walk import Walk
+from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.target import Target
 from t5g2ref.dtypes import DType
+from t5g2ref.model import T5Gemma2
 from t5g2ref.taps import Tap
 
 EXPECTED, ELSEWHERE, SURVIVED, NOTHING = "K", "k", "!", "."
@@ -134,7 +138,9 @@ class Bench:
                 if watched.unlike is None:
                     return NOTHING
                 ours = models(target.config, target.weights, case, "float32", target.backend)
-                found = _From(watched.unlike, target, case, dump).walk(ours)
+                lane = _From(watched.unlike, SingleLane("float32", distances(target.backend)))
+                plan = plan_of(target.config, case)
+                found = Walk(case, dump, plan, lane, local=True, until_culprit=True).run(ours)
             culprit = next((f for f in found.findings if not f.passed), None)
             if culprit is not None and culprit.status != "missing":
                 break  # what was shown until the first difference is enough, unless that was no more than rounding
@@ -151,17 +157,22 @@ class Bench:
         return self._healthy[key]
 
 
-class _From(Comparison):
-    """The local walk until something fails, judging from the first tap that differs from the healthy peer's: what is
-    the same to the bit conforms as that does, which the legal runs prove."""
+class _From:
+    """The lane that judges from the first tap that differs from the healthy peer's on: what is the same to the bit
+    conforms as that does, which the legal runs prove."""
 
-    def __init__(self, first: tuple[int, str], target: Target, case: Case, dump: Dump) -> None:
-        super().__init__(target, case, dump, "float32", local=True, until_culprit=True)
-        self._first, self._reached = first, first[0] < 0
+    def __init__(self, first: tuple[int, str], lane: SingleLane) -> None:
+        self._lane, self._first, self._reached = lane, first, first[0] < 0
 
-    def _examined(self, tap: Tap, call: int, given: Any, *rest: Any) -> Finding:
-        self._reached = self._reached or given is None or (call, tap.name) == self._first
-        return super()._examined(tap, call, given, *rest) if self._reached else Finding(tap.name, call, "pass")
+    def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
+        return self._lane.members(ours)
+
+    def look(self, meeting: Meeting) -> Finding:
+        self._reached = self._reached or meeting.peer is None or meeting.place == self._first
+        return self._lane.look(meeting) if self._reached else Finding(meeting.tap.name, meeting.call, "pass")
+
+    def end(self, found: Mapping[Place, Finding]) -> Ended:
+        return self._lane.end(found)
 
 
 class _Enough(Exception):

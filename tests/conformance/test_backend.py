@@ -346,7 +346,7 @@ def test_the_report_names_the_backend(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from conformance.commands import run as running
+    from conformance.commands import request as running
 
     device, file = Device(), tmp_path / "out.json"
     monkeypatch.setattr(running, "find", {"stand-in": device}.__getitem__)

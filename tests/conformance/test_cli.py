@@ -25,11 +25,12 @@ from conformance import __main__ as command
 from conformance.activations import Dump
 from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
-from conformance.commands import run as running
+from conformance.commands import request as running
+from conformance.commands import run as judging
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge import session
-from conformance.judge.walk import LIMITS
 from conformance.measure.finding import Finding
+from conformance.measure.limits import LIMITS
 from conformance.oracle.run_case import models, program
 from conformance.target import Target
 from t5g2ref import bundled, taps
@@ -248,7 +249,7 @@ def test_json_that_cannot_be_written(
     def work(*_: Any, **__: Any) -> Any:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr(running, "resolve", work)
+    monkeypatch.setattr(judging, "resolve", work)
     monkeypatch.setattr(session, "judge", work)
     status, lines, err = run("--json", str(tmp_path / path), peers=[Ours()])
     assert (status, lines) == (2, [])
@@ -524,7 +525,7 @@ def test_an_interruption_before_any_case(run: Run, monkeypatch: pytest.MonkeyPat
     def resolve(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "resolve", resolve)
+    monkeypatch.setattr(judging, "resolve", resolve)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines, err) == (3, ["VERDICT: INCOMPLETE - interrupted"], "conformance: interrupted\n")
 

@@ -13,9 +13,8 @@ pytest.importorskip("rich", reason="needs rich: its Markdown is printed with it"
 
 from conformance.commands import explain as command
 from conformance.errors import PeerUnavailable
-from conformance.judge import patterns
-from conformance.judge.walk import LIMITS
-from conformance.measure import half
+from conformance.measure import limits
+from conformance.measure.limits import LIMITS
 from conformance.report import explain, known
 from conformance.report.document import STATUSES
 
@@ -71,16 +70,16 @@ def test_the_text_is_versioned_and_of_a_size_to_be_read() -> None:
 
 def test_its_numbers_are_those_of_the_code() -> None:
     assert f"The limit is **{LIMITS['local']:g}**" in TEXT
-    assert f"between 1 and **{half.MOST:g}**" in TEXT
-    assert f"{half.TOKENS} at a time" in TEXT
-    assert f"largest of {half.DRAWS} draws" in TEXT
-    assert f"above {half.BIASED:g} plus six standard errors" in TEXT
-    assert half.SURE == 6
-    assert half.UNCLEAR == half.FLOOR == 0.25
+    assert f"between 1 and **{LIMITS['half']:g}**" in TEXT
+    assert f"{limits.BOOTSTRAP_TOKENS} at a time" in TEXT
+    assert f"largest of {limits.BOOTSTRAP_DRAWS} draws" in TEXT
+    assert f"above {limits.BIAS:g} plus six standard errors" in TEXT
+    assert limits.BIAS_ERRORS == 6
+    assert limits.UNCLEAR_ERROR == limits.ROUNDING_FLOOR == 0.25
     assert "off by a quarter of the value" in TEXT
-    low, high = patterns.NAMED
-    assert f"c is between {low:g} and {high:g} and at least {patterns.POWER:g} standard errors" in TEXT
-    assert f"below {patterns.POWER:g} its absence is not claimed" in TEXT
+    low, high = limits.PATTERN_NAMED
+    assert f"c is between {low:g} and {high:g} and at least {limits.PATTERN_POWER:g} standard errors" in TEXT
+    assert f"below {limits.PATTERN_POWER:g} its absence is not claimed" in TEXT
 
 
 def test_every_status_is_explained() -> None:

@@ -27,7 +27,7 @@ from conformance.cases.case import Case
 from conformance.checkpoints import resolve
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
-from conformance.judge.walk import LIMITS
+from conformance.measure.limits import LIMITS
 from conformance.peers.torch.transformers import TransformersPeer
 
 pytestmark = pytest.mark.peer

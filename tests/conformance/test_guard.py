@@ -16,7 +16,7 @@ from dumping import case_of, tiny
 
 from conformance import __main__ as command
 from conformance.activations import Dump
-from conformance.commands import run as running
+from conformance.commands import request as running
 from conformance.judge.exact.moves import Moves
 from conformance.judge.judge import judge
 from conformance.peers.guard import PeerFault, call, line, said

@@ -13,7 +13,8 @@ from conformance.cases.plan import kind_of
 from conformance.judge import patterns
 from conformance.judge.patterns import regression
 from conformance.measure import half
-from conformance.measure.half import MOST, Measured, judged, limit
+from conformance.measure.half import Measured, judged, limit_of
+from conformance.measure.limits import LIMITS
 from conformance.measure.logits import LogitTest
 from conformance.measure.sums import Moments, moments
 from t5g2ref.backend import NUMPY
@@ -86,7 +87,7 @@ def test_a_legal_peer_passes_and_k_is_near_one() -> None:
     found, k, unclear = verdict(tap())
     assert found.status == "pass"
     assert 0.9 < found.median < 1.1
-    assert 1 <= k.median <= k.worst <= MOST
+    assert 1 <= k.median <= k.worst <= LIMITS["half"]
     assert k.median < 1.3
     assert k.raw[0] <= k.raw[1]
     assert not unclear
@@ -141,7 +142,7 @@ def test_without_a_ceiling_the_ratio_fails_it(change: Any, status: str, words: s
     assert found.status == status
     assert found.detail.startswith(words)
     assert found.judged > found.limit
-    assert k.worst <= MOST
+    assert k.worst <= LIMITS["half"]
 
 
 def test_a_large_element_among_many_is_a_tail() -> None:
@@ -190,11 +191,13 @@ def test_k_never_leaves_its_range_and_is_the_same_twice() -> None:
     scale = (1 + 0.05 * (np.arange(24) % 4 == 0))[None, :, None].astype(np.float32)
     wild["controls"] = [c * scale for c in wild["controls"]]
     group = [measured(wild)]
-    k = limit("kind", group, "bfloat16")
-    assert k == limit("kind", group, "bfloat16")
-    assert k.raw[1] > MOST
-    assert (k.worst, k.tokens) == (MOST, 24)
-    assert limit("kind", [measured(tap("one", 1))], "bfloat16").median == MOST, "of one token nothing can be drawn"
+    k = limit_of("kind", group, "bfloat16")
+    assert k == limit_of("kind", group, "bfloat16")
+    assert k.raw[1] > LIMITS["half"]
+    assert (k.worst, k.tokens) == (LIMITS["half"], 24)
+    assert limit_of("kind", [measured(tap("one", 1))], "bfloat16").median == LIMITS["half"], (
+        "of one token nothing can be drawn"
+    )
 
 
 def test_kinds() -> None:

@@ -19,7 +19,7 @@ from conformance.defects import rounding
 from conformance.defects.injection import HEALTHY, Injection, Setting
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
-from conformance.measure import half
+from conformance.measure import limits
 from conformance.measure.ratio import examine
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.target import Target
@@ -155,7 +155,7 @@ def test_a_fault_before_the_peer_raised_is_a_fault() -> None:
 
 
 def test_what_noise_could_hide_is_unclear_in_float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(half, "UNCLEAR", 1e-9)  # for the control's own float32 error to be large
+    monkeypatch.setattr(limits, "UNCLEAR_ERROR", 1e-9)  # for the control's own float32 error to be large
     found = judged(tiny(), "short", HEALTHY)
     assert found.unclear
     assert not found.passed

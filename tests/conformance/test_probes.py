@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conformance.activations import Dump
+from conformance.cases import ingredients
 from conformance.checkpoints import resolve
 from conformance.judge.exact import probes as probe
 from conformance.judge.exact.moves import examine_probe
@@ -145,7 +146,7 @@ def test_a_released_size_takes_a_few_dozen_forwards(name: str) -> None:
         for run in p.case.runs:
             assert run.input_ids.size + run.decoder_input_ids.size <= 2 * probe.BATCH_TOKENS + 200
             kept = run.logits_to_keep or max(last - first for first, last in run.bounds)
-            assert len(run.input_ids) * kept * 262144 <= probe.VOCABULARY
+            assert len(run.input_ids) * kept * 262144 <= ingredients.LOGITS
 
 
 def test_every_window_before_the_first_full_layer_can_be_seen() -> None:
@@ -185,7 +186,7 @@ def test_what_could_not_have_failed_is_said(target: Target) -> None:
 def test_a_long_row_is_probed_one_run_a_position(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "BATCH_TOKENS", 20)
     monkeypatch.setattr(probe, "ALL_POSITIONS", 10)
-    monkeypatch.setattr(probe, "VOCABULARY", 20 * target.config.decoder.vocab_size)
+    monkeypatch.setattr(ingredients, "LOGITS", 20 * target.config.decoder.vocab_size)
     (p,) = [p for p in probes(target.config) if p.case.name == "probe-decoder"]
     assert {len(run.input_ids) for run in p.case.runs} == {1}
     assert p.case.runs[0].logits_to_keep == 16

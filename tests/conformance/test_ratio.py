@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from conformance.measure import distance
 from conformance.measure.finding import FAULTS, Finding
-from conformance.measure.ratio import FEW, examine
+from conformance.measure.limits import FEW_NUMBERS
+from conformance.measure.ratio import examine
 from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.taps import Tap
@@ -63,7 +64,7 @@ def off_by(truth: Array, error: float, *tokens: tuple[int, ...]) -> Array:
 @pytest.fixture
 def truth() -> Array:
     """(2, 5, 16) of ones: every token's norm is 4, and 1 + 2⁻¹⁰ is exact in float32."""
-    return frozen(np.ones((2, 5, FEW)))
+    return frozen(np.ones((2, 5, FEW_NUMBERS)))
 
 
 # Gates
@@ -234,7 +235,7 @@ def test_ratio_of_two_distances(error: float, ratio: float, truth: Array) -> Non
 
 def test_figures_over_tokens() -> None:
     """Ratios 1 to 200: the 198th is the 99 % one, and the median lies between the two in the middle."""
-    truth = np.ones((1, 200, FEW))
+    truth = np.ones((1, 200, FEW_NUMBERS))
     peer = truth.astype(np.float32)
     peer[0, :, 0] += np.arange(1, 201, dtype=np.float32) * np.float32(2**-10)
     found = see(peer, truth, [off_by(truth, 2**-10)])
@@ -271,7 +272,7 @@ def test_floor_follows_the_type(truth: Array) -> None:
     assert see(peer, truth, [exact], dtype="float16").worst == 2**-10 / (2**-11 * 4)
 
 
-@pytest.mark.parametrize("width", [1, FEW - 1, FEW])
+@pytest.mark.parametrize("width", [1, FEW_NUMBERS - 1, FEW_NUMBERS])
 def test_a_lucky_control_does_not_make_a_bad_peer(width: int, truth: Array) -> None:
     """Where one token of the control happens to be exact, the median over the tokens stands in."""
     truth = truth[..., :width]
@@ -281,7 +282,7 @@ def test_a_lucky_control_does_not_make_a_bad_peer(width: int, truth: Array) -> N
     assert (found.worst, found.median) == (2.0, 2.0)
 
 
-@pytest.mark.parametrize(("width", "ratio"), [(4, 1.0), (FEW - 1, 1.0), (FEW, 32.0)])
+@pytest.mark.parametrize(("width", "ratio"), [(4, 1.0), (FEW_NUMBERS - 1, 1.0), (FEW_NUMBERS, 32.0)])
 def test_what_is_typical(width: int, ratio: float, truth: Array) -> None:
     """A token of 2⁻⁵ with an exact control, among tokens of 1 whose control is 2⁻¹⁰ off. With enough numbers in a
     token it may be off by their relative error, 2⁻¹² · (2⁻⁵ · 4); with few by their absolute one, 2⁻¹⁰."""
@@ -294,14 +295,14 @@ def test_what_is_typical(width: int, ratio: float, truth: Array) -> None:
     assert found.token == ((1, 1) if ratio > 1 else (0, 0))
 
 
-@pytest.mark.parametrize("width", [4, FEW])
+@pytest.mark.parametrize("width", [4, FEW_NUMBERS])
 def test_all_zero_is_exact(width: int) -> None:
     zero = np.zeros((2, 5, width))
     found = see(zero.astype(np.float32), zero, [zero.astype(np.float32)])
     assert (found.status, found.worst, found.peer_error) == ("pass", 0.0, 0.0)
 
 
-@pytest.mark.parametrize("width", [4, FEW])
+@pytest.mark.parametrize("width", [4, FEW_NUMBERS])
 @pytest.mark.parametrize("gate", ["worst", "median"])
 def test_anything_where_all_is_zero_is_infinitely_off(gate: Any, width: int) -> None:
     zero = np.zeros((2, 5, width))
@@ -312,7 +313,7 @@ def test_anything_where_all_is_zero_is_infinitely_off(gate: Any, width: int) -> 
 @pytest.mark.parametrize("gate", ["worst", "median"])
 @pytest.mark.parametrize("which", ["truth", "control"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("width", [4, FEW])
+@pytest.mark.parametrize("width", [4, FEW_NUMBERS])
 def test_a_broken_reference_excuses_nobody(width: int, value: float, which: str, gate: Any, truth: Array) -> None:
     """NaN and infinity on our own side must not read as ‘no error’ or as ‘any error is allowed’."""
     truth = truth[..., :width]

@@ -19,6 +19,7 @@ from conformance.defects import all as catalogue
 from conformance.defects.injection import HEALTHY, Fault
 from conformance.errors import CheckpointError
 from conformance.judge.judge import judge
+from conformance.selftest import workers
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import LEGAL
 from conformance.selftest.matrix import Outcome, wrong
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow  # minutes in all
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return selftest._bench("tiny", False, False, "numpy")
+    return workers._bench("tiny", False, False, "numpy")
 
 
 def fault_of(key: str) -> Fault:

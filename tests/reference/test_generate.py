@@ -15,7 +15,7 @@ from helpers import Array, close, generator, same_bits
 import t5g2ref
 from conformance.cases.case import Case
 from conformance.checkpoints import resolve
-from conformance.judge.walk import LIMITS
+from conformance.measure.limits import LIMITS
 from conformance.measure.ratio import examine
 from conformance.oracle.run_case import models
 from t5g2ref import __main__ as command

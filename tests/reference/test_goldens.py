@@ -13,7 +13,7 @@ from safetensors import safe_open
 from conformance.cases.catalogue import build
 from conformance.cases.plan import plan_of, validity
 from conformance.checkpoints import resolve
-from conformance.judge.walk import LIMITS
+from conformance.measure.limits import LIMITS
 from conformance.measure.ratio import examine
 from conformance.oracle.run_case import models, program
 from conformance.oracle.side_by_side import walk

@@ -16,6 +16,7 @@ import numpy as np
 from conformance.activations import Dump
 from conformance.arrays import on_device, to_host
 from conformance.judge.exact.probes import Array, Change, Probe, Stage, stages
+from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import program
 from conformance.peers.protocol import Peer
@@ -27,7 +28,6 @@ from t5g2ref.numerics import EXACT, SDPA, Numerics
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
-CLEAR = 4.0  # what vanishes to the bit was lost in one rounding; the control's error is that of a dozen
 LOOKED_AT = 3  # runs of a probe, at most, for which the reference says whether what stood still had to be seen moving
 
 Shown = Callable[[str], bool]
@@ -253,7 +253,7 @@ class _Truth:
         found, unit = {}, unit_roundoff(self._dtype)
         for tap, value in truth.items():
             error = np.maximum(_norm(control[tap] - value), unit * _norm(value))
-            found[tap] = _norm(other[tap] - value) > CLEAR * error
+            found[tap] = _norm(other[tap] - value) > limits.PROBE_CLEAR * error
         return found
 
     def _seen(self, model: T5Gemma2, run: int, until: str) -> dict[str, Array]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from conformance.cases import catalogue as cases
 from conformance.cases.case import Case, Run
+from conformance.cases.ingredients import Kit
 from t5g2ref.config import Config, TextConfig
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +26,6 @@ Array = np.ndarray[Any, Any]
 ALL_POSITIONS = 64  # up to so many, every position is changed once; beyond, a handful
 BATCH_TOKENS = 4096  # up to so many, the changed rows are one batch; beyond, each is a run of its own
 LONG = 1300  # positions that show every sliding layer before the first full one, if so many are enough
-VOCABULARY = 1 << 24  # logits that a run may have; beyond, only the last 16 positions get theirs
 SMALL_IMAGE = 224  # pixels a side; larger pictures cost too much for a probe
 
 
@@ -136,33 +136,9 @@ class Probe:
 
 def probes(config: Config) -> list[Probe]:
     """Every probe for this geometry."""
-    kit = _Kit(config, np.random.default_rng([20251212, 1 << 16]))
+    kit = Kit(config, np.random.default_rng([20251212, 1 << 16]))
     made = [_tokens(kit, "encoder"), _tokens(kit, "decoder"), _padding(kit), _cross(kit), _positions(kit)]
     return [*made, _pictures(kit)] if config.vision.image_size <= SMALL_IMAGE else made
-
-
-@dataclass(frozen=True)
-class _Kit:
-    config: Config
-    rng: np.random.Generator
-
-    def ids(self, *shape: int) -> Array:
-        """Ordinary tokens, none of them special."""
-        c = self.config
-        special = {c.boi_token_index, c.eoi_token_index, c.image_token_index, c.decoder.pad_token_id}
-        special |= {c.decoder.bos_token_id, *c.decoder.eos_token_id}
-        ordinary = np.delete(np.arange(c.decoder.vocab_size), list(special))
-        return self.rng.choice(ordinary, size=shape).astype(np.int64)
-
-    def others(self, ids: Array) -> Array:
-        """Ordinary tokens that differ from `ids` everywhere."""
-        found = self.ids(*ids.shape)
-        while (same := found == ids).any():
-            found = np.where(same, self.ids(*ids.shape), found)
-        return found
-
-    def keep(self, rows: int, length: int) -> int | None:
-        return 16 if rows * length * self.config.decoder.vocab_size > VOCABULARY else None
 
 
 def _length(part: TextConfig, reach: int) -> int:
@@ -181,7 +157,7 @@ def chosen(length: int, back: int) -> list[int]:
     return sorted({0, length // 2, last - back - 1, last - back, last} & set(range(length)))
 
 
-def _tokens(k: _Kit, stack: str) -> Probe:
+def _tokens(k: Kit, stack: str) -> Probe:
     """One token changed at a time; in one batch where it is small, where each row is compared with itself."""
     part = k.config.encoder if stack == "encoder" else k.config.decoder
     w = part.sliding_window
@@ -189,9 +165,9 @@ def _tokens(k: _Kit, stack: str) -> Probe:
     length = _length(part, max(back, ahead))
     at = chosen(length, back)
     rows = len(at) + 1 if (len(at) + 1) * length <= BATCH_TOKENS else 1  # one more: a row that is not changed
-    ids, fixed = k.ids(1, length), k.ids(1, 6).repeat(rows, 0)
+    ids, fixed = k.ordinary(1, length), k.ordinary(1, 6).repeat(rows, 0)
     others, base = k.others(ids)[0], ids.repeat(rows, 0)
-    keep = k.keep(rows, length if stack == "decoder" else fixed.shape[1])
+    keep = k.keep(rows * (length if stack == "decoder" else fixed.shape[1]))
     changed = [np.zeros((rows, length), bool)] if stack == "encoder" else []  # nothing: is the peer steady at all?
     for first in range(0, len(at), rows):
         change = np.zeros((rows, length), bool)
@@ -213,17 +189,17 @@ def _tokens(k: _Kit, stack: str) -> Probe:
     return Probe(Case(f"probe-{stack}", what, tuple(runs)), tuple(changes), what)
 
 
-def _ragged(k: _Kit, length: int, valid: int) -> tuple[Array, Array]:
+def _ragged(k: Kit, length: int, valid: int) -> tuple[Array, Array]:
     """Two rows with so many valid tokens, padded right and left: ids and mask (2, length)."""
     mask = np.zeros((2, length), np.int64)
     mask[0, :valid] = mask[1, length - valid :] = 1
-    return np.where(mask == 1, k.ids(2, length), k.config.decoder.pad_token_id), mask
+    return np.where(mask == 1, k.ordinary(2, length), k.config.decoder.pad_token_id), mask
 
 
 _SIDES = ("right", "left")
 
 
-def _padding(k: _Kit) -> Probe:
+def _padding(k: Kit) -> Probe:
     """Other ids under the padding of both stacks, whole and cached: nothing that is valid may move."""
     ids, mask = _ragged(k, 12, 5)
     decoder_ids, decoder_mask = _ragged(k, 8, 3)
@@ -238,12 +214,12 @@ def _padding(k: _Kit) -> Probe:
     return Probe(Case("probe-padding", what, (base, other)), (change,), what)
 
 
-def _cross(k: _Kit) -> Probe:
+def _cross(k: Kit) -> Probe:
     """A source of one token far from everything: the decoder has it to look at and nothing else. A window, or a cut,
     over the cross half hides it; with more tokens, those near would pass its change on."""
     length = 2 * max(k.config.encoder.sliding_window, k.config.decoder.sliding_window) + 3
     ids, mask = _ragged(k, length, 1)
-    base = Run(ids, k.ids(2, 4), mask, splits=(2, 1, 1))
+    base = Run(ids, k.ordinary(2, 4), mask, splits=(2, 1, 1))
     change = Change(
         mask == 1, np.zeros((2, 4), bool), np.zeros(ids.shape, bool), ("encoder token 0", f"encoder token {length - 1}")
     )
@@ -252,7 +228,7 @@ def _cross(k: _Kit) -> Probe:
     return Probe(Case("probe-cross", what, (base, other)), (change,), what)
 
 
-def _positions(k: _Kit) -> Probe:
+def _positions(k: Kit) -> Probe:
     """Positions given as they are counted anyway, under padding and a cache; with end-of-image ids on the way."""
     ids, mask = _ragged(k, 12, 7)
     decoder_ids, decoder_mask = _ragged(k, 8, 5)
@@ -267,7 +243,7 @@ def _positions(k: _Kit) -> Probe:
     return Probe(Case("probe-positions", what, (base, other)), (change,), what, "exact")
 
 
-def _pictures(k: _Kit) -> Probe:
+def _pictures(k: Kit) -> Probe:
     """The second picture of a row of two is another one."""
     (case,) = cases.select(cases.build(k.config), ["images"])
     base, count = case.runs[0], k.config.mm_tokens_per_image

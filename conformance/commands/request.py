@@ -1,0 +1,143 @@
+"""What a judgement is asked for: the options of a command line, checked at the door, with every default filled in."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conformance.commands.options import LANES
+from conformance.errors import CheckpointError
+from conformance.peers.find import BUILT_IN, create, names
+from conformance.peers.guard import warnings_kept
+from conformance.peers.protocol import Peer
+from conformance.report import files
+from conformance.report.known import Known
+from conformance.report.known import load as load_known
+from t5g2ref.backend import Backend, find
+
+USUAL = ("exact", "fp32", "bf16")
+UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:cupy")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One judgement as it is asked for.
+
+    Args:
+        peers: who is judged, made and not yet opened.
+        backend: where truth and controls are computed.
+        ckpt, synthetic, calm: see `checkpoints.resolve`.
+        cases: globs of case names; none for all.
+        exact: the exact lane is wanted; asked: somebody named it, so that leaving it out is a word of the verdict.
+        values: the other lanes are wanted, and so the cases.
+        known: deviations that are known.
+        outputs: kind of file ("json", "junit", "html") → where it goes.
+        names: a peer's name → what to give to `--peer` for it.
+        notes: what was said while the peers were made.
+        command: the command line, to be given again.
+    """
+
+    peers: tuple[Peer, ...]
+    backend: Backend
+    ckpt: str
+    synthetic: bool = False
+    calm: bool = False
+    cases: tuple[str, ...] = ()
+    exact: bool = True
+    asked: bool = False
+    values: bool = True
+    detail: bool = False
+    progress: bool = True
+    known: Known = field(default_factory=Known)
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    command: str = ""
+
+
+def of_run(given: argparse.Namespace) -> Request:
+    """The request of the command `run`. CheckpointError or PeerUnavailable for what cannot be."""
+    backend, notes = find(given.backend), list[str]()
+    with warnings_kept("a peer's package", notes):
+        peers = _peers(given.peer, given.lane, backend)
+    for peer in peers.values():
+        if isinstance(getattr(peer, "timeout", None), float):
+            vars(peer)["timeout"] = given.timeout
+    lanes = set(given.lane or USUAL)
+    return _request(
+        given,
+        list(peers.values()),
+        backend,
+        exact="exact" in lanes,
+        asked="exact" in (given.lane or ()),
+        values=lanes != {"exact"},
+        names={peer.name: name for name, peer in peers.items()},
+        notes=tuple(notes),
+    )
+
+
+def of_dump(given: argparse.Namespace, peer: Peer) -> Request:
+    """The request of the command `check`: one peer, and not the exact lane, since a dump cannot be probed."""
+    return _request(given, [peer], find(given.backend), exact=False)
+
+
+def _request(
+    given: argparse.Namespace,
+    peers: list[Peer],
+    backend: Backend,
+    *,
+    exact: bool,
+    asked: bool = False,
+    values: bool = True,
+    names: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Request:
+    """With what both commands have; the files that are to be written are tried first."""
+    outputs = {kind: path for kind in files.FILES if (path := getattr(given, kind)) is not None}
+    files.check(outputs)
+    return Request(
+        peers=tuple(peers),
+        backend=backend,
+        ckpt=given.ckpt,
+        synthetic=given.synthetic,
+        calm=given.calm,
+        cases=tuple(given.case or ()),
+        exact=exact,
+        asked=asked,
+        values=values,
+        detail=given.detail,
+        progress=not given.no_progress,
+        known=load_known(given.known) if given.known else Known(),
+        outputs=outputs,
+        names=names or {},
+        notes=notes,
+        command=getattr(given, "command_line", ""),
+    )
+
+
+def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> dict[str, Peer]:
+    """Peers by the names that they were asked for; one of each, though a name may be given twice, and in a shorter
+    and a longer form."""
+    types = [LANES[lane] for lane in lanes or USUAL if lane in LANES] or ["float32"]
+    wanted = given or [name for dtype in types for name in names(dtype)]
+    if given and lanes:  # a name that may have a type and has none is run in every lane that was asked for
+        wanted = [name for n in given for name in ([f"{n}:{t}" for t in types] if n in UNTYPED else [n])]
+    made = _distinct([(name, create(name, backend)) for name in dict.fromkeys(wanted)])
+    if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
+        raise CheckpointError(f"--peer {wrong.name} is in {wrong.dtype}, which is not of --lane {' '.join(lanes)}")
+    return made
+
+
+def _distinct(made: list[tuple[str, Peer]]) -> dict[str, Peer]:
+    """The peers, none twice; different ones of one name, as two dumps of one program are, told apart by how they were
+    asked for."""
+    alike = Counter(peer.name for _, peer in made)
+    chosen: dict[str, tuple[str, Peer]] = {}
+    for given, peer in made:
+        if alike[peer.name] > 1 and not given.startswith(tuple(BUILT_IN)):
+            peer.name = f"{peer.name} [{given}]"
+        chosen.setdefault(peer.name, (given, peer))
+    return dict(chosen.values())

@@ -1,0 +1,84 @@
+"""The two lanes that need truth and controls alone: float32 by the worst token, and any type from the ids on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from conformance.cases.plan import kind_of
+from conformance.judge.meeting import Ended, Meeting, Place
+from conformance.measure import limits
+from conformance.measure.distance import Distances
+from conformance.measure.finding import Finding
+from conformance.measure.ratio import Errors, errors_of, typical
+from conformance.measure.ratio import values as judged_values
+from t5g2ref.dtypes import DType
+from t5g2ref.model import T5Gemma2
+from t5g2ref.taps import Tap
+
+
+class SingleLane:
+    """float32 under the local anchor: a tap is judged on the spot, by its worst token."""
+
+    def __init__(self, dtype: DType, distances: Distances) -> None:
+        self._dtype, self._distances = dtype, distances
+        self._unclear: dict[str, None] = {}
+
+    def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
+        return ours
+
+    def look(self, meeting: Meeting) -> Finding:
+        found = measured(meeting, self._dtype, self._distances)
+        if isinstance(found, Finding):
+            return found
+        if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
+            self._unclear[kind_of(meeting.tap.name)] = None
+        limit = limits.LIMITS["local"]
+        return judged_values(meeting.tap, meeting.call, found, self._dtype, limit, "worst")
+
+    def end(self, found: Mapping[Place, Finding]) -> Ended:
+        return Ended(unclear=list(self._unclear))
+
+
+class CumulativeLane:
+    """From the ids on, in any type: a tap is judged at the end, by its median token, once it is known how large an
+    error is typical of it over all calls."""
+
+    def __init__(self, dtype: DType, distances: Distances) -> None:
+        self._dtype, self._distances = dtype, distances
+        self._pending: list[tuple[Tap, int, Errors]] = []
+
+    def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
+        return ours
+
+    def look(self, meeting: Meeting) -> Finding:
+        found = measured(meeting, self._dtype, self._distances)
+        if isinstance(found, Finding):
+            return found
+        self._pending.append((meeting.tap, meeting.call, found))
+        return Finding(meeting.tap.name, meeting.call, "pass")
+
+    def end(self, found: Mapping[Place, Finding]) -> Ended:
+        """Of a stack that has few tokens the largest typical error along it counts: one chain of roundings can be
+        short by luck."""
+        parts, along = defaultdict[str, list[Errors]](list), defaultdict[str, float](float)
+        for tap, _, errors in self._pending:
+            parts[tap.name].append(errors)
+        usual = {name: typical(errors) for name, errors in parts.items()}
+        for tap, _, _ in self._pending:
+            along[tap.module] = max(along[tap.module], usual[tap.name])
+        changed = {}
+        for tap, call, errors in self._pending:
+            few = sum(len(part.legal) for part in parts[tap.name]) < limits.FEW_NUMBERS
+            most = along[tap.module] if few and tap.module else usual[tap.name]
+            limit = limits.LIMITS["cumulative"]
+            changed[call, tap.name] = judged_values(tap, call, errors, self._dtype, limit, "median", most)
+        return Ended(changed)
+
+
+def measured(meeting: Meeting, dtype: DType, distances: Distances) -> Finding | Errors:
+    """The errors of a tap, or the finding of one that cannot be compared, is a mask, or is not finite."""
+    m = meeting
+    return errors_of(m.tap, m.call, m.peer, m.truth, m.controls, m.valid, dtype, distances)

@@ -1,0 +1,64 @@
+"""The language model's logits as a distribution, watched while a case is walked under the local anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from conformance.judge.meeting import Array, Meeting, Place
+from conformance.measure import limits
+from conformance.measure.finding import Finding
+from conformance.measure.logits import LogitTest
+from t5g2ref.backend import Backend
+from t5g2ref.dtypes import HALF
+from t5g2ref.model import T5Gemma2
+from t5g2ref.ops import softcap
+
+
+class LogitWatch:
+    """The peer's distribution beside those that ours make of its last hidden states.
+
+    Args:
+        ours: truth and controls, which know the final softcap and the peer's type.
+    """
+
+    def __init__(self, backend: Backend, ours: list[T5Gemma2]) -> None:
+        self._backend, self._numerics = backend, [model.nx for model in ours]
+        self._cap, self._dtype = ours[0].config.decoder.final_logit_softcapping, ours[-1].nx.dtype
+        self._before: list[Array] | None = None
+        self._test = LogitTest()
+
+    def look(self, meeting: Meeting, usable: bool) -> None:
+        """Where the peer shows `lm_head`, ours of before it count: what is handed on there is the peer's own, and would
+        compare the head with itself."""
+        own = [meeting.truth, *meeting.controls]
+        if meeting.tap.name == "lm_head":
+            self._before = own
+        elif meeting.tap.name == "logits":
+            if self._before is not None:
+                pairs = zip(self._numerics, self._before, strict=True)
+                own = [softcap(nx, value, self._cap) for nx, value in pairs]
+            self._before = None
+            if usable:
+                self._test.add(self._backend, meeting.peer, own[0], own[1:], meeting.valid)
+
+    def figures(self) -> dict[str, float]:
+        """See `LogitTest.figures`."""
+        return self._test.figures()
+
+    def judged(self, found: Mapping[Place, Finding]) -> dict[Place, Finding]:
+        """The finding with which the distribution fails the logits of the last call, if nothing else did."""
+        figures = self.figures()
+        limit = limits.LIMITS["half" if self._dtype in HALF else "local"] ** 2  # a divergence is quadratic in the error
+        place = max((p for p in found if p[1] == "logits"), default=None)
+        if not figures or place is None or not found[place].passed:
+            return {}
+        if not figures["kl_ratio"] <= limit:
+            detail = f"KL(truth ‖ peer) is {figures['kl_ratio']:.3g} times the control's"
+            return {
+                place: replace(found[place], status="values", judged=figures["kl_ratio"], limit=limit, detail=detail)
+            }
+        if figures["wrong"] > 0:
+            detail = f"another first choice at {figures['wrong']:.0f} positions where the margin certifies the truth's"
+            return {place: replace(found[place], status="exact", detail=detail)}
+        return {}

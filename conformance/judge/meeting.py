@@ -1,0 +1,71 @@
+"""What meets at one tap, and what a lane makes of it: the words that the walk and its lanes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from conformance.measure.finding import Finding
+from conformance.measure.half import Limit
+from conformance.measure.match import Signature
+from t5g2ref.model import T5Gemma2
+from t5g2ref.taps import Tap
+
+Array = Any
+Place = tuple[int, str]  # call, name of the tap
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """All values of one tap in one call.
+
+    Args:
+        peer: the peer's array; None where it shows none.
+        truth: the float64 oracle's.
+        controls: of the legal runs in the peer's type.
+        others: of what else a lane lets walk beside them.
+        valid: NumPy bool over the tap's token axes, False on padding; None where nothing is padded.
+    """
+
+    tap: Tap
+    call: int
+    peer: Array | None
+    truth: Array
+    controls: list[Array]
+    others: list[Array]
+    valid: Any
+
+    @property
+    def place(self) -> Place:
+        return self.call, self.tap.name
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a lane says once the case has been walked.
+
+    Args:
+        changed: findings that stand in place of those given on the way.
+        limits: of a half-precision lane, what its ratios were held against.
+        signatures: defects looked for by their pattern.
+        unclear: kinds of tap where rounding noise could hide anything.
+    """
+
+    changed: Mapping[Place, Finding] = field(default_factory=dict)
+    limits: list[Limit] = field(default_factory=list)
+    signatures: list[Signature] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+
+
+class Lane(Protocol):
+    """How one tap after the other is judged in one number type, from one anchor."""
+
+    def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
+        """The models that walk: truth and controls, and whatever else this lane needs beside them."""
+
+    def look(self, meeting: Meeting) -> Finding:
+        """The finding of a tap; a pass that may still change where the lane judges at the end."""
+
+    def end(self, found: Mapping[Place, Finding]) -> Ended:
+        """What is judged over all taps. `found` has every finding so far, in the order of the computation."""
