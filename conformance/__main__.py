@@ -16,7 +16,7 @@ from typing import Any
 from conformance.checkpoints import variable
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
-from conformance.errors import CheckpointError, PeerUnavailable
+from conformance.errors import Unavailable, UsageError
 from t5g2ref.backend import BackendError
 from t5g2ref.config import ConfigError
 
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     shared.defaults(top)
     for name, (module, what) in MODULES.items():
         command = commands.add_parser(name, help=what, description=what, formatter_class=form)
-        with suppress(PeerUnavailable):  # said when the command is run
+        with suppress(Unavailable):  # said when the command is run
             _module(name, module).add_options(command)
     listing = commands.add_parser("list", help="what there is to choose from")
     listing.add_argument("what", choices=("cases", "taps", "faults", "checkpoints", "peers"))
@@ -91,11 +91,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _module(name: str, module: str) -> Any:
-    """A command's module; PeerUnavailable where a package that it needs is missing."""
+    """A command's module; Unavailable where a package that it needs is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise PeerUnavailable(f'{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
+        raise Unavailable(f'{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
 
 
 def _run_options(target: argparse.ArgumentParser) -> None:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given and given[0] in MODULES:  # before its options are parsed, which it could not name
             _module(given[0], MODULES[given[0]][0])
         options = parser().parse_args(given)
-    except PeerUnavailable as error:
+    except Unavailable as error:
         print(f"conformance: {error}", file=sys.stderr)
         return USAGE
     options.command_line = shlex.join(["python", "-m", "conformance", *given])
@@ -136,7 +136,7 @@ def _guarded(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # `list taps | head`: the reader has had enough, and Python must not try once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INCOMPLETE
-    except (CheckpointError, PeerUnavailable, BackendError, ConfigError, OSError) as error:
+    except (UsageError, Unavailable, BackendError, ConfigError, OSError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
@@ -165,7 +165,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         from conformance.commands.run import run
     except ImportError as error:
-        raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[conformance]"') from error
+        raise Unavailable(f'{error.name} is not installed: pip install "t5g2ref[conformance]"') from error
     return run(options)
 
 

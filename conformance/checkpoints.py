@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.arrays import to_backend
-from conformance.errors import CheckpointError
+from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY, Backend
@@ -53,10 +53,11 @@ def resolve(
 
     Raises:
         CheckpointError: it cannot be had or read; with the remedy.
+        UsageError: the arguments contradict each other.
         BackendError: no room for it on the device.
     """
     if calm and not synthetic:
-        raise CheckpointError("--calm says how synthetic weights are made: give --synthetic too")
+        raise UsageError("--calm says how synthetic weights are made: give --synthetic too")
     if synthetic:
         return [_synthetic(name, calm, progress, backend)]
     if name in BUNDLED:
@@ -70,7 +71,7 @@ def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> T
     elif Path(name, "config.json").is_file():
         config = Config.load(name)
     else:
-        raise CheckpointError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
+        raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
     _require(backend, name, shapes(config))
     tensors = Synthetic(config, massive=not calm)
     weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}

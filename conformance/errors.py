@@ -1,11 +1,19 @@
-"""Errors that end a command with status 2: each is named after what is wrong, and says what to do."""
+"""Errors that end a command with status 2. Each is named after what is wrong, and its message says what to do."""
 
 from __future__ import annotations
 
 
-class PeerUnavailable(RuntimeError):
-    """The peer cannot be run here; the message says what to install or change."""
+class UsageError(RuntimeError):
+    """It was asked for in a way that makes no sense: an option, a name, a file that is to be written."""
 
 
-class CheckpointError(RuntimeError):
-    """The checkpoint is not to be had or not usable; the message says what to do."""
+class Unavailable(RuntimeError):
+    """It makes sense and is not to be had here: something is to be installed, downloaded or changed first."""
+
+
+class PeerUnavailable(Unavailable):
+    """A peer that cannot be run here."""
+
+
+class CheckpointError(Unavailable):
+    """A checkpoint that is not to be had, or cannot be used."""

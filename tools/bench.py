@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmark.options import Options, UsageError, options_of, parser
+from benchmark.options import Options, options_of, parser
 
 from conformance.checkpoints import HUB, resolve
-from conformance.errors import CheckpointError, PeerUnavailable
+from conformance.errors import CheckpointError, PeerUnavailable, UsageError
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.checkpoint.folder import WeightsError

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from conformance.commands import options as shared
-from conformance.errors import PeerUnavailable
+from conformance.errors import Unavailable
 from conformance.peers.folder import create
 
 
@@ -27,5 +27,5 @@ def main(options: argparse.Namespace) -> int:
         from conformance.commands.request import of_dump
         from conformance.commands.run import judge_peers
     except ImportError as error:
-        raise PeerUnavailable(f'{error.name} is not installed: pip install "t5g2ref[judge]"') from error
+        raise Unavailable(f'{error.name} is not installed: pip install "t5g2ref[judge]"') from error
     return judge_peers(of_dump(options, peer))

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import sys
 
-from conformance.errors import PeerUnavailable
+from conformance.errors import UsageError
 from conformance.report.explain import TEXT, sections, slug
 
 WIDTH = 100
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print all of it, one topic or the list; returns 0. An unknown topic is a PeerUnavailable, which exits 2."""
+    """Print all of it, one topic or the list; returns 0. An unknown topic is a UsageError, which exits 2."""
     topics = sections()
     if options.list_topics:
         width = max(map(len, topics))
@@ -40,7 +40,7 @@ def _found(topics: dict[str, tuple[str, str]], wanted: str) -> str:
         return topics[name if name in topics else starting[0]][1]
     close = starting or difflib.get_close_matches(name, topics, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise PeerUnavailable(f"explain {wanted!r}: there is no such topic; {hint}`explain --list` has them all")
+    raise UsageError(f"explain {wanted!r}: there is no such topic; {hint}`explain --list` has them all")
 
 
 def _print(text: str) -> None:

@@ -22,7 +22,7 @@ from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, shape_of, sizes
 from conformance.checkpoints import resolve
 from conformance.commands import options as shared
-from conformance.errors import CheckpointError
+from conformance.errors import UsageError
 from conformance.exchange import case_words as describe
 from conformance.exchange import writing
 from conformance.oracle.run_case import models, program
@@ -72,9 +72,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Write the export; returns 0. CheckpointError where the checkpoint or the folder will not do."""
+    """Write the export; returns 0. UsageError where the checkpoint or the folder will not do."""
     if options.all_taps and not options.expected:
-        raise CheckpointError("--all-taps says which taps of the truth are written: give --expected too")
+        raise UsageError("--all-taps says which taps of the truth are written: give --expected too")
     _check_folder(options.folder, options.force)
     with reporting(quiet=options.no_progress) as reporter:
         made = {"synthetic": options.synthetic, "calm": options.calm}
@@ -164,9 +164,9 @@ def write_truth(folder: Path, target: Target, case: Case, dtype: DType, wanted: 
 
 def _check_folder(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder}: this is a file; name a folder")
+        raise UsageError(f"{folder}: this is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and _earlier(folder) is None and not force:
-        raise CheckpointError(f"{folder}: holds something else than an export; name another folder, or give --force")
+        raise UsageError(f"{folder}: holds something else than an export; name another folder, or give --force")
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:

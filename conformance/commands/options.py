@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 
-from conformance.errors import CheckpointError
+from conformance.errors import UsageError
 from conformance.peers.protocol import TIMEOUT
 from conformance.report.files import FILES
 
@@ -59,8 +59,8 @@ def defaults(parser: argparse.ArgumentParser) -> None:
 
 
 def check_cases(patterns: Iterable[str], known: Iterable[str]) -> None:
-    """CheckpointError for a pattern that no case's name matches."""
+    """UsageError for a pattern that no case's name matches."""
     names = list(dict.fromkeys(known))
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise CheckpointError(f"--case {pattern}: no case matches; there are: {', '.join(names)}")
+            raise UsageError(f"--case {pattern}: no case matches; there are: {', '.join(names)}")

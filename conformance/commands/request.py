@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conformance.commands.options import LANES
-from conformance.errors import CheckpointError
+from conformance.errors import UsageError
 from conformance.peers.find import BUILT_IN, create, names
 from conformance.peers.guard import warnings_kept
 from conformance.peers.protocol import Peer
@@ -59,7 +59,7 @@ class Request:
 
 
 def of_run(given: argparse.Namespace) -> Request:
-    """The request of the command `run`. CheckpointError or PeerUnavailable for what cannot be."""
+    """The request of the command `run`. UsageError or PeerUnavailable for what cannot be."""
     backend, notes = find(given.backend), list[str]()
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
@@ -127,7 +127,7 @@ def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -
         wanted = [name for n in given for name in ([f"{n}:{t}" for t in types] if n in UNTYPED else [n])]
     made = _distinct([(name, create(name, backend)) for name in dict.fromkeys(wanted)])
     if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
-        raise CheckpointError(f"--peer {wrong.name} is in {wrong.dtype}, which is not of --lane {' '.join(lanes)}")
+        raise UsageError(f"--peer {wrong.name} is in {wrong.dtype}, which is not of --lane {' '.join(lanes)}")
     return made
 
 

@@ -20,7 +20,7 @@ from conformance.commands import options as shared
 from conformance.commands.options import LANES as NAMES
 from conformance.defects import all as catalogue
 from conformance.defects.injection import Fault
-from conformance.errors import CheckpointError
+from conformance.errors import UsageError
 from conformance.progress import Reporter, reporting
 from conformance.report.files import FILES, check_writable
 from conformance.selftest import matrix
@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> int:
     check_writable("--json", options.json)
     chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
     if not chosen:
-        raise CheckpointError(f"--fault {' '.join(options.fault or [])}: none is called so; see `list faults`")
+        raise UsageError(f"--fault {' '.join(options.fault or [])}: none is called so; see `list faults`")
     began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane)
     with reporting(quiet=options.no_progress) as reporter:
         try:
@@ -124,6 +124,6 @@ def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:
 
 def _processes(options: argparse.Namespace, jobs: int) -> int:
     if options.jobs is not None and options.jobs < 1:
-        raise CheckpointError(f"--jobs {options.jobs}: at least 1")
+        raise UsageError(f"--jobs {options.jobs}: at least 1")
     usual = (os.cpu_count() or 1) if options.backend == "numpy" and options.ckpt in BUNDLED else 1
     return min(options.jobs or usual, jobs)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from conformance.errors import CheckpointError, PeerUnavailable
+from conformance.errors import Unavailable, UsageError
 from conformance.report.document_write import as_json
 from conformance.report.result import Result
 
@@ -15,17 +15,17 @@ RENDERERS = {"junit": "conformance.report.junit", "html": "conformance.report.ht
 
 
 def check(outputs: Mapping[str, Path]) -> None:
-    """What would fail at the end of a long run fails before it: CheckpointError for files that cannot be,
-    PeerUnavailable where a package that writes them is missing."""
+    """What would fail at the end of a long run fails before it: UsageError for files that cannot be,
+    Unavailable where a package that writes them is missing."""
     for name, path in outputs.items():
         check_writable(f"--{name}", path)
     if len({path.resolve() for path in outputs.values()}) < len(outputs):
-        raise CheckpointError(f"--{' and --'.join(outputs)} name one file; give each its own")
+        raise UsageError(f"--{' and --'.join(outputs)} name one file; give each its own")
     for name in set(outputs) - {"json"}:
         try:
             importlib.import_module(RENDERERS[name])
         except ImportError as error:
-            raise PeerUnavailable(f'--{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
+            raise Unavailable(f'--{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
 
 
 def write(result: Result, outputs: Mapping[str, Path]) -> None:
@@ -49,10 +49,10 @@ FILES = {
 
 
 def check_writable(option: str, path: Path | None) -> None:
-    """CheckpointError where a file that is to be written at the end of a long run could not be."""
+    """UsageError where a file that is to be written at the end of a long run could not be."""
     if path is None:
         return
     if not path.parent.is_dir():
-        raise CheckpointError(f"{option} {path}: there is no folder {path.parent}")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
     if path.is_dir():
-        raise CheckpointError(f"{option} {path}: this is a folder; name a file")
+        raise UsageError(f"{option} {path}: this is a folder; name a file")

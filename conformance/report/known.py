@@ -26,6 +26,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
+from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import FAULTS, Finding
 from conformance.target import Target
@@ -38,7 +39,7 @@ EXACT = ("weights", "probe-")  # how the names of the exact lane begin
 SEEN, PASSED, NOT_RUN = "seen", "unexpected pass", "not run"
 
 
-class KnownError(OSError):
+class KnownError(UsageError):
     """The file of known deviations cannot be used: names the entry, the key, what was expected and found."""
 
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rich", reason="needs rich: its Markdown is printed with it")
 
 from conformance.commands import explain as command
-from conformance.errors import PeerUnavailable
+from conformance.errors import UsageError
 from conformance.measure import limits
 from conformance.measure.limits import LIMITS
 from conformance.report import explain, known
@@ -42,11 +42,11 @@ def test_all_of_it_one_topic_and_the_list(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_topic_may_be_shortened_and_an_unknown_one_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, "known").startswith("## Known deviations")
-    with pytest.raises(PeerUnavailable, match=r"did you mean signatures\?"):
+    with pytest.raises(UsageError, match=r"did you mean signatures\?"):
         told(capsys, "signiture")
-    with pytest.raises(PeerUnavailable, match="did you mean the-ratio or the-float32-lane"):
+    with pytest.raises(UsageError, match="did you mean the-ratio or the-float32-lane"):
         told(capsys, "the")
-    with pytest.raises(PeerUnavailable, match="--list"):
+    with pytest.raises(UsageError, match="--list"):
         told(capsys, "")
 
 

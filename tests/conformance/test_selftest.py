@@ -17,7 +17,7 @@ from conformance.cases import catalogue as cases
 from conformance.commands import selftest
 from conformance.defects import all as catalogue
 from conformance.defects.injection import HEALTHY, Fault
-from conformance.errors import CheckpointError
+from conformance.errors import UsageError
 from conformance.judge.judge import judge
 from conformance.selftest import workers
 from conformance.selftest.faulty_peer import FaultyPeer
@@ -178,9 +178,9 @@ def test_matrix_is_plain_and_narrow(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_usage(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="none is called so"):
+    with pytest.raises(UsageError, match="none is called so"):
         selftest.main(options("--fault", "D99"))
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(UsageError, match="there is no folder"):
         selftest.main(options("--json", str(tmp_path / "no" / "x.json")))
-    with pytest.raises(CheckpointError, match="at least 1"):
+    with pytest.raises(UsageError, match="at least 1"):
         selftest.main(options("--fault", "D47", "--jobs", "0"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.checkpoints import HUB
+from conformance.errors import UsageError
 from t5g2ref.backend import NUMPY, Backend, find
 from t5g2ref.dtypes import HALF
 
@@ -44,10 +45,6 @@ examples
 A size (270m, 1b, 4b) whose weights are not at hand is timed on seeded ones at its geometry, and the
 output says so; nothing is downloaded.
 """
-
-
-class UsageError(ValueError):
-    """The options do not fit together; the message says how they would."""
 
 
 @dataclass(frozen=True)
