@@ -15,6 +15,7 @@ from t5g2ref import params, taps
 from t5g2ref.backend import BackendError, find
 from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check
 from t5g2ref.config import PRESETS, Config, ConfigError, TextConfig
+from t5g2ref.dtypes import DTYPES
 from t5g2ref.generate.greedy import greedy
 
 EXAMPLES = """\
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--dtype",
         default="float32",
-        choices=("float64", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         help="the type that the model runs in (default: float32); NumPy emulates the last two, slowly",
     )
     generate.add_argument(

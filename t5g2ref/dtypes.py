@@ -19,6 +19,10 @@ HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
+RUN_IN: tuple[DType, ...] = ("float32", "bfloat16", "float16")
+"""The types that an implementation runs in; float64 is the oracle's."""
+
+
 def unit_roundoff(dtype: str) -> float:
     """2⁻⁵³, 2⁻²⁴, 2⁻¹¹ or 2⁻⁸: half an ulp of 1 in `dtype`."""
     return {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]

@@ -74,7 +74,12 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ("conformance/report", "What is said?", "document explain result known | document_write junit text | files"),
     ("conformance/report/html", "", "commands masks depth | comparisons | view | page | __init__"),
     ("conformance/report", "", "__init__"),
-    ("conformance/selftest", "Is the judge any good?", "faulty_peer legal | trial | matrix workers | __init__"),
+    ("conformance/selftest", "Is the judge any good?", "faulty_peer legal | false_alarms trial | matrix workers"),
+    (
+        "conformance/selftest",
+        "",
+        "__init__",
+    ),
     ("conformance/commands", "What can one type?", "options | request export explain listing | run | check selftest"),
     ("conformance/commands", "", "__init__"),
     ("conformance/examples", "ports to copy from", "hooks_dump forty_lines | __init__"),

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 from conformance.exchange.reading import DumpError, confined
 from t5g2ref.checkpoint.header import short
 from t5g2ref.config.fields import unique_keys
+from t5g2ref.dtypes import RUN_IN
 
 FORMAT, VERSION = "t5g2ref-dump", 1
 MAX_BYTES = 1 << 26
-DTYPES = ("float32", "bfloat16", "float16")
 STORED = ("uint8", "float32")
 LONGEST = 64
 FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases"}
@@ -78,8 +78,8 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
     name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
     if len(name) > LONGEST:
         _refuse("peer.name", name, f"at most {LONGEST} characters: it heads a column")
-    if dtype not in DTYPES:
-        _refuse("peer.dtype", dtype, f"one of {', '.join(DTYPES)}")
+    if dtype not in RUN_IN:
+        _refuse("peer.dtype", dtype, f"one of {', '.join(RUN_IN)}")
     stored = _texts(raw.get("stored", {}), "stored")
     for tap, kind in stored.items():
         if kind not in STORED:

@@ -18,7 +18,7 @@ from conformance.errors import PeerUnavailable
 from conformance.peers.guard import MOST, said
 from conformance.peers.protocol import Peer
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.dtypes import DTYPES
+from t5g2ref.dtypes import RUN_IN
 
 GROUP = "conformance.peers"
 METHODS = ("versions", "open", "run", "close")
@@ -56,9 +56,9 @@ def _checked(peer: object, what: str) -> Peer:
     name = getattr(peer, "name", None)
     if not isinstance(name, str) or not 0 < len(name) <= MOST or not name.isprintable():
         raise PeerUnavailable(f"{what} gave a {type(peer).__name__} whose `name` is no line of text")
-    if getattr(peer, "dtype", None) not in DTYPES[1:]:
+    if getattr(peer, "dtype", None) not in RUN_IN:
         found = getattr(peer, "dtype", None)
-        raise PeerUnavailable(f"{what} has dtype {found!r}, expected one of {', '.join(DTYPES[1:])}")
+        raise PeerUnavailable(f"{what} has dtype {found!r}, expected one of {', '.join(RUN_IN)}")
     return cast(Peer, peer)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import Peer
 from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.dtypes import RUN_IN
 
-_TYPES = "float32|bfloat16|float16"
+_TYPES = "|".join(RUN_IN)
 FORMS = {
     f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "float32 and the judge's device where nothing is said",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",

@@ -26,7 +26,7 @@ from conformance.exchange import case_words as describe
 from conformance.exchange import writing
 from conformance.exchange.arrange import Shower, check_patterns
 from conformance.exchange.channel import Channel, ProcessError
-from conformance.exchange.manifest import DTYPES, Declared, Shown, declared
+from conformance.exchange.manifest import Declared, Shown, declared
 from conformance.exchange.reading import DumpError
 from conformance.measure.finding import Finding
 from conformance.peers.folder import opened
@@ -34,9 +34,10 @@ from conformance.peers.guard import line
 from conformance.peers.protocol import TIMEOUT, Skip
 from conformance.target import Target
 from t5g2ref.checkpoint.header import short
+from t5g2ref.dtypes import RUN_IN
 
 VERSION = 1
-_NAME = re.compile(rf"(?:process:)?(?:({'|'.join(DTYPES)}):)?(.*)", re.DOTALL)
+_NAME = re.compile(rf"(?:process:)?(?:({'|'.join(RUN_IN)}):)?(.*)", re.DOTALL)
 
 
 class ProcessPeer:

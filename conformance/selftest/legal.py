@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from conformance.defects.arithmetic import numerics
 from conformance.defects.injection import HEALTHY, Injection, Setting
 from t5g2ref.numerics import EAGER, RUNNING, SDPA, Array, Numerics, Profile
@@ -21,14 +23,32 @@ class Reversed(Numerics):
 
 @dataclass(frozen=True)
 class Pieces(Numerics):
-    """Sums in pieces of five terms, added one after the other."""
+    """Sums in pieces of so many terms, added one after the other."""
+
+    terms: int = 5
 
     def _sums(self, a: Array, b: Array, dtype: Any) -> Array:
-        a, b = self.wide(a), self.wide(b)
-        total = self.xp.matmul(a[..., :5], b[..., :5, :])
-        for k in range(5, a.shape[-1], 5):
-            total = total + self.xp.matmul(a[..., k : k + 5], b[..., k : k + 5, :])
+        a, b, n = self.wide(a), self.wide(b), self.terms
+        total = self.xp.matmul(a[..., :n], b[..., :n, :])
+        for k in range(n, a.shape[-1], n):
+            total = total + self.xp.matmul(a[..., k : k + n], b[..., k : k + n, :])
         return total.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Sixteens(Pieces):
+    """Pieces of sixteen terms."""
+
+    terms: int = 16
+
+
+@dataclass(frozen=True)
+class Wide(Numerics):
+    """Sums in float64, rounded once to float32."""
+
+    def _sums(self, a: Array, b: Array, dtype: Any) -> Array:
+        wide = self.xp.matmul(a.astype(np.float64), b.astype(np.float64))
+        return wide.astype(self.wide_dtype).astype(dtype)
 
 
 def _blocks(s: Setting) -> Setting:
@@ -38,12 +58,22 @@ def _blocks(s: Setting) -> Setting:
     return replace(s, nx=replace(s.nx, backend=backend))
 
 
+ORDERS: dict[str, Injection] = {
+    "blas": HEALTHY,
+    "chunks of 16": numerics(Sixteens),
+    "chunks of 5": numerics(Pieces),
+    "backwards": numerics(Reversed),
+    "float64": numerics(Wide),
+    "rows of 3": Injection(_blocks),
+}
+"""Orders of summation, and of blocks, that anybody may choose."""
+
 LEGAL: dict[str, tuple[Profile, Injection]] = {
     "sdpa": (SDPA, HEALTHY),
     "eager": (EAGER, HEALTHY),
     "running": (RUNNING, HEALTHY),
-    "reversed": (SDPA, numerics(Reversed)),
-    "pieces": (SDPA, numerics(Pieces)),
-    "blocks": (EAGER, Injection(_blocks)),
+    "reversed": (SDPA, ORDERS["backwards"]),
+    "pieces": (SDPA, ORDERS["chunks of 5"]),
+    "blocks": (EAGER, ORDERS["rows of 3"]),
 }
-"""Name → rounding points, and what else is done otherwise."""
+"""Name → rounding points, and what else is done otherwise: the runs of a self-test."""

@@ -16,11 +16,10 @@ from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.checkpoint.header import FLOATS, Entry, HeaderError, encode_header, read_header, short
-from t5g2ref.checkpoint.tensor import CHUNK, DTYPES, Array, Stored, WeightsError, convert, element, finite, stamp
+from t5g2ref.checkpoint.tensor import CHUNK, Array, Stored, WeightsError, convert, element, finite, stamp
 
 __all__ = [  # numbers and errors of `stored`, and the header: they are this reader's
     "CHUNK",
-    "DTYPES",
     "Array",
     "Entry",
     "SafetensorsFile",

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
@@ -47,12 +46,6 @@ class Checkpoint:
         if (root / INDEX).exists():
             return Checkpoint(root, _by_canonical(_sharded(root)))
         raise WeightsError(_nothing(root))
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Nothing to release: no file stays open between reads."""
 
     def keys(self) -> list[str]:
         return list(self.tensors)

@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from t5g2ref.backend import BackendError
-from t5g2ref.dtypes import to_odd
+from t5g2ref.dtypes import DTYPES, HALF, to_odd
 
 Array = NDArray[Any]
 CHUNK = 1 << 19  # elements of a tensor in hand at a time, 1 to 4 MiB
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float64": np.dtype("<f8"),
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+STORED: dict[str, np.dtype[Any]] = {
+    name: np.dtype(HALF[name]) if name == "bfloat16" else np.dtype(name).newbyteorder("<") for name in DTYPES
 }
+"""What a tensor of a file may be, by its type's name."""
 
 
 class WeightsError(ValueError):
@@ -33,9 +30,9 @@ class WeightsError(ValueError):
 
 def element(dtype: str) -> np.dtype[Any]:
     """Return the NumPy dtype of a name, or raise WeightsError."""
-    if dtype not in DTYPES:
-        raise WeightsError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    if dtype not in STORED:
+        raise WeightsError(f"dtype is {dtype!r}, expected one of {', '.join(STORED)}")
+    return STORED[dtype]
 
 
 def finite(x: Array, dtype: str, name: str) -> Array:
@@ -49,14 +46,14 @@ def finite(x: Array, dtype: str, name: str) -> Array:
 
 
 def convert(x: Array, dtype: str) -> Array:
-    """Return x (any of DTYPES) as `dtype`, rounded once, to nearest even; x itself if it has that dtype."""
+    """Return x (any of STORED) as `dtype`, rounded once, to nearest even; x itself if it has that dtype."""
     target = element(dtype)
     if x.dtype == target:
         return x
-    if x.dtype == DTYPES["bfloat16"]:  # the upper half of a float32: exact
+    if x.dtype == STORED["bfloat16"]:  # the upper half of a float32: exact
         x = (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # `finite` looks for what overflowed
-        if x.dtype == np.float64 and target == DTYPES["bfloat16"]:
+        if x.dtype == np.float64 and target == STORED["bfloat16"]:
             x = to_odd(x)
         return x.astype(target, copy=False)
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t5g2ref.config.fields import ABSENT, Section, refuse
+from t5g2ref.dtypes import DTYPES
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-DTYPES = ("bfloat16", "float16", "float32", "float64")
 ACTIVATION = "gelu_pytorch_tanh"
 THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
 PATTERN = 6

@@ -22,9 +22,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5g2ref.checkpoint.file import CHUNK, DTYPES, SafetensorsFile, convert
+from t5g2ref.checkpoint.file import CHUNK, SafetensorsFile, convert
 from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, load, save
 from t5g2ref.checkpoint.header import FLOATS, HeaderError, parse_header
+from t5g2ref.checkpoint.tensor import STORED
 from t5g2ref.config import Config, ConfigError, Rope, Ropes, TextConfig, VisionConfig
 from t5g2ref.params import TIED, canonical, hub_name, shapes
 
@@ -104,9 +105,9 @@ def test_saved_is_loaded(tmp_path: Path, stored: str, layout: Any, shard_bytes: 
     assert set(loaded) == set(flat)
     for name, array in flat.items():
         np.testing.assert_array_equal(loaded[name], array, strict=True)
-    with Checkpoint.open(tmp_path) as checkpoint:
-        assert set(checkpoint.keys()) == set(flat) | (set(TIED) if tied else set())
-        assert (checkpoint.shape(EMBED), checkpoint.dtype(EMBED)) == ((61, 12), stored)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert set(checkpoint.keys()) == set(flat) | (set(TIED) if tied else set())
+    assert (checkpoint.shape(EMBED), checkpoint.dtype(EMBED)) == ((61, 12), stored)
 
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
@@ -139,7 +140,7 @@ def test_the_safetensors_library_reads_what_is_written(tmp_path: Path, stored: s
 def test_all_bfloat16_patterns_are_decoded_exactly() -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     expected = np.frombuffer(b"".join(struct.pack("<HH", 0, int(b)) for b in bits), "<u4")
-    assert np.array_equal(convert(bits.view(DTYPES["bfloat16"]), "float32").view(np.uint32), expected)
+    assert np.array_equal(convert(bits.view(STORED["bfloat16"]), "float32").view(np.uint32), expected)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_float32_narrows_as_pytorch_does() -> None:
 def test_results_are_read_only_and_of_the_dtype(tmp_path: Path, dtype: str) -> None:
     _, root = load(plain(tmp_path), dtype)
     for _, array in flatten(root):
-        assert array.dtype == DTYPES[dtype]
+        assert array.dtype == STORED[dtype]
         assert array.flags.c_contiguous
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0

@@ -28,8 +28,9 @@ from t5g2ref.backend import Backend, BackendError
 from t5g2ref.backend.cuda import loading
 from t5g2ref.backend.interface import Source
 from t5g2ref.checkpoint import folder as weights
-from t5g2ref.checkpoint.file import DTYPES, SafetensorsFile, encode_header
+from t5g2ref.checkpoint.file import SafetensorsFile, encode_header
 from t5g2ref.checkpoint.folder import WeightsError
+from t5g2ref.checkpoint.tensor import STORED
 from t5g2ref.generate.greedy import greedy
 
 GIB = 1 << 30
@@ -626,9 +627,9 @@ def samples(stored: str, wanted: str) -> Array:
     mixed = rng.normal(size=500) * 2.0 ** rng.integers(-30, 12, 500)
     values = np.array([0.0, *least, *near, *largest, *mixed])
     with np.errstate(over="ignore", under="ignore"):
-        x = np.concatenate([values, -values]).astype(DTYPES[stored])
+        x = np.concatenate([values, -values]).astype(STORED[stored])
         wide = x.astype(np.float64)
-        kept = np.isfinite(wide) & np.isfinite(wide.astype(np.float32).astype(DTYPES[wanted]).astype(np.float64))
+        kept = np.isfinite(wide) & np.isfinite(wide.astype(np.float32).astype(STORED[wanted]).astype(np.float64))
     return np.asarray(x[kept])
 
 
@@ -661,7 +662,7 @@ def test_the_same_bits_as_on_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
 def test_every_finite_half_number(tmp_path: Path, stored: str) -> None:
-    x = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[stored])
+    x = np.arange(1 << 16, dtype=np.uint16).view(STORED[stored])
     x = x[np.isfinite(x.astype(np.float32))]
     file = store(tmp_path, x=x)
     for wanted in ("float64", "float32", "bfloat16"):
@@ -675,9 +676,9 @@ def test_every_finite_half_number(tmp_path: Path, stored: str) -> None:
 def test_the_ends_of_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, stored: str, wanted: str
 ) -> None:
-    x = generator("ends").normal(size=size).astype(np.float32).astype(DTYPES[stored])
+    x = generator("ends").normal(size=size).astype(np.float32).astype(STORED[stored])
     file = store(tmp_path, before=x, x=x.reshape(-1, 1), after=x)
-    monkeypatch.setattr(loading, "PART", 8 * max(DTYPES[stored].itemsize, DTYPES[wanted].itemsize))
+    monkeypatch.setattr(loading, "PART", 8 * max(STORED[stored].itemsize, STORED[wanted].itemsize))
     equal(file.read("x", wanted, Elsewhere()), file.read("x", wanted))
 
 
@@ -768,7 +769,7 @@ def test_a_file_that_changes_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, wanted: str, change: str
 ) -> None:
     monkeypatch.setattr(loading, "PART", 1 << 16)
-    x = generator("changes").normal(size=100_000).astype(DTYPES[stored])
+    x = generator("changes").normal(size=100_000).astype(STORED[stored])
     file = store(tmp_path, x=x)
 
     def act(_: Array) -> None:
@@ -794,7 +795,7 @@ def test_the_host_never_holds_a_whole_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, wanted: str
 ) -> None:
     monkeypatch.setattr(loading, "PART", 1 << 16)
-    x = generator("large").normal(size=1 << 21).astype(DTYPES[stored])
+    x = generator("large").normal(size=1 << 21).astype(STORED[stored])
     file, elsewhere = store(tmp_path, x=x), Elsewhere()
     del x
     tracemalloc.start()
@@ -824,8 +825,8 @@ def test_a_model_elsewhere(dtype: Any, kept: str) -> None:
     folder, elsewhere = t5g2ref.bundled("tiny"), Elsewhere()
     model, here = t5g2ref.load(folder, dtype, backend=elsewhere), t5g2ref.load(folder, dtype)
     found = list(leaves(model.weights))
-    assert {x.dtype for x in found} == {DTYPES[kept]}
-    assert {x.dtype for x in leaves(here.weights)} == {DTYPES[dtype]}
+    assert {x.dtype for x in found} == {STORED[kept]}
+    assert {x.dtype for x in leaves(here.weights)} == {STORED[dtype]}
     assert elsewhere.asked == [(sum(x.nbytes for x in found), f"the weights of {folder}")]
     assert model.nx.backend is elsewhere
     assert here.nx.backend is backends.NUMPY

@@ -17,8 +17,8 @@ import t5g2ref
 from t5g2ref.backend import BackendError, find
 from t5g2ref.backend.cuda import loading
 from t5g2ref.checkpoint import folder as weights
-from t5g2ref.checkpoint.file import DTYPES
 from t5g2ref.checkpoint.folder import WeightsError
+from t5g2ref.checkpoint.tensor import STORED
 from t5g2ref.generate.greedy import greedy
 
 pytestmark = pytest.mark.gpu
@@ -68,7 +68,7 @@ def test_the_same_bits_as_on_numpy(
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
 def test_every_finite_half_number(tmp_path: Path, device: Any, stored: str) -> None:
-    x = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[stored])
+    x = np.arange(1 << 16, dtype=np.uint16).view(STORED[stored])
     file = store(tmp_path, x=x[np.isfinite(x.astype(np.float32))])
     for wanted in ("float64", "float32", "bfloat16"):
         same_bits(device.host(file.read("x", wanted, device)), file.read("x", wanted))
@@ -79,7 +79,7 @@ def test_random_float32_patterns_are_rounded_as_on_numpy(tmp_path: Path, device:
     x = generator("patterns").integers(0, 1 << 32, 1 << 20, dtype=np.uint32).view(np.float32)
     x = x[np.isfinite(x)]
     with np.errstate(over="ignore", under="ignore"):
-        x = x[np.isfinite(x.astype(DTYPES[wanted]).astype(np.float32))]
+        x = x[np.isfinite(x.astype(STORED[wanted]).astype(np.float32))]
     file = store(tmp_path, x=x)
     same_bits(device.host(file.read("x", wanted, device)), file.read("x", wanted))
 
@@ -89,8 +89,8 @@ def test_random_float32_patterns_are_rounded_as_on_numpy(tmp_path: Path, device:
 )
 def test_many_parts_of_full_size(tmp_path: Path, device: Any, stored: str, wanted: str) -> None:
     """Five and a half parts: buffers are filled again while the device still copies from the other."""
-    size = 11 * loading.PART // (2 * DTYPES[stored].itemsize) + 3
-    x = generator("large").integers(0, 1 << 14, size, dtype=np.uint16).view(DTYPES["bfloat16"]).astype(DTYPES[stored])
+    size = 11 * loading.PART // (2 * STORED[stored].itemsize) + 3
+    x = generator("large").integers(0, 1 << 14, size, dtype=np.uint16).view(STORED["bfloat16"]).astype(STORED[stored])
     file = store(tmp_path, x=x.reshape(1, -1))
     begin = time.perf_counter()
     found = file.read("x", wanted, device)
@@ -112,7 +112,7 @@ def test_a_checkpoint(device: Any, name: str, dtype: Any) -> None:
     assert list(found) == list(expected)
     for key, array in found.items():
         value = device.host(array)
-        assert value.dtype == ("float32" if dtype == "float64" else DTYPES[dtype])
+        assert value.dtype == ("float32" if dtype == "float64" else STORED[dtype])
         same_bits(value.astype(expected[key].dtype), expected[key])
 
 
@@ -127,7 +127,7 @@ def test_stored_in_every_type(tmp_path: Path, device: Any) -> None:
             here = dict(arrays(weights.load(tmp_path / stored, dtype)[1]))
             for name, array in arrays(there):
                 same_bits(device.host(array).astype(here[name].dtype), here[name])
-                assert array.dtype == ("float32" if dtype == "float64" != stored else DTYPES[dtype])
+                assert array.dtype == ("float32" if dtype == "float64" != stored else STORED[dtype])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -178,7 +178,7 @@ def test_a_memory_limit_stops_a_call(cupy: Any) -> None:
 
 def test_what_is_loaded_is_in_the_pool_and_little_else(tmp_path: Path, cupy: Any) -> None:
     backend = find("cupy")
-    x = generator("pool").normal(size=3 * loading.PART).astype(DTYPES["bfloat16"])  # 96 MiB
+    x = generator("pool").normal(size=3 * loading.PART).astype(STORED["bfloat16"])  # 96 MiB
     found = store(tmp_path, x=x).read("x", "bfloat16", backend)
     with backend.scope():
         assert found.nbytes <= backend.pool.used_bytes() <= found.nbytes + 4096

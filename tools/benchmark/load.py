@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import t5g2ref
-from benchmark.theirs import embedding_rows, opened, without_tf32
+from benchmark.theirs import embedding_rows, opened
 from benchmark.timing import Work
 from conformance.target import Target
 from t5g2ref.backend import Backend
@@ -58,7 +58,6 @@ def ours(path: Path, dtype: DType, backend: Backend, fresh: Callable[[], None]) 
 
 
 def theirs(path: Path, target: Target, name: str, fresh: Callable[[], None]) -> Work:
-    """from_pretrained to the device, by the conformance suite's peer."""
-    without_tf32()
+    """from_pretrained to the device, by the conformance suite's peer, which computes nothing here."""
     on_disk = Target(target.name, target.config, {}, path)
     return Work(lambda _: opened(on_disk, name), lambda loaded: embedding_rows(loaded[1], ROWS), fresh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import warnings
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,10 @@ from benchmark.timing import Work
 from conformance.cases import catalogue as cases
 from conformance.peers import find as peers
 from conformance.peers.torch.releases import cache_name
+from conformance.peers.torch.tensors import without_tf32
 from conformance.target import Target
 
 Tensor = torch.Tensor
-
-
-def without_tf32() -> None:
-    """float32 is float32: neither products nor convolutions may drop to TF32."""
-    with warnings.catch_warnings():  # newer versions recommend another spelling, which older ones do not have
-        warnings.simplefilter("ignore")
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
 
 
 def opened(target: Target, name: str) -> tuple[Any, Any]:
@@ -40,7 +33,8 @@ class Theirs:
     """T5Gemma2ForConditionalGeneration on one device in one dtype."""
 
     def __init__(self, target: Target, name: str, inputs: Inputs) -> None:
-        without_tf32()
+        self._switches = ExitStack()
+        self._switches.enter_context(without_tf32())
         self._peer, self._model = opened(target, name)
         table = self._model.get_input_embeddings().weight
         self.device: torch.device = table.device
@@ -52,6 +46,7 @@ class Theirs:
 
     def close(self) -> None:
         self._peer.close()
+        self._switches.close()
         del self._model
         released(self.device)
 

@@ -26,7 +26,6 @@ from t5g2ref.params import TIED, canonical
 
 T = TypeVar("T")
 TABLES = {"encoder": "encoder.text_model.embed_tokens", "decoder": "decoder.embed_tokens"}
-_NAMED = 8  # names in one message, at most
 
 
 def examine_exact(
