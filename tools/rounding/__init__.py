@@ -1,0 +1,1 @@
+"""Operation by operation: transformers in half precision beside our emulation of it."""
