@@ -8,19 +8,12 @@ import ml_dtypes
 import numpy as np
 
 Array = Any
-
-
 DType = Literal["float64", "float32", "bfloat16", "float16"]
-
-
-HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-
-
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-
-
+DTYPES: tuple[DType, ...] = ("float64", "float32", "bfloat16", "float16")
 RUN_IN: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 """The types that an implementation runs in; float64 is the oracle's."""
+HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+"""The half types, and what NumPy knows them by."""
 
 
 def unit_roundoff(dtype: str) -> float:

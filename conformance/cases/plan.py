@@ -15,6 +15,40 @@ from t5g2ref.config import Config
 from t5g2ref.taps import Tap
 
 Shown = Callable[[str], bool]
+"""Of a tap's name, whether a peer says that it shows it."""
+
+IDS = {"input_ids": "B S", "decoder_input_ids": "B T"}
+"""What a dump shows besides taps: the ids as the program saw them, compared exactly."""
+
+
+def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
+    """Every (call, tap) that a peer has to show in this case, in order."""
+    plan: list[tuple[int, Tap]] = []
+    for call, (run, (first, _)) in enumerate(case.calls):
+        images = run.pixel_values is not None
+        table = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
+        plan += [(call, tap) for tap in table if first == 0 or not tap.first_call]
+    return plan
+
+
+def required(tap: Tap) -> bool:
+    """Whether every dump has to show it: a stack's input, its residual after each layer, its output, the logits."""
+    parts = tap.name.split(".")
+    if tap.name in ("encoder.text_model.inputs_embeds", "encoder.text_model.norm", "decoder.embed_tokens", "logits"):
+        return True
+    return parts[-2:-1] == ["layers"] and "vision_tower" not in parts
+
+
+def minimum(config: Config, case: Case) -> list[list[str]]:
+    """Per call the least that a dump has to show: ids, embeddings, the residual after each layer, the encoder's
+    output, and logits."""
+    calls = [["input_ids"] if first == 0 else [] for _, (first, _) in case.calls]
+    for call, tap in plan_of(config, case):
+        if required(tap):
+            calls[call].append(tap.name)
+    for names in calls:
+        names.append("decoder_input_ids")
+    return calls
 
 
 def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
@@ -29,20 +63,6 @@ def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndar
         return held[:, last - shape[2] :]
     keep = run.logits_to_keep if tap.rows == "logits" else None
     return held[:, first if keep is None else max(first, last - keep) :]
-
-
-def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
-    """Every (call, tap) that a peer has to show in this case, in order."""
-    plan: list[tuple[int, Tap]] = []
-    for call, (run, (first, _)) in enumerate(case.calls):
-        images = run.pixel_values is not None
-        table = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
-        plan += [(call, tap) for tap in table if first == 0 or not tap.first_call]
-    return plan
-
-
-IDS = {"input_ids": "B S", "decoder_input_ids": "B T"}
-"""What a dump shows besides taps: the ids as the program saw them, compared exactly."""
 
 
 def sizes(config: Config, case: Case, call: int, tap: Tap) -> dict[str, int]:
@@ -77,34 +97,16 @@ def _held(config: Config, tap: Tap, first: int, last: int) -> int:
 
 def shape_of(tap: Tap, lengths: dict[str, int]) -> tuple[int, ...]:
     """The tap's shape, with `lengths` from `sizes`."""
-    return product(axes_of(tap.shape), lengths)
-
-
-def minimum(config: Config, case: Case) -> list[list[str]]:
-    """Per call the least that a dump has to show: ids, embeddings, the residual after each layer, the encoder's
-    output, and logits."""
-    calls = [["input_ids"] if first == 0 else [] for _, (first, _) in case.calls]
-    for call, tap in plan_of(config, case):
-        if required(tap):
-            calls[call].append(tap.name)
-    for names in calls:
-        names.append("decoder_input_ids")
-    return calls
-
-
-def required(tap: Tap) -> bool:
-    """Whether every dump has to show it: a stack's input, its residual after each layer, its output, the logits."""
-    parts = tap.name.split(".")
-    if tap.name in ("encoder.text_model.inputs_embeds", "encoder.text_model.norm", "decoder.embed_tokens", "logits"):
-        return True
-    return parts[-2] == "layers" and "vision_tower" not in parts if len(parts) > 1 else False
+    return lengths_of(axes_of(tap.shape), lengths)
 
 
 def axes_of(text: str) -> list[list[str]]:
+    """A line of axes taken apart: "B T N*H" → [["B"], ["T"], ["N", "H"]]."""
     return [axis.split("*") for axis in text.split()]
 
 
-def product(axes: list[list[str]], lengths: dict[str, int]) -> tuple[int, ...]:
+def lengths_of(axes: list[list[str]], lengths: dict[str, int]) -> tuple[int, ...]:
+    """The length of each axis, merged ones multiplied."""
     return tuple(prod(lengths[letter] for letter in axis) for axis in axes)
 
 

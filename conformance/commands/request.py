@@ -12,7 +12,7 @@ from conformance.commands.options import LANES
 from conformance.errors import UsageError
 from conformance.peers.find import BUILT_IN, create, names
 from conformance.peers.guard import warnings_kept
-from conformance.peers.protocol import Peer
+from conformance.peers.protocol import Peer, optional
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
@@ -64,7 +64,7 @@ def of_run(given: argparse.Namespace) -> Request:
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
     for peer in peers.values():
-        if isinstance(getattr(peer, "timeout", None), float):
+        if isinstance(optional(peer, "timeout"), float):
             vars(peer)["timeout"] = given.timeout
     lanes = set(given.lane or USUAL)
     return _request(

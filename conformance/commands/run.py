@@ -21,7 +21,7 @@ from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
 from conformance.defects.exposure import hidden
 from conformance.judge.session import Found, Plan, Session
-from conformance.peers.protocol import Peer
+from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
 from conformance.report import files
 from conformance.report import text as report
@@ -64,7 +64,7 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
     """The checkpoints; those alone that every peer accepts, if there are such."""
     made = {"synthetic": request.synthetic, "calm": request.calm}
     targets = resolve(request.ckpt, **made, progress=reporter.tensors, backend=request.backend)
-    targets = [t for t in targets if all(getattr(p, "accepts", _anything)(t) for p in request.peers)] or targets
+    targets = [t for t in targets if all(optional(p, "accepts")(t) for p in request.peers)] or targets
     request.known.check(targets)
     return targets
 
@@ -93,10 +93,6 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         ],
         command=request.command,
     )
-
-
-def _anything(_: Target) -> bool:
-    return True
 
 
 def _notes(peers: list[Peer], backend: Backend) -> list[str]:

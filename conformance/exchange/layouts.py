@@ -1,4 +1,4 @@
-"""The shape of every tap of every call, before anything is computed; and layouts that a dump declares.
+"""Layouts that a dump declares for its arrays, checked and undone.
 
 A layout is a line of axes in the letters of the package's legend, as in the table of taps: "B T N*H" is one merged
 axis, "B T N H" the same with the heads apart. `valid` stands for both token axes of a tap (B and T, or B and S) where
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases.plan import axes_of, product, shape_of
+from conformance.cases.plan import axes_of, lengths_of, shape_of
 from t5g2ref.taps import Tap
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +39,7 @@ def arranged(array: Array, declared: str, tap: Tap, lengths: dict[str, int], kee
     """The array, laid out as `declared`, in the table's layout.
 
     Args:
-        keep: bool over the two token axes, False on padding (`judge.validity`); None for no padding. Tokens that a
+        keep: bool over the two token axes, False on padding (`plan.validity`); None for no padding. Tokens that a
             `valid` layout leaves out become zeros, which nothing valid reads.
 
     Raises:
@@ -51,7 +51,7 @@ def arranged(array: Array, declared: str, tap: Tap, lengths: dict[str, int], kee
         first, second = _tokens(tap)
         keep = np.ones((lengths[first], lengths[second]), bool) if keep is None else keep
         lengths = lengths | {VALID: int(keep.sum())}
-    expected = product(axes, lengths)
+    expected = lengths_of(axes, lengths)
     if array.shape != expected:
         raise LayoutError(f"declared as {declared or 'a scalar'} = {expected}, found {array.shape}")
     apart = array.reshape([lengths[letter] for letter in letters])

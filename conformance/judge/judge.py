@@ -8,9 +8,8 @@ no single operation owns up to would show.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import cast
 
 from conformance.activations import Dump
@@ -25,7 +24,7 @@ from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
 from conformance.peers.guard import PeerFault, call, line
-from conformance.peers.protocol import Peer, Skip
+from conformance.peers.protocol import Peer, Skip, optional, shows
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
@@ -120,7 +119,7 @@ def _compared(
 
 def _of_reading(peer: Peer) -> list[Finding]:
     """What was found while a dump was read."""
-    found = getattr(peer, "findings", None)
+    found = optional(peer, "findings")
     return [f for f in found if isinstance(f, Finding)] if isinstance(found, list) else []
 
 
@@ -132,17 +131,6 @@ def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: 
     if any(s.named for s in found.named):
         return found
     return replace(found, named=[*found.named, *naming.named(target, case, dump, dtype, culprit)])
-
-
-def shows(peer: Peer) -> Shown:
-    """Whether the peer says that it shows a tap: by its patterns, or all of them where it has none."""
-    patterns: Iterable[str] | None = getattr(peer, "taps", None)
-    if patterns is None:
-        return lambda _: True
-    chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
-    if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
-        raise PeerFault(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
-    return lambda name: any(fnmatchcase(name, pattern) for pattern in chosen)
 
 
 def _too_little(config: Config, case: Case, shown: Shown) -> str:

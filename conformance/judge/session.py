@@ -18,7 +18,7 @@ from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.peers.guard import PeerFault, call, line, said, warnings_kept
-from conformance.peers.protocol import Peer
+from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter
 from conformance.target import Target
 from t5g2ref.backend import BackendError
@@ -67,10 +67,10 @@ class Session:
         before = fingerprint(target, peer)
         opened = self._guarded(peer, target, "", partial(self._open, peer, target))
         refused = opened.error if opened is not None else ""
-        if not getattr(peer, "probed", True):
+        if not optional(peer, "probed"):
             self._unprobed(peer, target)
         elif self._exact:
-            if not hasattr(peer, "weights"):
+            if optional(peer, "weights") is None:
                 self.notes.append(
                     f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
                 )
@@ -87,7 +87,7 @@ class Session:
         known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, target, passing=known)
         self.versions[peer.name] = _versions(peer)
-        said = [line(note) for note in getattr(peer, "notes", ())]
+        said = [line(note) for note in optional(peer, "notes")]
         self.notes += [note for note in said if note not in self.notes]
 
     def _unprobed(self, peer: Peer, target: Target) -> None:

@@ -17,11 +17,11 @@ from conformance.exchange.case_words import fingerprint, fingerprints
 from conformance.exchange.manifest import Manifest, Shown, read
 from conformance.exchange.reading import DumpError, Tensors
 from conformance.measure.finding import Finding
-from conformance.peers.protocol import Skip
+from conformance.peers.protocol import OptionalMembers, Skip
 from conformance.target import Target
 
 
-class DumpPeer:
+class DumpPeer(OptionalMembers):
     """A dump under judgement.
 
     Attributes:

@@ -31,7 +31,7 @@ from conformance.exchange.reading import DumpError
 from conformance.measure.finding import Finding
 from conformance.peers.folder import opened
 from conformance.peers.guard import line
-from conformance.peers.protocol import TIMEOUT, Skip
+from conformance.peers.protocol import TIMEOUT, OptionalMembers, Skip
 from conformance.target import Target
 from t5g2ref.checkpoint.header import short
 from t5g2ref.dtypes import RUN_IN
@@ -40,7 +40,7 @@ VERSION = 1
 _NAME = re.compile(rf"(?:process:)?(?:({'|'.join(RUN_IN)}):)?(.*)", re.DOTALL)
 
 
-class ProcessPeer:
+class ProcessPeer(OptionalMembers):
     """A process under judgement; started anew for each checkpoint, and after it has failed.
 
     Args:
@@ -51,6 +51,8 @@ class ProcessPeer:
     Attributes:
         taps, findings: see `DumpPeer`; before a case has been run, `taps` are the patterns that the process gave.
     """
+
+    timeout: float
 
     def __init__(self, command: str, dtype: str = "float32", timeout: float = TIMEOUT) -> None:
         self.name = f"process:{command}" if dtype == "float32" else f"process:{dtype}:{command}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
 
 from conformance.activations import Dump
 from conformance.cases.case import Case
-from conformance.peers.guard import line
+from conformance.cases.plan import Shown
+from conformance.measure.finding import Finding
+from conformance.peers.guard import PeerFault, line
 from conformance.target import Target
 
 
@@ -23,12 +27,11 @@ class Skip(Exception):
         super().__init__(f"{self.reason} ({self.link})" if self.link else self.reason)
 
 
-class Peer(Protocol):
-    """What the judge needs of an implementation.
+TIMEOUT = 600.0  # seconds for each answer of a peer that is asked from outside
 
-    Two more it looks for: `taps`, a tuple of patterns of the tap names that the peer shows (without it: all), and
-    `weights()`, which yields canonical name and array of every tensor as the peer holds it after loading.
-    """
+
+class Peer(Protocol):
+    """What every implementation under judgement has. What it may have beside that is `OptionalMembers`'."""
 
     name: str
     dtype: str
@@ -46,4 +49,43 @@ class Peer(Protocol):
         """Free the model."""
 
 
-TIMEOUT = 600.0
+class OptionalMembers:
+    """What a peer may have beside the protocol, with what counts where it has nothing. A base class for peers."""
+
+    taps: tuple[str, ...] | None = None
+    """Patterns of the tap names that it shows; None for all."""
+
+    findings: Sequence[Finding] = ()
+    """Faults that were found while the case that was run last was read."""
+
+    probed: bool = True
+    """Whether it can be asked; a dump can only be read, so it has no exact lane."""
+
+    notes: Sequence[str] = ()
+    """What has to be said of it beside the verdict, a line each."""
+
+    weights: Callable[[], Iterable[tuple[str, Any]]] | None = None
+    """Gives canonical name and array of every tensor as the peer holds it after loading."""
+
+    timeout: float | None = None
+    """Seconds for each of its answers, which a command line may set; None where nothing is waited for."""
+
+    def accepts(self, target: Target) -> bool:
+        """Whether the checkpoint is one that it can be judged on."""
+        return True
+
+
+def optional(peer: object, name: str) -> Any:
+    """A member that a peer may have, or the default: peers of other packages need no base class."""
+    return getattr(peer, name, getattr(OptionalMembers(), name))
+
+
+def shows(peer: Peer) -> Shown:
+    """Whether the peer says that it shows a tap: by its patterns, or all of them where it has none."""
+    patterns: Iterable[str] | None = optional(peer, "taps")
+    if patterns is None:
+        return lambda _: True
+    chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
+        raise PeerFault(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in chosen)

@@ -11,6 +11,7 @@ from conformance.arrays import to_backend
 from conformance.cases.case import Case
 from conformance.errors import PeerUnavailable
 from conformance.oracle.run_case import program
+from conformance.peers.protocol import OptionalMembers
 from conformance.target import Target
 from t5g2ref.backend import Backend, BackendError, find
 from t5g2ref.dtypes import HALF, DType
@@ -20,7 +21,7 @@ from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
 
-class ReferencePeer:
+class ReferencePeer(OptionalMembers):
     """`t5g2ref` with the rounding points of a fused attention, every tap shown.
 
     Args:

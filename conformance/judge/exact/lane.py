@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from conformance.judge.exact.moves import Moves, Shown, examine_probe
 from conformance.judge.exact.probes import Array, Probe, probes
 from conformance.measure.finding import Finding
 from conformance.peers.guard import said
-from conformance.peers.protocol import Peer, Skip
+from conformance.peers.protocol import Peer, Skip, optional, shows
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import HALF, DType
@@ -33,10 +32,10 @@ def examine_exact(
 ) -> list[Finding]:
     """Everything that is exact, of an opened peer. A probe that the peer skips, or on which it raises, is "missing"."""
     found = []
-    if hasattr(peer, "weights"):
+    if (weights := optional(peer, "weights")) is not None:
         progress(f"weights of {peer.name}, bit for bit")
-        found += weight_findings(peer.weights(), target, dtype)
-    shown = _shown(peer)
+        found += weight_findings(weights(), target, dtype)
+    shown = shows(peer)
     for probe in probes(target.config):
         progress(f"{probe.case.name}: {peer.name}")
         try:
@@ -54,14 +53,6 @@ def examine_exact(
             found += _rows_of(probe, moves, target, dtype, shown)
         found += findings
     return found
-
-
-findings = examine_exact
-
-
-def _shown(peer: Peer) -> Shown:
-    patterns: Iterable[str] | None = getattr(peer, "taps", None)
-    return lambda name: patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 # Weights

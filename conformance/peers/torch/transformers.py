@@ -17,6 +17,7 @@ from conformance.activations import Dump
 from conformance.arrays import device_index, has_device
 from conformance.cases.case import Case, Run
 from conformance.errors import PeerUnavailable
+from conformance.peers.protocol import OptionalMembers
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
@@ -33,7 +34,7 @@ _CLASSES = {
 }
 
 
-class TransformersPeer:
+class TransformersPeer(OptionalMembers):
     """transformers with its eager or its sdpa attention.
 
     Args:
@@ -46,6 +47,7 @@ class TransformersPeer:
         usual = (dtype, device) == ("float32", "cpu")
         self.name = f"transformers:{attention}" + ("" if usual else f":{dtype}:{device}")
         self.dtype: DType = dtype
+        self.notes = [note] if (note := untested(transformers.__version__)) else []
         self._attention, self._device = attention, device
         self._target: Target | None = None
         self._models: dict[tuple[str, int], Any] = {}
@@ -54,11 +56,6 @@ class TransformersPeer:
     def versions(self) -> dict[str, str]:
         found = {"transformers": transformers.__version__, "torch": torch.__version__}
         return found if self._device == "cpu" else found | {"tf32 in torch": "off"}
-
-    @property
-    def notes(self) -> list[str]:
-        """What has to be said of this release beside the verdict."""
-        return [note] if (note := untested(transformers.__version__)) else []
 
     def open(self, target: Target) -> None:
         self.close()
