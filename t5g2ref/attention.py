@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import TextConfig
@@ -17,6 +16,7 @@ from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.ops import masked_softmax, rms_norm, scaled_softmax, softcap
 from t5g2ref.rope import rotate
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import SelfAttention
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def merge_heads(x: Array) -> Array:
 
 
 def project(
-    nx: Numerics, w: Any, config: TextConfig, x: Array, rope: tuple[Array, Array], trace: Trace
+    nx: Numerics, w: SelfAttention, config: TextConfig, x: Array, rope: tuple[Array, Array], trace: Trace
 ) -> tuple[Array, Array, Array]:
     """Queries (B, N, T, H), keys and values (B, K, T, H) of the rows x (B, T, D): project, norm each head of q and
     k over head_dim, then turn by RoPE."""
@@ -155,7 +155,7 @@ def turned_norm(
     return rotate(nx, trace(name, rms_norm(nx, x, weight, eps)), *rope)
 
 
-def project_cross(nx: Numerics, w: Any, config: TextConfig, encoded: Array, trace: Trace = OFF) -> KeyValue:
+def project_cross(nx: Numerics, w: SelfAttention, config: TextConfig, encoded: Array, trace: Trace = OFF) -> KeyValue:
     """Keys and values (B, K, S_enc, H) of the encoder's output (B, S_enc, D), by the decoder layer's own k_proj,
     v_proj and k_norm. Cross keys get no RoPE."""
     k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight)), config.head_dim)
@@ -165,7 +165,7 @@ def project_cross(nx: Numerics, w: Any, config: TextConfig, encoded: Array, trac
 
 def self_attention(
     nx: Numerics,
-    w: Any,
+    w: SelfAttention,
     config: TextConfig,
     x: Array,
     rope: tuple[Array, Array],
@@ -182,7 +182,7 @@ def self_attention(
 
 def merged_attention(
     nx: Numerics,
-    w: Any,
+    w: SelfAttention,
     config: TextConfig,
     x: Array,
     rope: tuple[Array, Array],
@@ -208,7 +208,7 @@ def merged_attention(
 
 
 def _attended(
-    nx: Numerics, w: Any, config: TextConfig, q: Array, sources: list[Source], start: int, trace: Trace
+    nx: Numerics, w: SelfAttention, config: TextConfig, q: Array, sources: list[Source], start: int, trace: Trace
 ) -> Array:
     scale = config.query_pre_attn_scalar**-0.5
     out = attend(nx, q, sources, scale=scale, cap=config.attn_logit_softcapping, start=start)

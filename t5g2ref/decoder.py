@@ -7,8 +7,6 @@ split between give the same numbers.
 
 from __future__ import annotations
 
-from typing import Any
-
 from t5g2ref.attention import Source, merged_attention, project_cross
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
@@ -18,10 +16,11 @@ from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.rope import rope_tables
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Layer, Stack
 
 
 def start(
-    nx: Numerics, w: Any, config: TextConfig, encoded: Array, valid: Array | None = None, trace: Trace = OFF
+    nx: Numerics, w: Stack, config: TextConfig, encoded: Array, valid: Array | None = None, trace: Trace = OFF
 ) -> Cache:
     """The cache before the first position: encoded (B, S_enc, D), valid bool (B, S_enc) or None for no padding."""
     xp, batch = nx.xp, encoded.shape[0]
@@ -41,7 +40,7 @@ def start(
 
 def decode(
     nx: Numerics,
-    w: Any,
+    w: Stack,
     config: TextConfig,
     embedded: Array,
     positions: Array,
@@ -73,7 +72,7 @@ def decode(
 
 def _layer(
     nx: Numerics,
-    w: Any,
+    w: Layer,
     config: TextConfig,
     x: Array,
     rope: tuple[Array, Array],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from t5g2ref.dtypes import to_grid
 from t5g2ref.numerics import Array, Numerics, twinned
+from t5g2ref.weights import Embedding
 
 
 def embed_scale(nx: Numerics, width: int) -> float:
@@ -17,7 +17,7 @@ def embed_scale(nx: Numerics, width: int) -> float:
 
 
 @twinned
-def embed(nx: Numerics, w: Any, ids: Array, eoi_id: int) -> Array:
+def embed(nx: Numerics, w: Embedding, ids: Array, eoi_id: int) -> Array:
     """ids (B, T) → (B, T, D): row · √D, rounded once. The end-of-image id has a row of its own, which is not scaled."""
     rows = nx.array(w.weight[ids])
     scaled = nx.mul(rows, embed_scale(nx, rows.shape[-1]))

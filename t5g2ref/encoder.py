@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from t5g2ref.attention import self_attention
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import Band, encoder_band
@@ -12,11 +10,12 @@ from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.rope import rope_tables
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Layer, TextEncoder
 
 
 def encode(
     nx: Numerics,
-    w: Any,
+    w: TextEncoder,
     config: TextConfig,
     embedded: Array,
     positions: Array,
@@ -34,7 +33,7 @@ def encode(
 
 def _layer(
     nx: Numerics,
-    w: Any,
+    w: Layer,
     config: TextConfig,
     x: Array,
     rope: tuple[Array, Array],

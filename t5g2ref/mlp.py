@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, gated_gelu, rms_norm
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Layer, Mlp
 
 
-def gated_mlp(nx: Numerics, w: Any, x: Array, trace: Trace = OFF) -> Array:
+def gated_mlp(nx: Numerics, w: Mlp, x: Array, trace: Trace = OFF) -> Array:
     """x (B, T, D) → (B, T, D) through width F; no biases."""
     gate = trace("gate_proj", nx.linear(x, w.gate_proj.weight))
     up = trace("up_proj", nx.linear(x, w.up_proj.weight))
@@ -18,7 +17,7 @@ def gated_mlp(nx: Numerics, w: Any, x: Array, trace: Trace = OFF) -> Array:
     return trace("down_proj", nx.linear(hidden, w.down_proj.weight))
 
 
-def feed_forward(nx: Numerics, w: Any, config: TextConfig, x: Array, trace: Trace) -> Array:
+def feed_forward(nx: Numerics, w: Layer, config: TextConfig, x: Array, trace: Trace) -> Array:
     """x (B, T, D) → (B, T, D): the second half of an encoder or decoder layer, with its residual."""
     eps = config.rms_norm_eps
     x = trace("attn_residual", x)

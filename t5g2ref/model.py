@@ -14,6 +14,7 @@ from t5g2ref.config import Config
 from t5g2ref.embedding import embed, place_images
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class T5Gemma2:
     """
 
     config: Config
-    weights: Any
+    weights: Weights
     nx: Numerics
 
     def with_numerics(self, nx: Numerics) -> T5Gemma2:
@@ -182,7 +183,7 @@ class T5Gemma2:
     ) -> Output:
         """A classifier (weights with `score.out_proj`): logits (B, labels), or (B, T, labels) with `per_token`.
         Decoder ids default to the encoder's, shifted right."""
-        if not hasattr(self.weights, "score"):
+        if self.weights.score is None:
             raise ValueError(
                 "these weights have no score.out_proj: this is a language-model checkpoint, not a classifier"
             )

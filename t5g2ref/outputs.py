@@ -5,12 +5,11 @@ Losses are formed in `nx.wide` and returned as wide scalars: the peers upcast be
 
 from __future__ import annotations
 
-from typing import Any
-
 from t5g2ref.config import Config
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import softcap
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Score
 
 IGNORED = -100  # a label that counts neither in the sum nor in the mean (torch's ignore_index)
 
@@ -21,7 +20,7 @@ def lm_logits(nx: Numerics, table: Array, config: Config, hidden: Array, trace: 
     return trace("logits", softcap(nx, logits, config.decoder.final_logit_softcapping))
 
 
-def classify_tokens(nx: Numerics, w: Any, hidden: Array, trace: Trace = OFF) -> Array:
+def classify_tokens(nx: Numerics, w: Score, hidden: Array, trace: Trace = OFF) -> Array:
     """hidden (B, T, D) → scores (B, T, labels) at every decoder position; a biased linear layer."""
     return trace("score", nx.linear(hidden, w.out_proj.weight, w.out_proj.bias))
 

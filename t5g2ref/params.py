@@ -1,4 +1,4 @@
-"""Every parameter of the model, declared once: its canonical name, its shape, and its names in checkpoints.
+"""Every parameter by its canonical name: its shape, its names in checkpoints, and the tree that the model reads.
 
 Canonical names are transformers 5.23's module paths without the `model.` prefix, so that a weight, a tap and
 a peer's module share one name. Loading is a walk over `shapes`; a checkpoint's key is first made `canonical`.
@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from t5g2ref.config import Config, TextConfig, VisionConfig
-
-__all__ = ["TIED", "Head", "Layout", "Node", "Shape", "canonical", "count", "hub_name", "shapes", "tree"]
+from t5g2ref.config import Config
+from t5g2ref.weights import Weights, arrays, children, grown, is_array
 
 Head = Literal["lm", "classification"]
 Layout = Literal["hub", "transformers"]
@@ -38,72 +37,49 @@ def shapes(config: Config, head: Head = "lm") -> dict[str, Shape]:
 
     head "classification" adds `score`; the language model's head is the tied embedding and adds nothing.
     """
-    vocab, width, labels = config.encoder.vocab_size, config.encoder.hidden_size, config.num_labels
-    out: dict[str, Shape] = {f"{_EMBED}.weight": (vocab, width), f"{_EMBED}.eoi_embedding": (width,)}
-    out |= _vision(config.vision, "encoder.vision_tower")
-    out["encoder.multi_modal_projector.mm_soft_emb_norm.weight"] = (config.vision.hidden_size,)
-    # stored (vision, text): the one matrix that is not transposed
-    out["encoder.multi_modal_projector.mm_input_projection_weight"] = (config.vision.hidden_size, width)
-    out |= _text(config.encoder, "encoder.text_model") | _text(config.decoder, "decoder")
-    if head == "classification":
-        out |= {"score.out_proj.weight": (labels, width), "score.out_proj.bias": (labels,)}
-    return out
+    found = dict(_walk(Weights, config))
+    chosen = {name: shape for name, shape in found.items() if head == "classification" or not name.startswith("score.")}
+    return dict(sorted(chosen.items(), key=lambda item: _turn(item[0])))  # a stable sort: by classes, then as declared
+
+
+def _turn(name: str) -> int:
+    """The table comes first, then the eyes, then the stacks."""
+    return 0 if name.startswith(_EMBED) else 1 if name.startswith(("encoder.vision", "encoder.multi")) else 2
+
+
+def _walk(kind: Any, config: Config, at: str = "", given: str = "") -> Iterator[tuple[str, Shape]]:
+    """Every parameter of a class of weights; `given` is the shape that its holder says of its weight."""
+    for name, (inner, numbered, letters) in children(kind).items():
+        path = f"{at}.{name}".removeprefix(".")
+        if is_array(inner):
+            own = {"*": given, "1": given.split(" ")[0]}.get(letters, letters)
+            lengths = _lengths(config, path)
+            yield path, tuple(math.prod(lengths[letter] for letter in axis.split("*")) for axis in own.split())
+        elif numbered:
+            for i in range(_layers(config, path)):
+                yield from _walk(inner, config, f"{path}.{i}", letters)
+        else:
+            yield from _walk(inner, config, path, letters)
+
+
+def _lengths(config: Config, path: str) -> dict[str, int]:
+    """Letter of `weights.py` → length, where this parameter is."""
+    text, vision = config.decoder if path.startswith("decoder.") else config.encoder, config.vision
+    eyes = {"E": vision.hidden_size, "G": vision.intermediate_size, "P": vision.patches_per_side**2}
+    heads = {"N": text.num_attention_heads, "K": text.num_key_value_heads, "H": text.head_dim}
+    sizes = {"D": text.hidden_size, "F": text.intermediate_size, "V": text.vocab_size, "C": config.num_labels}
+    return eyes | heads | sizes | {"c": vision.num_channels, "p": vision.patch_size}
+
+
+def _layers(config: Config, path: str) -> int:
+    """How many layers the stack has whose `layers` this is."""
+    stack = {"decoder.layers": config.decoder, "encoder.text_model.layers": config.encoder}.get(path, config.vision)
+    return stack.num_hidden_layers
 
 
 def count(config: Config) -> int:
     """Return the number of unique scalars of the language model; tied tensors count once."""
     return sum(math.prod(shape) for shape in shapes(config).values())
-
-
-def _text(text: TextConfig, where: str) -> dict[str, Shape]:
-    layer = _text_layer(text)
-    layers = {f"{where}.layers.{i}.{k}": s for i in range(text.num_hidden_layers) for k, s in layer.items()}
-    return layers | {f"{where}.norm.weight": (text.hidden_size,)}
-
-
-def _text_layer(text: TextConfig) -> dict[str, Shape]:
-    """One layer; the decoder's attends to itself and to the encoder with one set of projections."""
-    width, ffn, head = text.hidden_size, text.intermediate_size, text.head_dim
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    return {
-        "pre_self_attn_layernorm.weight": (width,),
-        "self_attn.q_proj.weight": (queries, width),
-        "self_attn.k_proj.weight": (keys, width),
-        "self_attn.v_proj.weight": (keys, width),
-        "self_attn.q_norm.weight": (head,),
-        "self_attn.k_norm.weight": (head,),
-        "self_attn.o_proj.weight": (width, queries),
-        "post_self_attn_layernorm.weight": (width,),
-        "pre_feedforward_layernorm.weight": (width,),
-        "mlp.gate_proj.weight": (ffn, width),
-        "mlp.up_proj.weight": (ffn, width),
-        "mlp.down_proj.weight": (width, ffn),
-        "post_feedforward_layernorm.weight": (width,),
-    }
-
-
-def _vision(vision: VisionConfig, where: str) -> dict[str, Shape]:
-    width, patch = vision.hidden_size, vision.patch_size
-    out: dict[str, Shape] = {
-        f"{where}.embeddings.patch_embedding.weight": (width, vision.num_channels, patch, patch),
-        f"{where}.embeddings.patch_embedding.bias": (width,),
-        f"{where}.embeddings.position_embedding.weight": (vision.patches_per_side**2, width),
-    }
-    layer = _vision_layer(width, vision.intermediate_size)
-    for i in range(vision.num_hidden_layers):
-        out |= {f"{where}.encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return out | _pair(f"{where}.post_layernorm", (width,))
-
-
-def _vision_layer(width: int, ffn: int) -> dict[str, Shape]:
-    out = _pair("layer_norm1", (width,))
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        out |= _pair(f"self_attn.{name}", (width, width))
-    return out | _pair("layer_norm2", (width,)) | _pair("mlp.fc1", (ffn, width)) | _pair("mlp.fc2", (width, ffn))
-
-
-def _pair(name: str, weight: Shape) -> dict[str, Shape]:
-    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
 
 
 def canonical(key: str) -> str:
@@ -135,71 +111,15 @@ def hub_name(name: str, layout: Layout) -> str:
     return f"model.{name}"
 
 
-class Node:
-    """A read-only tree of parameters: `node.encoder.text_model.layers[3].self_attn.q_proj.weight`."""
+def tree(flat: Mapping[str, Any]) -> Weights:
+    """Return the weights of {canonical name: array}; those of a classifier where the names have a `score`.
 
-    __slots__ = ("_children", "_path")
-    _children: dict[str, Any]
-    _path: str
-
-    def __init__(self, children: Mapping[str, Any], path: str = "") -> None:
-        object.__setattr__(self, "_children", dict(children))
-        object.__setattr__(self, "_path", path)
-
-    def __getattr__(self, name: str) -> Any:
-        # Names with two underscores are Python's own probes (copy, pickle), which must not recurse here.
-        children = {} if name.startswith("__") else object.__getattribute__(self, "_children")
-        if name in children:
-            return children[name]
-        full = f"{self._path}.{name}".removeprefix(".")
-        raise AttributeError(f"no parameter {full!r}; {self._path or 'the root'} has {', '.join(self._children)}")
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{self._path or 'the root'}.{name} cannot be set: a parameter tree is read-only")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{self._path or 'the root'}.{name} cannot be deleted: a parameter tree is read-only")
-
-    def __dir__(self) -> list[str]:
-        return [*self._children]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of the children, in order."""
-        return iter(self._children)
-
-    def __repr__(self) -> str:
-        return f"Node({self._path or 'root'}: {', '.join(self._children)})"
-
-    def __reduce__(self) -> tuple[type[Node], tuple[dict[str, Any], str]]:
-        return Node, (self._children, self._path)  # copy and pickle cannot set attributes here
-
-
-def tree(flat: Mapping[str, Any]) -> Node:
-    """Return the attribute tree of {dotted name: value}; children named 0, 1, ... n - 1 become a tuple.
-
-    ValueError where a name is both a value and a prefix of another, or where numbered children leave a gap.
+    ValueError for a name that no parameter has, for a parameter that is not there, and for a gap between layers.
     """
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        at = nested
-        for part in parents:
-            at = at.setdefault(part, {})
-            if not isinstance(at, dict):
-                raise ValueError(f"{name!r} lies under {part!r}, which is itself a value")
-        if leaf in at:
-            raise ValueError(f"{name!r} is both a value and a prefix of other names")
-        at[leaf] = value
-    return Node({name: _grow(child, name) for name, child in nested.items()})
-
-
-def _grow(value: Any, path: str) -> Any:
-    if not isinstance(value, dict):
-        return value
-    children = {name: _grow(child, f"{path}.{name}") for name, child in value.items()}
-    if not any(name.isdigit() for name in children):
-        return Node(children, path)
-    order = [str(i) for i in range(len(children))]
-    if set(order) != set(children):
-        raise ValueError(f"{path} has children {', '.join(children)}; numbered children must be 0 to n - 1")
-    return tuple(children[name] for name in order)
+    try:
+        root: Weights = grown(Weights, flat)
+    except KeyError as error:
+        raise ValueError(f"the parameter {error.args[0]!r} is missing from the {len(flat)} given") from None
+    if strange := sorted(set(flat) - {name for name, _ in arrays(root)}):
+        raise ValueError(f"{strange[0]!r} is no parameter of the model ({len(strange)} such names)")
+    return root

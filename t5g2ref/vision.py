@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from t5g2ref.attention import Source, attend, merge_heads, split_heads
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import Config, VisionConfig
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm
 from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Biased, Encoder, Projector, VisionAttention, VisionLayer, VisionTower
 
 
-def image_features(nx: Numerics, w: Any, config: Config, pixels: Array, trace: Trace = OFF) -> Array:
+def image_features(nx: Numerics, w: Encoder, config: Config, pixels: Array, trace: Trace = OFF) -> Array:
     """pixels (I, C, side, side) in [-1, 1] → features (I, M, D_text), M = mm_tokens_per_image."""
     encoded = tower(nx, w.vision_tower, config.vision, pixels, trace.at("vision_tower"))
     return project(nx, w.multi_modal_projector, config, encoded, trace.at("multi_modal_projector"))
 
 
-def tower(nx: Numerics, w: Any, config: VisionConfig, pixels: Array, trace: Trace = OFF) -> Array:
+def tower(nx: Numerics, w: VisionTower, config: VisionConfig, pixels: Array, trace: Trace = OFF) -> Array:
     """pixels (I, C, side, side) → (I, P, D): patches, learned positions, pre-norm blocks, a last LayerNorm."""
     x = trace("embeddings.patch_embedding", patches(nx, w.embeddings.patch_embedding, config, pixels))
     position = nx.weight(w.embeddings.position_embedding.weight)
@@ -30,7 +29,7 @@ def tower(nx: Numerics, w: Any, config: VisionConfig, pixels: Array, trace: Trac
     return trace("post_layernorm", layer_norm(nx, x, norm.weight, norm.bias, config.layer_norm_eps))
 
 
-def patches(nx: Numerics, w: Any, config: VisionConfig, pixels: Array) -> Array:
+def patches(nx: Numerics, w: Biased, config: VisionConfig, pixels: Array) -> Array:
     """A convolution whose stride is its kernel is a matrix product on the cut-out patches: (I, P, D), row by row.
     What is left over at the right and lower edge is dropped ("valid")."""
     size, grid = config.patch_size, config.patches_per_side
@@ -41,7 +40,7 @@ def patches(nx: Numerics, w: Any, config: VisionConfig, pixels: Array) -> Array:
     return nx.linear(x, w.weight.reshape(w.weight.shape[0], -1), w.bias)
 
 
-def block(nx: Numerics, w: Any, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
+def block(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
     """One pre-norm transformer block: x (I, P, D) → (I, P, D)."""
     normed = trace("layer_norm1", layer_norm(nx, x, w.layer_norm1.weight, w.layer_norm1.bias, config.layer_norm_eps))
     x = trace("attn_residual", nx.add(x, attention(nx, w.self_attn, config, normed, trace.at("self_attn"))))
@@ -51,7 +50,7 @@ def block(nx: Numerics, w: Any, config: VisionConfig, x: Array, trace: Trace = O
     return nx.add(x, trace("mlp.fc2", nx.linear(hidden, w.mlp.fc2.weight, w.mlp.fc2.bias)))
 
 
-def attention(nx: Numerics, w: Any, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
+def attention(nx: Numerics, w: VisionAttention, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
     """Every patch sees every patch, at scale 1/√head_dim, with biases on all four projections."""
     q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight, w.q_proj.bias)), config.head_dim)
     k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
@@ -61,7 +60,7 @@ def attention(nx: Numerics, w: Any, config: VisionConfig, x: Array, trace: Trace
     return trace("out_proj", nx.linear(out, w.out_proj.weight, w.out_proj.bias))
 
 
-def project(nx: Numerics, w: Any, config: Config, encoded: Array, trace: Trace = OFF) -> Array:
+def project(nx: Numerics, w: Projector, config: Config, encoded: Array, trace: Trace = OFF) -> Array:
     """(I, P, D) → (I, M, D_text): average the patch grid in squares, RMSNorm, then a matrix stored (vision, text)."""
     side, images = config.tokens_per_side, encoded.shape[0]
     kernel = config.vision.patches_per_side // side

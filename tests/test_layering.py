@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ("t5g2ref/backend", "the array library: NumPy, or CuPy in `cuda/`", "interface"),
     ("t5g2ref/backend/cuda", "", "blas checks kernels loading | fused | device | __init__"),
     ("t5g2ref/backend", "", "find | __init__"),
-    ("t5g2ref", "", "numerics | taps params cache embedding ops rope masks | attention mlp outputs"),
+    ("t5g2ref", "", "numerics weights | taps params cache embedding ops rope masks | attention mlp outputs"),
     ("t5g2ref", "", "vision encoder decoder inputs | model"),
     (
         "t5g2ref/checkpoint",

@@ -20,7 +20,8 @@ from t5g2ref.checkpoint.tensor import WeightsError, convert, element
 from t5g2ref.checkpoint.write import INDEX, SINGLE, save
 from t5g2ref.config import Config
 from t5g2ref.config.fields import unique_keys
-from t5g2ref.params import TIED, Head, Node, Shape, canonical, shapes, tree
+from t5g2ref.params import TIED, Head, Shape, canonical, shapes, tree
+from t5g2ref.weights import Weights
 
 __all__ = ["Checkpoint", "WeightsError", "check", "head_of", "load", "save"]
 
@@ -209,7 +210,7 @@ def load(
     config: Config | None = None,
     progress: Progress | None = None,
     backend: Backend = NUMPY,
-) -> tuple[Config, Node]:
+) -> tuple[Config, Weights]:
     """Return a checkpoint's configuration and its parameters as a tree of arrays of the backend in `dtype`.
 
     On NumPy they are read-only. On a device float64 is kept as float32 for every tensor that is stored as float32 or

@@ -28,6 +28,7 @@ from t5g2ref.checkpoint.header import FLOATS, HeaderError, parse_header
 from t5g2ref.checkpoint.tensor import STORED
 from t5g2ref.config import Config, ConfigError, Rope, Ropes, TextConfig, VisionConfig
 from t5g2ref.params import TIED, canonical, hub_name, shapes
+from t5g2ref.weights import arrays
 
 EMBED = "encoder.text_model.embed_tokens.weight"
 NORM = "decoder.norm.weight"
@@ -58,15 +59,6 @@ def values(config: Config, head: Any = "lm") -> Flat:
     rng = np.random.default_rng(17)
     grid = {name: rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for name, shape in shapes(config, head).items()}
     return {name: array.astype(np.float32) for name, array in grid.items()}
-
-
-def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, np.ndarray):
-        yield path, node
-        return
-    children = enumerate(node) if isinstance(node, tuple) else ((name, getattr(node, name)) for name in node)
-    for name, child in children:
-        yield from flatten(child, f"{path}.{name}".removeprefix("."))
 
 
 def write(path: Path, tensors: Flat) -> None:
@@ -101,7 +93,7 @@ def test_saved_is_loaded(tmp_path: Path, stored: str, layout: Any, shard_bytes: 
     read, root = load(tmp_path, progress=lambda *call: calls.append(call))
     assert read == replace(config, dtype=stored)
     assert calls == [(name, i + 1, len(flat)) for i, name in enumerate(flat)]
-    loaded = dict(flatten(root))
+    loaded = dict(arrays(root))
     assert set(loaded) == set(flat)
     for name, array in flat.items():
         np.testing.assert_array_equal(loaded[name], array, strict=True)
@@ -117,7 +109,7 @@ def test_prefix_is_optional(tmp_path: Path, prefix: str, layout: Any) -> None:
     flat = values(tiny())
     names = {name: prefix + hub_name(name, layout).removeprefix("model.") for name in flat}
     write(tmp_path / "model.safetensors", {names[name]: array for name, array in flat.items()})
-    loaded = dict(flatten(load(tmp_path)[1]))
+    loaded = dict(arrays(load(tmp_path)[1]))
     assert all(np.array_equal(loaded[name], flat[name]) for name in flat)
 
 
@@ -174,7 +166,7 @@ def test_float32_narrows_as_pytorch_does() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_results_are_read_only_and_of_the_dtype(tmp_path: Path, dtype: str) -> None:
     _, root = load(plain(tmp_path), dtype)
-    for _, array in flatten(root):
+    for _, array in arrays(root):
         assert array.dtype == STORED[dtype]
         assert array.flags.c_contiguous
         with pytest.raises(ValueError, match="read-only"):
@@ -241,7 +233,7 @@ def test_transformers_loads_what_is_written(tmp_path: Path, layout: Any) -> None
     model.save_pretrained(tmp_path / "theirs")
     config, root = load(tmp_path / "theirs")
     assert config == replace(tiny(), dtype="float32")
-    assert all(np.array_equal(array, flat[name]) for name, array in flatten(root))
+    assert all(np.array_equal(array, flat[name]) for name, array in arrays(root))
 
 
 # ---- what does not fit the configuration ---------------------------------------------------------------------

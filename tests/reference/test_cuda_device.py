@@ -32,6 +32,7 @@ from t5g2ref.checkpoint.file import SafetensorsFile, encode_header
 from t5g2ref.checkpoint.folder import WeightsError
 from t5g2ref.checkpoint.tensor import STORED
 from t5g2ref.generate.greedy import greedy
+from t5g2ref.weights import arrays
 
 GIB = 1 << 30
 HERE = threading.local()  # what is current in a thread: device, stream, allocator
@@ -811,22 +812,14 @@ def test_the_host_never_holds_a_whole_tensor(
 # ---- whole models -------------------------------------------------------------------------------------------------
 
 
-def leaves(node: Any) -> Iterator[Any]:
-    if isinstance(node, np.ndarray):
-        yield node
-        return
-    for child in node if isinstance(node, tuple) else (getattr(node, name) for name in node):
-        yield from leaves(child)
-
-
 @pytest.mark.parametrize(("dtype", "kept"), [("float64", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")])
 def test_a_model_elsewhere(dtype: Any, kept: str) -> None:
     """Weights of the float64 oracle are kept as float32 where they are stored no wider, and the logits are the same."""
     folder, elsewhere = t5g2ref.bundled("tiny"), Elsewhere()
     model, here = t5g2ref.load(folder, dtype, backend=elsewhere), t5g2ref.load(folder, dtype)
-    found = list(leaves(model.weights))
+    found = [x for _, x in arrays(model.weights)]
     assert {x.dtype for x in found} == {STORED[kept]}
-    assert {x.dtype for x in leaves(here.weights)} == {STORED[dtype]}
+    assert {x.dtype for _, x in arrays(here.weights)} == {STORED[dtype]}
     assert elsewhere.asked == [(sum(x.nbytes for x in found), f"the weights of {folder}")]
     assert model.nx.backend is elsewhere
     assert here.nx.backend is backends.NUMPY
@@ -835,19 +828,10 @@ def test_a_model_elsewhere(dtype: Any, kept: str) -> None:
 
 def test_float64_that_is_stored_is_kept(tmp_path: Path) -> None:
     config, tree = weights.load(t5g2ref.bundled("tiny"), "float64")
-    flat = {name: x.astype(np.float64) for name, x in flatten(tree)}
+    flat = {name: x.astype(np.float64) for name, x in arrays(tree)}
     weights.save(tmp_path, config, flat.items(), dtype="float64")
     _, read = weights.load(tmp_path, "float64", backend=Elsewhere())
-    assert {x.dtype for x in leaves(read)} == {np.dtype(np.float64)}
-
-
-def flatten(node: Any, path: str = "") -> Iterator[tuple[str, Array]]:
-    if isinstance(node, np.ndarray):
-        yield path, node
-        return
-    children = enumerate(node) if isinstance(node, tuple) else ((name, getattr(node, name)) for name in node)
-    for name, child in children:
-        yield from flatten(child, f"{path}.{name}".removeprefix("."))
+    assert {x.dtype for _, x in arrays(read)} == {np.dtype(np.float64)}
 
 
 def test_no_room_is_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from t5g2ref.outputs import (
     sequence_loss,
     shift_right,
 )
-from t5g2ref.params import tree
+from t5g2ref.weights import Biased, Score
 
 ORACLE = Numerics("float64")
 BOS, PAD = 6, 3
@@ -176,7 +176,7 @@ def test_the_pad_id_is_the_configs_and_not_zero() -> None:
 
 def test_token_scores_have_a_bias() -> None:
     # By hand: (1, 2) · (3, 4) + 10 = 21 and (1, 2) · (−1, 0) − 1 = −2.
-    w = tree({"out_proj.weight": frozen([[3.0, 4.0], [-1.0, 0.0]]), "out_proj.bias": frozen([10.0, -1.0])})
+    w = Score(Biased(frozen([[3.0, 4.0], [-1.0, 0.0]]), frozen([10.0, -1.0])))
     assert classify_tokens(ORACLE, w, frozen([[[1.0, 2.0]]])).tolist() == [[[21.0, -2.0]]]
 
 

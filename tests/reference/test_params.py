@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from t5g2ref.config import Config, Rope, Ropes, TextConfig, VisionConfig, preset
 from t5g2ref.params import TIED, canonical, count, hub_name, shapes, tree
+from t5g2ref.weights import arrays
 
 
 def tiny() -> Config:
@@ -135,7 +137,8 @@ def test_canonical_is_idempotent(key: str) -> None:
 def test_tree_is_a_walk_over_the_names() -> None:
     flat = {name: object() for name in shapes(tiny())}
     root = tree(flat)
-    assert list(root) == ["encoder", "decoder"]
+    assert root.score is None
+    assert dict(arrays(root)) == flat
     assert isinstance(root.encoder.text_model.layers, tuple)
     assert (len(root.encoder.text_model.layers), len(root.decoder.layers)) == (3, 2)
     for name, value in flat.items():
@@ -146,39 +149,60 @@ def test_tree_is_a_walk_over_the_names() -> None:
 
 
 def test_tree_orders_layers_by_number() -> None:
-    root = tree({f"layers.{i}.weight": i for i in (10, 2, *range(2), *range(3, 10))})
-    assert [layer.weight for layer in root.layers] == list(range(11))
+    config = replace(
+        tiny(), decoder=replace(tiny().decoder, num_hidden_layers=11, layer_types=("full_attention",) * 11)
+    )
+    names = sorted(shapes(config), reverse=True)
+    root = tree({name: name for name in names})
+    assert [layer.mlp.up_proj.weight for layer in root.decoder.layers] == [
+        f"decoder.layers.{i}.mlp.up_proj.weight" for i in range(11)
+    ]
+
+
+def test_a_classifier_s_tree_has_its_head() -> None:
+    flat = {name: object() for name in shapes(tiny(), "classification")}
+    root = tree(flat)
+    assert root.score is not None
+    assert root.score.out_proj.bias is flat["score.out_proj.bias"]
 
 
 def test_tree_is_read_only_and_says_what_it_has() -> None:
-    root = tree({"decoder.layers.0.mlp.up": 1, "decoder.layers.0.mlp.down": 2})
+    root = tree({name: name for name in shapes(tiny())})
     mlp = root.decoder.layers[0].mlp
-    with pytest.raises(AttributeError, match=r"'decoder\.layers\.0\.mlp\.gate'; decoder\.layers\.0\.mlp has up, down"):
-        _ = mlp.gate
-    with pytest.raises(AttributeError, match="'lm_head'; the root has decoder"):
-        _ = root.lm_head
-    with pytest.raises(AttributeError, match=r"decoder\.layers\.0\.mlp\.up cannot be set"):
-        mlp.up = 3
-    with pytest.raises(AttributeError, match="read-only"):
-        del mlp.up
+    with pytest.raises(AttributeError, match="gate"):
+        _ = mlp.gate  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="cannot assign"):
+        mlp.up_proj = mlp.down_proj  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="cannot delete"):
+        del mlp.up_proj
     with pytest.raises(TypeError):
-        root.decoder.layers[0] = None
+        root.decoder.layers[0] = None  # type: ignore[index]
     for again in (copy.deepcopy(root), pickle.loads(pickle.dumps(root))):
-        assert again.decoder.layers[0].mlp.down == 2
-    assert dir(mlp) == ["down", "up"]  # sorted by dir itself
-    assert repr(mlp) == "Node(decoder.layers.0.mlp: up, down)"
+        assert again.decoder.layers[0].mlp.down_proj.weight == "decoder.layers.0.mlp.down_proj.weight"
+    assert repr(mlp) == "Mlp(gate_proj, up_proj, down_proj)"
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("change", "words"),
     [
-        (["a.b", "a"], "'a' is both"),
-        (["a", "a.b"], "'a.b' lies under 'a'"),
-        (["a.0.x", "a.2.x"], "numbered children must be 0 to n - 1"),
-        (["a.0.x", "a.b.x"], "numbered children must be 0 to n - 1"),
-        (["a.0.x", "a.00.x"], "numbered children must be 0 to n - 1"),
+        (lambda flat: flat.pop("decoder.norm.weight"), "'decoder.norm.weight' is missing from the"),
+        (
+            lambda flat: flat.pop("decoder.layers.1.mlp.up_proj.weight"),
+            "'decoder.layers.1.mlp.up_proj.weight' is missing",
+        ),
+        (lambda flat: flat.update({"decoder.layers.3.norm": 1}), r"'decoder\.layers\.2\..*' is missing"),  # a gap
+        (lambda flat: flat.update({"decoder.layers.1.extra": 1}), r"'decoder\.layers\.1\.extra' is no parameter"),
+        (lambda flat: flat.update({"lm_head": 1}), r"'lm_head' is no parameter of the model \(1 such names\)"),
     ],
 )
-def test_tree_refuses_names_that_make_none(names: list[str], words: str) -> None:
+def test_tree_refuses_names_that_make_none(change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    flat = {name: object() for name in shapes(tiny())}
+    change(flat)
     with pytest.raises(ValueError, match=words):
-        tree(dict.fromkeys(names, 1))
+        tree(flat)
+
+
+def test_shapes_and_classes_are_one() -> None:
+    """Every field of every class of weights is a parameter or holds some, and no other name has a shape."""
+    flat = {name: object() for name in shapes(tiny(), "classification")}
+    assert {name for name, _ in arrays(tree(flat))} == set(flat)

@@ -22,7 +22,7 @@ from t5g2ref.dtypes import DType, to_grid
 from t5g2ref.embedding import embed
 from t5g2ref.masks import Band
 from t5g2ref.numerics import EAGER, SDPA, Numerics
-from t5g2ref.params import tree
+from t5g2ref.weights import Biased, Embedding
 
 Array = np.ndarray[Any, Any]
 Ours = Callable[[Numerics], Array]
@@ -76,7 +76,7 @@ def _embedding(k: Kit) -> tuple[torch.Tensor, Ours]:
     ids[0, 3] = ids[1, 5] = eoi = 17
     module = modeling.T5Gemma2TextScaledWordEmbedding(VOCABULARY, WIDTH, 0, WIDTH**0.5, eoi)
     k.filled(module, weight=table, eoi_embedding=special)
-    w = tree({"weight": table, "eoi_embedding": special})
+    w = Embedding(table, special)
     return module(torch.from_numpy(ids)), lambda nx: embed(nx, w, ids, eoi)
 
 
@@ -202,7 +202,7 @@ def _convolution(k: Kit) -> tuple[torch.Tensor, Ours]:
     pixels, w, b = k.normal(1, 3, side, side), k.normal(VISION, 3, size, size, scale=0.04), k.normal(VISION)
     module = k.filled(torch.nn.Conv2d(3, VISION, size, size), weight=w, bias=b)
     config = VisionConfig(VISION, FFN, 1, 4, image_size=side, patch_size=size)
-    weights = tree({"weight": w, "bias": b})
+    weights = Biased(w, b)
     seen = module(k.tensor(pixels)).flatten(2).transpose(1, 2)
     return seen, lambda nx: vision.patches(nx, weights, config, pixels)
 
