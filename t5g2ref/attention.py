@@ -1,7 +1,17 @@
 """Attention: the encoder's, and the decoder's merged self- and cross-attention.
 
-`attend` is the one softmax of both. It works in blocks of queries: for each block it takes the keys that the band
-can reach, so a sliding layer costs O(S · W) and memory is bounded at any length.
+    attention(q) = softmax(q · [k_own ‖ k_enc]ᵀ · scale + mask) · [v_own ‖ v_enc]
+
+One softmax over two groups of keys, own ones first:
+
+    queries (B, N, T, H)  ×  [ own past | own new ‖ encoder ]   keys and values (B, K, S, H)
+                               └── causal, window ──┘└ whole ┘  besides padding
+
+Own keys carry RoPE, and a sliding layer sees the last W of them. Over the encoder's keys lies no window, in any layer,
+and they carry no RoPE; the queries carry it for both halves.
+
+`attend` is the softmax of both stacks and of the tower. It works in blocks of queries: for each block it takes the keys
+that the band can reach, so a sliding layer costs O(S · W) and memory is bounded at any length.
 """
 
 from __future__ import annotations
@@ -20,13 +30,13 @@ from t5g2ref.weights import SelfAttention
 
 
 @dataclass(frozen=True)
-class Source:
+class Keys:
     """One group of keys under the softmax.
 
     Args:
         kv: keys and values (B, K, S, H) with the absolute position of the first.
         valid: bool (B, S), False for padding; None when nothing is padded.
-        band: which of them a query may see by position.
+        band: which of them a query may see by position; the cross half has none.
     """
 
     kv: KeyValue
@@ -55,38 +65,39 @@ class Source:
 def attend(
     nx: Numerics,
     q: Array,
-    sources: Sequence[Source],
+    groups: Sequence[Keys],
     *,
     scale: float,
     cap: float | None = None,
-    start: int = 0,
+    first_query: int = 0,
     rows: int | None = None,
 ) -> Array:
-    """One softmax over the keys of all sources, in order.
+    """One softmax over the keys of all groups, in their order.
 
     Shapes: q (B, N, T, H), keys and values (B, K, S, H) with N a multiple of K → (B, N, T, H). Query head h reads
-    kv head h // (N / K). `start` is the absolute position of the first query; `rows` the queries in a block.
+    kv head h // (N / K). `first_query` is the absolute position of q's first row; `rows` the queries in a block.
     """
     batch, heads, length, _ = q.shape
-    keys = sum(source.kv.length for source in sources)
+    keys = sum(group.kv.length for group in groups)
     rows = rows or nx.block(batch * heads * keys)
-    blocks = [_block(nx, q[:, :, t : t + rows], sources, scale, cap, start + t) for t in range(0, length, rows)]
-    return blocks[0] if len(blocks) == 1 else nx.join(blocks, 2)
+    blocks = [_block(nx, q[:, :, t : t + rows], groups, scale, cap, first_query + t) for t in range(0, length, rows)]
+    return blocks[0] if len(blocks) == 1 else nx.join(blocks, 2)  # (B, N, T, H)
 
 
-def _block(nx: Numerics, q: Array, sources: Sequence[Source], scale: float, cap: float | None, first: int) -> Array:
+def _block(nx: Numerics, q: Array, groups: Sequence[Keys], scale: float, cap: float | None, first: int) -> Array:
     """softmax(q kᵀ · scale) v for the queries from position `first` on. The G = N / K query heads of a kv head are
     stacked as rows of one product, so that keys are never repeated."""
     batch, heads, rows, width = q.shape
-    keys, values = zip(*(source.part(first, first + rows - 1) for source in sources), strict=True)
+    keys, values = zip(*(group.part(first, first + rows - 1) for group in groups), strict=True)
     # For one block this copies less than it multiplies.
-    k, v = (parts[0] if len(parts) == 1 else nx.join(list(parts), 2) for parts in (keys, values))
+    k, v = (parts[0] if len(parts) == 1 else nx.join(list(parts), 2) for parts in (keys, values))  # (B, K, s, H)
     stacked = q.reshape(batch, k.shape[1], -1, width)  # (B, K, G·rows, H)
-    grouped = (batch, k.shape[1], -1, rows, k.shape[2])
-    allowed = visible(nx, sources, first, first + rows - 1)
+    grouped = (batch, k.shape[1], -1, rows, k.shape[2])  # (B, K, G, rows, s)
+    allowed = visible(nx, groups, first, first + rows - 1)  # (B or 1, rows, s)
     allowed = None if allowed is None else allowed[:, None, None]
     weights = attention_weights(nx, stacked, k, scale, cap, allowed, grouped)
-    return nx.matmul(weights.reshape(*stacked.shape[:3], -1), v).reshape(batch, heads, rows, v.shape[-1])
+    out = nx.matmul(weights.reshape(*stacked.shape[:3], -1), v)  # (B, K, G·rows, H)
+    return out.reshape(batch, heads, rows, v.shape[-1])
 
 
 @twinned
@@ -102,24 +113,24 @@ def attention_weights(
 
 
 @twinned
-def visible(nx: Numerics, sources: Sequence[Source], first: int, last: int) -> Array | None:
-    """bool (B or 1, rows, s): which keys of all sources side by side the queries first … last may see; None for all."""
-    if all(source.valid is None and source.band == EVERYTHING for source in sources):
+def visible(nx: Numerics, groups: Sequence[Keys], first: int, last: int) -> Array | None:
+    """bool (B or 1, rows, s): which keys of all groups side by side the queries first … last may see; None for all."""
+    if all(group.valid is None and group.band == EVERYTHING for group in groups):
         return None
-    xp, masks = nx.xp, [source.allowed(nx, first, last) for source in sources]
+    xp, masks = nx.xp, [group.allowed(nx, first, last) for group in groups]
     batch = max(mask.shape[0] for mask in masks)
     return nx.join([xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks], 2)
 
 
-def dense_mask(nx: Numerics, sources: Sequence[Source], start: int, length: int) -> Array:
-    """bool (B, T, S): what the rules allow, written out over all keys of all sources. For taps only."""
-    first, last, xp = start, start + length - 1, nx.xp
-    dense = []
-    for source in sources:
-        positions = xp.arange(source.kv.start, source.kv.start + source.kv.length)
-        allowed = source.band.allows(xp.arange(first, last + 1), positions)[None]
-        allowed = allowed if source.valid is None else allowed & source.valid[:, None]
-        dense.append(xp.broadcast_to(allowed, (source.kv.keys.shape[0], *allowed.shape[1:])))
+def dense_mask(nx: Numerics, groups: Sequence[Keys], first_query: int, length: int) -> Array:
+    """bool (B, T, S): what the rules allow, written out over all keys of all groups. For taps only."""
+    xp, dense = nx.xp, []
+    queries = xp.arange(first_query, first_query + length)
+    for group in groups:
+        positions = xp.arange(group.kv.start, group.kv.start + group.kv.length)
+        allowed = group.band.allows(queries, positions)[None]  # (1, T, S)
+        allowed = allowed if group.valid is None else allowed & group.valid[:, None]
+        dense.append(xp.broadcast_to(allowed, (group.kv.keys.shape[0], *allowed.shape[1:])))
     return xp.concatenate(dense, axis=2)
 
 
@@ -175,9 +186,9 @@ def self_attention(
 ) -> Array:
     """The encoder's attention: x (B, S, D) → (B, S, D), every query sees the keys of its band that are not padding."""
     q, k, v = project(nx, w, config, x, rope, trace)
-    sources = [Source(KeyValue(k, v), valid, band)]
-    trace.lazy("mask", lambda: dense_mask(nx, sources, 0, x.shape[1]))
-    return _attended(nx, w, config, q, sources, 0, trace)
+    groups = [Keys(KeyValue(k, v), valid, band)]
+    trace.lazy("mask", lambda: dense_mask(nx, groups, 0, x.shape[1]))
+    return _attended(nx, w, config, q, groups, 0, trace)
 
 
 def merged_attention(
@@ -186,31 +197,37 @@ def merged_attention(
     config: TextConfig,
     x: Array,
     rope: tuple[Array, Array],
-    own: Source,
-    cross: Source,
+    past: KeyValue,
+    band: Band,
+    valid: Array | None,
+    cross: Keys,
     trace: Trace = OFF,
 ) -> tuple[Array, KeyValue]:
-    """The decoder's attention: one softmax over [own past and present ‖ encoder], own keys first.
+    """The decoder's attention: one softmax over [own past | own new ‖ encoder].
 
-    Shapes: x (B, T, D) → (B, T, D) and the own keys and values (B, K, past + T, H). `own.kv` holds the past,
-    `own.valid` covers past and present. Queries carry RoPE for both halves, cross keys carry none.
+    Shapes: x (B, T, D) → (B, T, D), and the own keys and values (B, K, past + T, H) that the next call needs.
+
+    Args:
+        past: own keys and values of earlier calls, as far as this layer still sees them.
+        band: which own keys a query may see by position.
+        valid: bool (B, every own position so far and the new ones), False for padding; None when nothing is padded.
+        cross: the encoder's keys, as `project_cross` made them, and their padding.
     """
     q, k, v = project(nx, w, config, x, rope, trace)
-    start = own.kv.start + own.kv.length
-    present = own.kv.extended(nx, k, v)
-    keys, values = trace("keys", present.keys), trace("values", present.values)
-    present = KeyValue(keys, values, present.start)
-    past_valid = None if own.valid is None else own.valid[:, present.start :]
-    crossed = KeyValue(trace("cross_keys", cross.kv.keys), trace("cross_values", cross.kv.values))
-    sources = [Source(present, past_valid, own.band), Source(crossed, cross.valid, cross.band)]
-    trace.lazy("mask", lambda: dense_mask(nx, sources, start, x.shape[1]))
-    return _attended(nx, w, config, q, sources, start, trace), present
+    first_query, held = past.start + past.length, past.extended(nx, k, v)
+    own = KeyValue(trace("keys", held.keys), trace("values", held.values), held.start)
+    enc = KeyValue(trace("cross_keys", cross.kv.keys), trace("cross_values", cross.kv.values))
+    own_valid = None if valid is None else valid[:, own.start :]
+    groups = [Keys(own, own_valid, band), Keys(enc, cross.valid, cross.band)]
+    trace.lazy("mask", lambda: dense_mask(nx, groups, first_query, x.shape[1]))
+    return _attended(nx, w, config, q, groups, first_query, trace), own
 
 
 def _attended(
-    nx: Numerics, w: SelfAttention, config: TextConfig, q: Array, sources: list[Source], start: int, trace: Trace
+    nx: Numerics, w: SelfAttention, config: TextConfig, q: Array, groups: list[Keys], first_query: int, trace: Trace
 ) -> Array:
+    """Queries (B, N, T, H) and their keys → (B, T, D)."""
     scale = config.query_pre_attn_scalar**-0.5
-    out = attend(nx, q, sources, scale=scale, cap=config.attn_logit_softcapping, start=start)
-    out = trace("attention", merge_heads(out))
+    out = attend(nx, q, groups, scale=scale, cap=config.attn_logit_softcapping, first_query=first_query)
+    out = trace("attention", merge_heads(out))  # (B, T, N·H)
     return trace("o_proj", nx.linear(out, w.o_proj.weight))

@@ -7,10 +7,10 @@ split between give the same numbers.
 
 from __future__ import annotations
 
-from t5g2ref.attention import Source, merged_attention, project_cross
+from t5g2ref.attention import Keys, merged_attention, project_cross
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
-from t5g2ref.masks import decoder_band
+from t5g2ref.masks import Band, decoder_band
 from t5g2ref.mlp import feed_forward
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, rms_norm
@@ -60,12 +60,12 @@ def decode(
     rope = rope_tables(nx, config, positions, trace)
     kept = []
     for i, (layer, kind) in enumerate(zip(w.layers, config.layer_types, strict=True)):
-        own = Source(cache.own[i], seen, decoder_band(config, kind))
-        cross = Source(cache.cross[i], cache.cross_valid)
-        x, present = _layer(nx, layer, config, x, rope[kind], own, cross, trace.at(f"layers.{i}"))
+        past, band = cache.own[i], decoder_band(config, kind)
+        cross = Keys(cache.cross[i], cache.cross_valid)  # no band: no window ever lies over the cross half
+        x, own = _layer(nx, layer, config, x, rope[kind], past, band, seen, cross, trace.at(f"layers.{i}"))
         x = trace(f"layers.{i}", x)
         window = config.window(kind)
-        kept.append(present.last(None if window is None else window - 1))
+        kept.append(own.last(None if window is None else window - 1))
     hidden = trace("norm", rms_norm(nx, x, w.norm.weight, config.rms_norm_eps))
     return hidden, cache.advanced(kept, seen)
 
@@ -76,12 +76,14 @@ def _layer(
     config: TextConfig,
     x: Array,
     rope: tuple[Array, Array],
-    own: Source,
-    cross: Source,
+    past: KeyValue,
+    band: Band,
+    valid: Array,
+    cross: Keys,
     trace: Trace,
 ) -> tuple[Array, KeyValue]:
     eps = config.rms_norm_eps
     y = trace("pre_self_attn_layernorm", rms_norm(nx, x, w.pre_self_attn_layernorm.weight, eps))
-    y, present = merged_attention(nx, w.self_attn, config, y, rope, own, cross, trace.at("self_attn"))
+    y, own = merged_attention(nx, w.self_attn, config, y, rope, past, band, valid, cross, trace.at("self_attn"))
     x = add_norm(nx, x, y, w.post_self_attn_layernorm.weight, eps, "post_self_attn_layernorm", trace)
-    return feed_forward(nx, w, config, x, trace), present
+    return feed_forward(nx, w, config, x, trace), own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t5g2ref.attention import Source, attend, merge_heads, split_heads
+from t5g2ref.attention import Keys, attend, merge_heads, split_heads
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import Config, VisionConfig
 from t5g2ref.numerics import Array, Numerics
@@ -55,7 +55,7 @@ def attention(nx: Numerics, w: VisionAttention, config: VisionConfig, x: Array, 
     q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight, w.q_proj.bias)), config.head_dim)
     k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
     v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight, w.v_proj.bias)), config.head_dim)
-    out = attend(nx, q, [Source(KeyValue(k, v))], scale=config.head_dim**-0.5)
+    out = attend(nx, q, [Keys(KeyValue(k, v))], scale=config.head_dim**-0.5)
     out = trace("attention", merge_heads(out))
     return trace("out_proj", nx.linear(out, w.out_proj.weight, w.out_proj.bias))
 

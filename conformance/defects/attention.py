@@ -18,7 +18,7 @@ from conformance.defects.injection import (
     stacks,
 )
 from t5g2ref import attention, decoder
-from t5g2ref.attention import Source
+from t5g2ref.attention import Keys
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import masked_softmax
@@ -26,15 +26,15 @@ from t5g2ref.rope import rotate
 
 E, D = "encoder.text_model", "decoder"
 ENCODER, DECODER = f"{E}.layers.0.self_attn.attention", f"{D}.layers.0.self_attn.attention"
-Sources = list[Source]
+Sources = list[Keys]
 
 
 def attended(change: Callable[..., Array]) -> Injection:
     """`change(true, nx, q, sources, start, scale=…, cap=…)` in place of `attend`, in the text stacks."""
 
     def wrap(true: Any) -> Any:
-        def attend(nx: Numerics, q: Array, sources: Sources, *, start: int = 0, **how: Any) -> Array:
-            return change(true, nx, q, sources, start, **how)
+        def attend(nx: Numerics, q: Array, sources: Sources, *, first_query: int = 0, **how: Any) -> Array:
+            return change(true, nx, q, sources, first_query, **how)
 
         return attend
 
@@ -47,14 +47,14 @@ def _unrotated_for_cross() -> Injection:
 
     def attend(true: Any, nx: Numerics, q: Array, sources: Sources, start: int, **how: Any) -> Array:
         if len(sources) == 1:
-            return true(nx, q, sources, start=start, **how)
+            return true(nx, q, sources, first_query=start, **how)
         own, cross = sources
         rows = []
         shape = (*cross.kv.keys.shape[:1], cross.kv.length, q.shape[-1])
         for t in range(q.shape[2]):
             cos, sin = (nx.xp.broadcast_to(table[:, t : t + 1], shape) for table in rope[0])
             turned = replace(cross, kv=replace(cross.kv, keys=rotate(nx, cross.kv.keys, cos, sin)))
-            rows.append(true(nx, q[:, :, t : t + 1], [own, turned], start=start + t, **how))
+            rows.append(true(nx, q[:, :, t : t + 1], [own, turned], first_query=start + t, **how))
         return nx.join(rows, 2)
 
     def remembered(true: Any) -> Any:
@@ -90,8 +90,8 @@ def _nan_rows(definition: Any, nx: Numerics, scores: Array, allowed: Any) -> Arr
 def _two_softmaxes(share: float) -> Callable[..., Array]:
     def attend(true: Any, nx: Numerics, q: Array, sources: Sources, start: int, **how: Any) -> Array:
         if len(sources) == 1:
-            return true(nx, q, sources, start=start, **how)
-        own, cross = (nx.wide(true(nx, q, [source], start=start, **how)) for source in sources)
+            return true(nx, q, sources, first_query=start, **how)
+        own, cross = (nx.wide(true(nx, q, [source], first_query=start, **how)) for source in sources)
         return nx.cast((own + cross) * share)
 
     return attend
@@ -113,7 +113,7 @@ def _tiled(true: Any, nx: Numerics, q: Array, sources: Sources, start: int, **ho
     batch, heads, length, width = q.shape
     groups = heads // sources[0].kv.keys.shape[1]
     q = q.reshape(batch, groups, -1, length, width).swapaxes(1, 2).reshape(q.shape)
-    out = true(nx, q, sources, start=start, **how)
+    out = true(nx, q, sources, first_query=start, **how)
     return out.reshape(batch, -1, groups, length, width).swapaxes(1, 2).reshape(out.shape)
 
 

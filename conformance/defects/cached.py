@@ -10,7 +10,7 @@ from conformance.defects.attention import DECODER, Sources, attended
 from conformance.defects.injection import Fault, Injection, patched
 from conformance.defects.masks import sources
 from t5g2ref import cache, decoder
-from t5g2ref.attention import Source
+from t5g2ref.attention import Keys
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import Band
@@ -42,7 +42,7 @@ def _first_source(true: Any) -> Any:
 def _behind(change: Callable[[Band, int], Band]) -> Injection:
     """Another band on own keys behind a cache of so many positions."""
 
-    def own(_: Numerics, __: TextConfig, own: Source, cross: Source) -> tuple[Source, Source]:
+    def own(_: Numerics, __: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
         past = own.kv.start + own.kv.length
         return (replace(own, band=change(own.band, past)) if past else own), cross
 
@@ -57,11 +57,11 @@ def _from_the_top(band: Band, past: int) -> Band:
 def _empty_slots(true: Any, nx: Numerics, q: Array, sources: Sources, start: int, **how: Any) -> Array:
     """Two slots of zeros behind the own keys are attended."""
     if len(sources) == 1:
-        return true(nx, q, sources, start=start, **how)
+        return true(nx, q, sources, first_query=start, **how)
     own, cross = sources
     slots = nx.xp.zeros_like(own.kv.keys[:, :, :1])
     slots = nx.join([slots, slots], 2)
-    return true(nx, q, [own, Source(KeyValue(slots, slots)), cross], start=start, **how)
+    return true(nx, q, [own, Keys(KeyValue(slots, slots)), cross], first_query=start, **how)
 
 
 KEYS = f"{D}.layers.0.self_attn.keys"

@@ -8,14 +8,15 @@ from typing import Any
 
 from conformance.defects.injection import Fault, Injection, decoding, patched, stacks
 from t5g2ref import decoder, encoder
-from t5g2ref.attention import Source
+from t5g2ref.attention import Keys
+from t5g2ref.cache import KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import EVERYTHING, Band
 from t5g2ref.numerics import Array, Numerics
 
 E, D = "encoder.text_model", "decoder"
 ENCODER, DECODER = f"{E}.layers.0.self_attn.mask", f"{D}.layers.0.self_attn.mask"
-Change = Callable[[Numerics, TextConfig, Source, Source], tuple[Source, Source]]
+Change = Callable[[Numerics, TextConfig, Keys, Keys], tuple[Keys, Keys]]
 
 
 def _banded(change: Callable[[Band, int], Band], owner: Any = encoder, name: str = "encoder_band") -> Injection:
@@ -68,20 +69,30 @@ def _inverted(t: TextConfig) -> TextConfig:
 
 
 def sources(change: Change) -> Injection:
-    """Other sources (own past, encoder) of the decoder's attention."""
+    """Other keys (own past, encoder) of the decoder's attention; the own ones' `valid` covers the new ones as well."""
 
     def wrap(true: Any) -> Any:
         def merged(
-            nx: Numerics, w: Any, config: TextConfig, x: Array, rope: Any, own: Source, cross: Source, trace: Any
+            nx: Numerics,
+            w: Any,
+            config: TextConfig,
+            x: Array,
+            rope: Any,
+            past: KeyValue,
+            band: Band,
+            valid: Any,
+            cross: Keys,
+            trace: Any,
         ) -> Any:
-            return true(nx, w, config, x, rope, *change(nx, config, own, cross), trace)
+            own, cross = change(nx, config, Keys(past, valid, band), cross)
+            return true(nx, w, config, x, rope, own.kv, own.band, own.valid, cross, trace)
 
         return merged
 
     return patched(decoder, "merged_attention", wrap)
 
 
-def _last_of_cross(nx: Numerics, config: TextConfig, own: Source, cross: Source) -> tuple[Source, Source]:
+def _last_of_cross(nx: Numerics, config: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
     """On sliding layers only the encoder's last W keys are seen."""
     if own.band.back is None or cross.valid is None:
         return own, cross
@@ -89,7 +100,7 @@ def _last_of_cross(nx: Numerics, config: TextConfig, own: Source, cross: Source)
     return own, replace(cross, valid=cross.valid & (nx.xp.arange(length) >= length - config.sliding_window))
 
 
-def _banded_cross(_: Numerics, config: TextConfig, own: Source, cross: Source) -> tuple[Source, Source]:
+def _banded_cross(_: Numerics, config: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
     """On sliding layers, only keys whose position is nearer than W to the query's."""
     width = config.sliding_window - 1
     return own, cross if own.band.back is None else replace(cross, band=Band(width, width))
@@ -98,12 +109,12 @@ def _banded_cross(_: Numerics, config: TextConfig, own: Source, cross: Source) -
 def _truncated(first_call: bool) -> Change:
     """On sliding layers the cache holds the encoder's last W keys."""
 
-    def change(_: Numerics, config: TextConfig, own: Source, cross: Source) -> tuple[Source, Source]:
+    def change(_: Numerics, config: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
         if own.band.back is None or (own.kv.length == 0 and not first_call):
             return own, cross
         kv = cross.kv.last(config.sliding_window)
         valid = None if cross.valid is None else cross.valid[:, -kv.length :]
-        return own, Source(kv, valid, cross.band)
+        return own, Keys(kv, valid, cross.band)
 
     return change
 

@@ -8,7 +8,7 @@ from typing import Any
 from conformance.defects.injection import Fault, joined, patched
 from conformance.defects.masks import Change, sources
 from t5g2ref import attention, decoder, encoder
-from t5g2ref.attention import Source
+from t5g2ref.attention import Keys
 from t5g2ref.cache import Cache
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
@@ -18,7 +18,7 @@ ENCODER, DECODER = f"{E}.layers.0.self_attn.mask", f"{D}.layers.0.self_attn.mask
 
 
 def _cross_padding(cached: bool) -> Change:
-    def change(_: Numerics, __: TextConfig, own: Source, cross: Source) -> tuple[Source, Source]:
+    def change(_: Numerics, __: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
         return own, replace(cross, valid=None) if own.kv.length or not cached else cross
 
     return change

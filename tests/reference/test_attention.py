@@ -14,7 +14,7 @@ from helpers import ROUNDOFF, U64, Array, close, frozen, generator, normal, on_g
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5g2ref.attention import Source, attend, dense_mask, merge_heads, split_heads
+from t5g2ref.attention import Keys, attend, dense_mask, merge_heads, split_heads
 from t5g2ref.cache import KeyValue
 from t5g2ref.masks import Band
 from t5g2ref.numerics import EAGER, SDPA, Numerics
@@ -26,19 +26,19 @@ SCALE = 12.0**-0.5
 BATCH, HEADS, KV, WIDTH = 2, 6, 2, 5
 
 
-def source(name: str, keys: int, *, start: int = 0, band: Band | None = None, pads: bool = False) -> Source:
+def source(name: str, keys: int, *, start: int = 0, band: Band | None = None, pads: bool = False) -> Keys:
     """Seeded read-only keys and values; with `pads` about a third of them are padding."""
     shape = (BATCH, KV, keys, WIDTH)
     valid = frozen(generator(name).random((BATCH, keys)) > 0.35) if pads else None
     kv = KeyValue(normal(f"{name} keys", *shape), normal(f"{name} values", *shape), start)
-    return Source(kv, valid, Band() if band is None else band)
+    return Keys(kv, valid, Band() if band is None else band)
 
 
 def queries(rows: int) -> Array:
     return normal("queries", BATCH, HEADS, rows, WIDTH)
 
 
-def visible(part: Source, row: int, query: int) -> list[int]:
+def visible(part: Keys, row: int, query: int) -> list[int]:
     """Indices of the keys that this query of this batch row may see: the band by position, and no padding."""
     back, ahead = part.band.back, part.band.ahead
     keys = range(part.kv.length)
@@ -51,7 +51,7 @@ def visible(part: Source, row: int, query: int) -> list[int]:
     ]
 
 
-def brute(q: Array, sources: Sequence[Source], scale: float, cap: float | None = None, start: int = 0) -> Array:
+def brute(q: Array, sources: Sequence[Keys], scale: float, cap: float | None = None, start: int = 0) -> Array:
     """The definition, one query and one head at a time, with sums by math.fsum."""
     out = np.zeros(q.shape)
     for b, h, t in np.ndindex(*q.shape[:3]):
@@ -70,7 +70,7 @@ def brute(q: Array, sources: Sequence[Source], scale: float, cap: float | None =
     return out
 
 
-def bound(q: Array, sources: Sequence[Source], scale: float, u: float = U64) -> float:
+def bound(q: Array, sources: Sequence[Keys], scale: float, u: float = U64) -> float:
     """First-order error of `attend`: a score of H products and a scale is off by (H + 3) u · max Σ|q k| · scale =: δ
     (a softcap, 12 u more of it), each weight then by 2 δ + (2 · range + S + 6) u, the weighted sum by S + 1 more."""
     largest = max(float((np.abs(q).max(axis=(0, 1, 2)) * np.abs(s.kv.keys).max(axis=(0, 1, 2))).sum()) for s in sources)
@@ -79,9 +79,9 @@ def bound(q: Array, sources: Sequence[Source], scale: float, u: float = U64) -> 
     return 1.01 * (2 * (q.shape[-1] + 15) * scores + 4 * scores + 2 * keys + 7) * u * value
 
 
-def check(rows: int, sources: Sequence[Source], **options: Any) -> None:
+def check(rows: int, sources: Sequence[Keys], **options: Any) -> None:
     q = queries(rows)
-    expected = brute(q, sources, SCALE, options.get("cap"), options.get("start", 0))
+    expected = brute(q, sources, SCALE, options.get("cap"), options.get("first_query", 0))
     close(attend(ORACLE, q, sources, scale=SCALE, **options), expected, atol=bound(q, sources, SCALE))
 
 
@@ -115,7 +115,7 @@ def test_queries_and_keys_start_anywhere(key_start: int) -> None:
     # A cache: four queries at 20 … 23, keys up to 23 of which the first were dropped. Broken by band positions that
     # count from the block or from the kept keys (D28, D54).
     sources = [source("own", 24 - key_start, start=key_start, band=Band(5, 0)), source("cross", 6, pads=True)]
-    check(4, sources, start=20)
+    check(4, sources, first_query=20)
 
 
 @pytest.mark.parametrize("cap", [0.4, 5.0])
@@ -167,7 +167,7 @@ def test_eager_rounds_scores_before_and_after_the_scale_and_sdpa_does_not() -> N
     # Small eighths keep every q · k exact in float32, so the roundings are known: then each step by hand in bfloat16.
     rng = np.random.default_rng(1)
     q, k, v = (frozen(rng.integers(-16, 17, (1, 1, 6, 8)) / 8, "float32") for _ in range(3))
-    scale, kv = 0.3, [Source(KeyValue(k, v))]
+    scale, kv = 0.3, [Keys(KeyValue(k, v))]
     products = q[0, 0].astype(np.float64) @ k[0, 0].T.astype(np.float64)
     scores = {
         "eager": rounded(rounded(products, "bfloat16") * np.float32(scale), "bfloat16"),
@@ -195,8 +195,8 @@ def test_the_size_of_a_block_does_not_matter(rows: int, start: int, back: int | 
     # Another block is another order of sums at most: each side within the bound of the definition.
     q = queries(17)
     sources = [source("own", start + 17, band=Band(back, 0), pads=pads), source("cross", 5)]
-    whole = attend(ORACLE, q, sources, scale=SCALE, start=start, rows=17)
-    blocks = attend(ORACLE, q, sources, scale=SCALE, start=start, rows=rows)
+    whole = attend(ORACLE, q, sources, scale=SCALE, first_query=start, rows=17)
+    blocks = attend(ORACLE, q, sources, scale=SCALE, first_query=start, rows=rows)
     close(blocks, whole, atol=2 * bound(q, sources, SCALE))
 
 
@@ -218,12 +218,12 @@ def test_a_query_does_not_feel_the_keys_outside_its_band(start: int, key_start: 
     # One query at a time: whatever it may not see is poisoned, in keys and in values, and it must not change a bit.
     keys, rows = start + 9 - key_start, 9
     clean, q = source("own", keys, start=key_start, band=SLIDING), queries(9)
-    expected = attend(ORACLE, q, [clean], scale=SCALE, start=start)
+    expected = attend(ORACLE, q, [clean], scale=SCALE, first_query=start)
     for t in range(rows):
         shown = set(visible(clean, 0, start + t))
         assert 0 < len(shown) < keys
         hidden = [i for i in range(keys) if i not in shown]
-        found = attend(ORACLE, q, [poisoned(clean, hidden, poison)], scale=SCALE, start=start)
+        found = attend(ORACLE, q, [poisoned(clean, hidden, poison)], scale=SCALE, first_query=start)
         same_bits(found[:, :, t], expected[:, :, t])
 
 
@@ -237,11 +237,11 @@ def test_keys_beyond_every_band_are_not_even_multiplied(start: int, key_start: i
     hidden = [i for i in range(keys) if i not in shown]
     assert hidden[0] == 0
     assert hidden[-1] == keys - 1
-    expected = attend(ORACLE, q, [clean], scale=SCALE, start=start, rows=rows)
-    same_bits(attend(ORACLE, q, [poisoned(clean, hidden, np.nan)], scale=SCALE, start=start, rows=rows), expected)
+    expected = attend(ORACLE, q, [clean], scale=SCALE, first_query=start, rows=rows)
+    same_bits(attend(ORACLE, q, [poisoned(clean, hidden, np.nan)], scale=SCALE, first_query=start, rows=rows), expected)
 
 
-def poisoned(part: Source, hidden: list[int], value: float) -> Source:
+def poisoned(part: Keys, hidden: list[int], value: float) -> Keys:
     keys, values = part.kv.keys.copy(), part.kv.values.copy()
     keys[:, :, hidden] = values[:, :, hidden] = value
     return replace(part, kv=KeyValue(frozen(keys), frozen(values), part.kv.start))
@@ -273,7 +273,7 @@ def test_a_sliding_layer_needs_no_square_in_memory() -> None:
     # 4096 × 4096 in float64 is 128 MiB. A block of 128 rows has 2 · 128 · (128 + 15) scores of 8 bytes, 0.3 MB,
     # of which a handful are alive at once, and the result 0.26 MB. 8 MB leaves room and is a sixteenth of the square.
     length, window = 4096, 16
-    part = Source(
+    part = Keys(
         KeyValue(*(normal(name, 1, 1, length, 4) for name in "kv")),
         frozen(np.ones((1, length), bool)),
         Band(window - 1, 0),

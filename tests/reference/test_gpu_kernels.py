@@ -10,7 +10,7 @@ import pytest
 from helpers import ROUNDOFF
 
 from t5g2ref import attention, backend, embedding, numerics, ops, rope
-from t5g2ref.attention import EVERYTHING, Source
+from t5g2ref.attention import EVERYTHING, Keys
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import DTYPES, HALF, DType
 from t5g2ref.masks import Band
@@ -191,8 +191,8 @@ def test_visible(device: Any, rng: Any, band: Band, padded: bool) -> None:
     ours, theirs, xp = fused(device, "float32"), plain(device, "float32"), device.xp
     valid = [xp.asarray(rng.random((2, n)) < 0.7) if padded else None for n in (12, 5)]
     kv = [KeyValue(xp.zeros((2, 1, n, 4)), xp.zeros((2, 1, n, 4)), start) for n, start in ((9, 3), (5, 0))]
-    own = Source(kv[0], None if valid[0] is None else valid[0][:, 3:], band)
-    for sources in ([own], [own, Source(kv[1], valid[1])]):
+    own = Keys(kv[0], None if valid[0] is None else valid[0][:, 3:], band)
+    for sources in ([own], [own, Keys(kv[1], valid[1])]):
         found, expected = (attention.visible(nx, sources, 6, 11) for nx in (ours, theirs))
         assert (found is None) == (expected is None)
         if found is not None:

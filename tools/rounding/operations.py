@@ -15,7 +15,7 @@ from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
 from t5g2ref import ops, rope, vision
 from t5g2ref import outputs as heads
-from t5g2ref.attention import Source, attend
+from t5g2ref.attention import Keys, attend
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import VisionConfig, preset
 from t5g2ref.dtypes import DType, to_grid
@@ -155,7 +155,7 @@ def _attention(k: Kit, forward: Callable[..., Any]) -> tuple[torch.Tensor, Ours]
     seen, _ = forward(module, *map(k.tensor, (q, key, value)), mask, scaling=scale)
 
     def ours(nx: Numerics) -> Array:
-        source = Source(KeyValue(nx.array(key), nx.array(value)), None, band)
+        source = Keys(KeyValue(nx.array(key), nx.array(value)), None, band)
         return attend(nx, nx.array(q), [source], scale=scale).swapaxes(1, 2)
 
     return seen, ours

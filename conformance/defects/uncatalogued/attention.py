@@ -12,7 +12,7 @@ from conformance.defects.attention import attended
 from conformance.defects.injection import Fault, Injection, operation, patched
 from conformance.defects.masks import sources
 from t5g2ref import attention, cache, decoder
-from t5g2ref.attention import Source
+from t5g2ref.attention import Keys
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.masks import Band
 from t5g2ref.model import T5Gemma2
@@ -22,11 +22,11 @@ E, D, TOWER, PROJECTOR = "encoder.text_model", "decoder", "encoder.vision_tower"
 ROPE = "rotary_emb.full_attention.cos"
 
 
-def _values_reversed(true: Any, nx: Numerics, q: Array, sources: list[Source], start: int, **how: Any) -> Array:
+def _values_reversed(true: Any, nx: Numerics, q: Array, sources: list[Keys], start: int, **how: Any) -> Array:
     if len(sources) == 1:
         kv = sources[0].kv
         sources = [replace(sources[0], kv=replace(kv, values=kv.values[:, :, ::-1]))]
-    return true(nx, q, sources, start=start, **how)
+    return true(nx, q, sources, first_query=start, **how)
 
 
 def _dropout(definition: Any, nx: Numerics, *rest: Any) -> Array:
@@ -54,7 +54,7 @@ def _one_stays(own: list[KeyValue], before: Cache) -> list[KeyValue]:
     return [*own[:2], replace(old, start=new.start + new.length - old.length), *own[3:]]
 
 
-def _values_one_off(nx: Numerics, _: Any, own: Source, cross: Source) -> tuple[Source, Source]:
+def _values_one_off(nx: Numerics, _: Any, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
     values = own.kv.values
     if own.band.back is None or own.kv.length == 0:
         return own, cross

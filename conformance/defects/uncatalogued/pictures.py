@@ -8,7 +8,7 @@ from conformance.defects.injection import Fault, patched, weighed
 from conformance.defects.uncatalogued.weights import rolled
 from conformance.defects.vision import pixels, reordered
 from t5g2ref import vision
-from t5g2ref.attention import Source
+from t5g2ref.attention import Keys
 from t5g2ref.config import Config
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.trace import Trace
@@ -26,7 +26,7 @@ def _columns_first(true: Any) -> Any:
 
 
 def _scaled_by_width(true: Any) -> Any:
-    def attend(nx: Numerics, q: Array, sources: list[Source], scale: float) -> Array:
+    def attend(nx: Numerics, q: Array, sources: list[Keys], scale: float) -> Array:
         return true(nx, q, sources, scale=scale * q.shape[1] ** -0.5)
 
     return attend
