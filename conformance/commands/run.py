@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
-
 from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of
@@ -54,7 +52,7 @@ def judge_peers(request: Request) -> int:
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
-    report.show(result, Console(), detail=request.detail)
+    report.show(result, report.console(), detail=request.detail)
     print(result.last_line(), flush=True)
     files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
     return result.status

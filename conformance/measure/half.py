@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from conformance.cases.plan import kind_of
 from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.sums import Moments
+from conformance.measure.words import in_words
 from t5g2ref.dtypes import unit_roundoff
 from t5g2ref.taps import Tap
 
@@ -149,21 +150,22 @@ def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Findin
         return failed("values", float("nan"), k.worst, "the reference's own numbers are not finite here")
     if moments.bounded and not found.ceiling <= 1:
         at = tuple(int(i) for i in tokens[int(moments.top[0].argmax())])
-        detail = f"token {at}: an error {found.ceiling:.3g} times the worst that legal rounding can do: proof"
+        detail = f"token {at}: an error {in_words(found.ceiling)} times the worst that legal rounding can do: proof"
         return replace(failed("ceiling", found.ceiling, 1.0, detail), token=at)
     if not found.median <= k.median:
-        return failed("values", found.median, k.median, f"the median token is {found.median:.3g} times the legal error")
-    if not found.worst <= k.worst:
-        return failed("values", found.worst, k.worst, f"the worst token is {found.worst:.3g} times the legal error")
-    if not found.tail <= limits.LIMITS["half"]:
         return failed(
-            "tail",
-            found.tail,
-            limits.LIMITS["half"],
-            f"the largest error is {found.tail:.3g} times the largest legal one",
+            "values", found.median, k.median, f"the median token is {in_words(found.median)} times the legal error"
+        )
+    if not found.worst <= k.worst:
+        return failed(
+            "values", found.worst, k.worst, f"the worst token is {in_words(found.worst)} times the legal error"
+        )
+    if not found.tail <= (most := limits.LIMITS["half"]):
+        return failed(
+            "tail", found.tail, most, f"the largest error is {in_words(found.tail)} times the largest legal one"
         )
     if not bias <= allowed:
-        return failed("bias", bias, allowed, f"errors lean to one side by {bias:.3g} of the worst-case error")
+        return failed("bias", bias, allowed, f"errors lean to one side by {in_words(bias)} of the worst-case error")
     return replace(found, judged=found.worst, limit=k.worst)
 
 
@@ -188,8 +190,3 @@ def _bias(m: Moments) -> tuple[float, float]:
         if excess - limits.BIAS_ERRORS * spread > worst - (allowed - limits.BIAS):
             worst, allowed = excess, limits.BIAS + limits.BIAS_ERRORS * spread
     return worst, allowed
-
-
-def as_row(limit: Limit) -> dict[str, Any]:
-    """For the report."""
-    return asdict(limit)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from conformance.measure.words import in_words
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -36,7 +38,7 @@ class Signature:
     @property
     def part(self) -> str:
         """How much of the pattern is where, in words."""
-        return f"{self.coefficient:.2f} ± {self.error:.2g} of the pattern of {self.defect} is at {self.tap}"
+        return f"{self.coefficient:.2f} ± {in_words(self.error, 2)} of the pattern of {self.defect} is at {self.tap}"
 
     @property
     def partly(self) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from conformance.measure import limits
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
+from conformance.measure.words import in_words
 from t5g2ref.dtypes import HALF, unit_roundoff
 from t5g2ref.taps import Tap
 
@@ -176,7 +177,7 @@ def values(
     scale = norm[worst] or 1.0
     judged = float(ratio[worst]) if gate == "worst" else median
     passed = judged <= limit  # a NaN compares false, and so fails
-    detail = f"the {gate} token is {judged:.3g} times the control's error away from the truth"
+    detail = f"the {gate} token is {in_words(judged)} times the control's error away from the truth"
     if math.isnan(judged):
         detail = "the reference's own numbers are not finite here: nothing to judge by"
     return Finding(

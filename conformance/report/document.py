@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from conformance.measure import words
+
 SCHEMA = 2
 Row = dict[str, Any]
 Document = Mapping[str, Any]
@@ -97,33 +99,32 @@ def state(judgement: Document) -> str:
     for key, name in (("skipped", "skip"), ("error", "error"), ("known", "known"), ("unclear", "unclear")):
         if judgement.get(key):
             return name
+    if any(s.get("verdict") == "partly" for s in judgement.get("named", ())):
+        return "unclear"  # a part of a pattern: neither all of it nor none
     return "fail"
 
 
 def culprits(document: Document, wanted: str = "fail") -> Iterator[list[Document]]:
-    """Judgements of one state, those with the same target, peer and first bad tap together."""
+    """Judgements of one state, those with the same first bad tap together, whatever peer, checkpoint or case showed
+    it: one finding is one entry."""
     alike: dict[tuple[str, ...], list[Document]] = {}
     for judgement in document["judgements"]:
         if state(judgement) == wanted:
             culprit = judgement.get("culprit") or {}
             what = (culprit.get("tap", ""), culprit.get("status", ""), judgement.get("error", ""))
-            alike.setdefault((judgement["target"], judgement["peer"], *map(str, what)), []).append(judgement)
+            alike.setdefault(tuple(map(str, what)), []).append(judgement)
     yield from alike.values()
 
 
 def in_words(value: object, digits: int = 3) -> str:
-    """A number for a person: three digits, no exponent where few zeros do."""
+    """A number of the document in a sentence."""
+    return words.in_words(number(value), digits)
+
+
+def in_table(value: object, digits: int = 3) -> str:
+    """A number of the document in a table; a dash where there is none. That a value is a NaN, its row's status says."""
     x = number(value)
-    if math.isnan(x):
-        return "NaN"
-    if math.isinf(x):
-        return "∞" if x > 0 else "−∞"
-    size = abs(x)
-    if size == 0 or 1e-4 <= size < 1e3:
-        return f"{x:.{digits}g}".replace("-", "−")
-    if 1e3 <= size < 1e6:
-        return f"{x:,.0f}".replace(",", "\u202f").replace("-", "−")
-    return f"{x:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
+    return "–" if math.isnan(x) else words.in_table(x, digits)
 
 
 def in_parts(value: object) -> str:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conformance.defects.catalogue import DEFECTS, first_seen_at
+from conformance.defects.catalogue import DEFECTS
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
+from conformance.measure.words import in_table, in_words, of_the_value
+from conformance.report.candidates import candidates
 from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
+NARROWEST = 40  # columns; a terminal of fewer, or of none, is taken for one that says nothing
+UNWATCHED = 100  # columns where nobody watches: a pipe, a file, a CI log
+LABEL = 18  # columns in front of what a line says
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal is, or as COLUMNS says; else of a width that a log keeps whole."""
+    made = Console()
+    known = made.is_terminal or "COLUMNS" in os.environ
+    return made if known and made.width >= NARROWEST else Console(width=UNWATCHED)
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
@@ -30,12 +44,31 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
             for anchor in ("exact", "local", "cumulative"):
                 if getattr(judgement, anchor):
                     console.print(_details(target, judgement, anchor))
+    width = console.width
+    for alike in _findings(result):
+        console.print(_explained(alike, result.exposes.get(alike[0][1].case, ()), width), soft_wrap=True)
+    for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and _unasked(j)], width):
+        console.print(text, soft_wrap=True)
+    console.print(_summary(result, width), soft_wrap=True)
+
+
+def _findings(result: Result) -> Iterator[list[tuple[str, Judgement]]]:
+    """Failing judgements, those with the same first bad tap together."""
+    alike: dict[tuple[str, str, str], list[tuple[str, Judgement]]] = {}
     for target, judgement in result.judgements:
-        if judgement.culprit is not None and not _unasked(judgement):
-            console.print(_explained(target, judgement, result.exposes.get(judgement.case, ())))
-    for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and _unasked(j)]):
-        console.print(text)
-    console.print(_summary(result))
+        culprit = judgement.culprit
+        if culprit is not None and not _unasked(judgement):
+            alike.setdefault((culprit.tap, culprit.status, judgement.error), []).append((target, judgement))
+    yield from alike.values()
+
+
+def _wrapped(line: str, width: int, hang: int = LABEL) -> str:
+    """One line of text in lines of the width, later ones indented. Only a word longer than a line is
+    broken; foreign text keeps its own lines."""
+    broken = [
+        textwrap.fill(part, width, subsequent_indent=" " * hang, break_on_hyphens=False) for part in line.split("\n")
+    ]
+    return "\n".join(broken)
 
 
 def _table(judgements: list[Judgement]) -> Table:
@@ -81,7 +114,8 @@ def _passed(judgements: list[Judgement]) -> Text:
     if any(j.deviates for j in judgements):
         return Text("FAIL", "bold red")
     judgement = next(j for j in judgements if not j.passed)
-    for word, state in (("known", judgement.known), ("skip", judgement.skipped), ("unclear", judgement.unclear)):
+    unclear = judgement.unclear or judgement.partly
+    for word, state in (("known", judgement.known), ("skip", judgement.skipped), ("unclear", unclear)):
         if state:
             return Text(word, "bold yellow")
     return Text("error", "bold red")
@@ -90,7 +124,7 @@ def _passed(judgements: list[Judgement]) -> Text:
 def _ratio(finding: Finding | None) -> str:
     if finding is None:
         return "-"
-    return finding.status if math.isnan(finding.judged) else f"{finding.judged:.3g}"
+    return finding.status if math.isnan(finding.judged) else in_table(finding.judged)
 
 
 def _cut(text: str) -> Text:
@@ -113,7 +147,10 @@ def _details(target: str, judgement: Judgement, anchor: str) -> Table:
     for name in ("call", "tap", "tokens", "median", "99 %", "worst", "limit", "token", ""):
         table.add_column(name, justify="left" if name in ("tap", "token") else "right", no_wrap=name != "tap")
     for f in getattr(judgement, anchor):
-        numbers = ["-" if math.isnan(x) else f"{x:.2f}" for x in (f.median, f.p99, f.worst, f.limit)]
+        numbers = [
+            "-" if math.isnan(x) else f"{x:.2f}" if abs(x) < 1e4 else in_table(x)
+            for x in (f.median, f.p99, f.worst, f.limit)
+        ]
         token = ",".join(map(str, f.token))
         status = Text("pass", "green") if f.passed else Text(f.status, "bold red")
         table.add_row(str(f.call), _cut(_shortened(f.tap)), str(f.tokens), *numbers, token, status)
@@ -126,7 +163,7 @@ def _unasked(judgement: Judgement) -> bool:
     return culprit is None or bool(judgement.error and culprit.status == "missing")
 
 
-def _unjudged(judgements: list[tuple[str, Judgement]]) -> Iterator[Text]:
+def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[Text]:
     """What could not be judged, every reason once, with its cases."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for target, j in judgements:
@@ -138,13 +175,26 @@ def _unjudged(judgements: list[tuple[str, Judgement]]) -> Iterator[Text]:
         text = Text(
             f"\n{peer} could not be judged on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", "bold red"
         )
-        yield text.append(f"  cases           {' '.join(cases)}\n  why             {why}\n", "default")
+        lines = [f"  cases           {' '.join(cases)}", f"  why             {why}"]
+        yield text.append("\n".join(_wrapped(line, width) for line in lines) + "\n", "default")
 
 
-def _explained(target: str, judgement: Judgement, exposes: tuple[str, ...]) -> Text:
+def _explained(alike: list[tuple[str, Judgement]], exposes: tuple[str, ...], width: int) -> Text:
+    """One finding, by the judgement that shows it first, and where else it is."""
+    (target, judgement), *more = alike
     assert judgement.culprit is not None
     text = Text(f"\n{judgement.peer} fails case {judgement.case} on {target}\n", "bold red")
-    return text.append("\n".join(_blamed(judgement, judgement.culprit, exposes)) + "\n", "default")
+    lines = [*_blamed(judgement, judgement.culprit, exposes), *_elsewhere(more)]
+    return text.append("\n".join(_wrapped(line, width) for line in lines) + "\n", "default")
+
+
+def _elsewhere(more: list[tuple[str, Judgement]]) -> Iterator[str]:
+    """The other comparisons with the same first bad tap, by peer and checkpoint."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for target, j in more:
+        places.setdefault((j.peer, target), []).append(j.case)
+    for label, ((peer, target), cases) in zip(chain(["the same in"], repeat("")), places.items(), strict=False):
+        yield f"  {label:15} {peer} on {target}: {', '.join(cases)}"
 
 
 def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
@@ -157,15 +207,10 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
     yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
     if not math.isnan(culprit.worst):
         at = f"token {culprit.token}, {culprit.tokens} tokens compared"
-        errors = f"peer {culprit.peer_error:.2e}, control {culprit.control_error:.2e} of the value"
-        yield f"  worst ratio     {culprit.worst:.3g} (median {culprit.median:.3g}) at {at}; errors {errors}"
-    named = [s for s in judgement.named if s.named]
-    for s in named:
-        size = f"{s.coefficient:.2f} ± {s.error:.2g} of its pattern"
-        yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
-    known = [] if named else first_seen_at(culprit.tap, exposes)
-    if known:
-        yield "  it may be       " + "\n                  ".join(f"{d} {DEFECTS[d]}" for d in known)
+        yield f"  worst ratio     {in_words(culprit.worst)} (median {in_words(culprit.median)}) at {at}"
+        peer, control = of_the_value(culprit.peer_error), of_the_value(culprit.control_error)
+        yield f"  off by          the peer {peer}, the control {control}"
+    yield from _named(judgement, culprit, exposes)
     if judgement.known:
         yield f"  known           {judgement.known}"
     if judgement.error:
@@ -174,25 +219,39 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
         yield "  every single operation is right by itself: look at what is passed between them"
 
 
-def _summary(result: Result) -> Text:
+def _named(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
+    """The defect by its name; where there is none, those that the figures do not exclude."""
+    named = [s for s in judgement.named if s.named]
+    for s in named:
+        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern"
+        yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
+    if not named:
+        tried = [(s.defect, s.verdict) for s in judgement.named]
+        for label, line in zip(chain(["it may be"], repeat("")), candidates(culprit.tap, exposes, tried), strict=False):
+            yield f"  {label:15} {line}"
+
+
+def _summary(result: Result, width: int) -> Text:
+    """Figures, caveats printed beside the verdict, and what could not be seen; each line wrapped once."""
     text = Text()
     for dtype in result.dtypes:
-        text.append("\n".join(_figures(result, dtype)) + "\n")
+        text.append("".join(_wrapped(line, width, 4) + "\n" for line in _figures(result, dtype)))
     taps = sum(len(j.local) for _, j in result.judgements)
-    text.append(f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, ")
-    text.append(f"peak memory {result.peak_bytes / 2**30:.1f} GiB; ")
-    text.append(", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items()) + "\n")
+    versions = ", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items())
+    line = f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, "
+    text.append(_wrapped(f"{line}peak memory {result.peak_bytes / 2**30:.1f} GiB; {versions}", width, 4) + "\n")
     for note in result.notes:
-        text.append(f"note: {note}\n", "yellow")
+        text.append(_wrapped(f"note: {note}", width, 6) + "\n", "yellow")
     for entry in result.known:
-        text.append(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})\n")
+        text.append(
+            _wrapped(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})", width, 4) + "\n"
+        )
     groups: dict[str, list[str]] = {}
     for defect, reason in result.hidden.items():
         groups.setdefault(reason, []).append(defect)
     text.append(f"exposed {len(DEFECTS) - len(result.hidden)} of {len(DEFECTS)} catalogued defects; not these:\n")
     for reason, defects in groups.items():
-        lines = textwrap.wrap(f"{' '.join(defects)}: {reason}", 96, initial_indent="  ", subsequent_indent="      ")
-        text.append("\n".join(lines) + "\n")
+        text.append(_wrapped(f"  {' '.join(defects)}: {reason}", width, 6) + "\n")
     return text
 
 
@@ -202,9 +261,9 @@ def _figures(result: Result, dtype: str) -> Iterator[str]:
         place = result.worst(name, dtype)
         if place is not None and not math.isnan(place[2].judged):
             target, j, f = place
-            limit = f"k = {f.limit:.2f}" if dtype in HALF and name == "local" else f"limit {f.limit:g}"
+            limit = f"k = {f.limit:.2f}" if dtype in HALF and name == "local" else f"limit {in_words(f.limit)}"
             yield (
-                f"{dtype}: worst {name} ratio {f.judged:.3g} ({limit}, {tokens} token) at {_shortened(f.tap)}, "
+                f"{dtype}: worst {name} ratio {in_words(f.judged)} ({limit}, {tokens} token) at {_shortened(f.tap)}, "
                 f"{j.peer}, case {j.case}, {target}"
             )
     if dtype in HALF:
@@ -212,8 +271,8 @@ def _figures(result: Result, dtype: str) -> Iterator[str]:
         ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
         k = [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits] or [1.0]
         if not math.isnan(ceiling):
-            yield f"{dtype}: largest error {ceiling:.3g} of the worst case that legal rounding can do"
+            yield f"{dtype}: largest error {in_words(ceiling)} of the worst case that legal rounding can do"
         yield (
             f"{dtype}: k of the median token {min(k):.2f} to {max(k):.2f}: bootstrap over tokens of the legal "
-            f"profiles' errors, never above {LIMITS['half']:g}"
+            f"profiles' errors, never above {in_words(LIMITS['half'])}"
         )

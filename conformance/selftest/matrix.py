@@ -14,6 +14,7 @@ from conformance.cases.case import Case
 from conformance.defects.all import NOT_INJECTED
 from conformance.defects.catalogue import DEFECTS
 from conformance.defects.injection import Fault
+from conformance.measure.words import in_table, in_words
 from conformance.selftest.trial import ELSEWHERE, EXPECTED, NOTHING, SURVIVED, Trial
 
 STYLES = {EXPECTED: "green", ELSEWHERE: "yellow", SURVIVED: "bold red", NOTHING: "dim"}
@@ -181,7 +182,7 @@ def summary(outcome: Outcome) -> list[str]:
 def explained(fault: Fault, trial: Trial) -> str:
     """One fault: what it is, what was expected and what was found."""
     found = "nothing" if trial.culprit is None else "{} ({}, call {})".format(*trial.culprit)
-    taps = [f"    {tap} (call {call}): {status} {judged:.4g}" for tap, call, status, judged in trial.failing]
+    taps = [f"    {tap} (call {call}): {status} {in_table(judged)}" for tap, call, status, judged in trial.failing]
     problems = wrong(fault, trial)
     return "\n".join(
         [
@@ -189,7 +190,8 @@ def explained(fault: Fault, trial: Trial) -> str:
             f"  put in by   {fault.inject.how}",
             f"  case        {fault.case}, {fault.lane}, on {fault.target}",
             f"  expected    {fault.tap} ({fault.status}, call {fault.call})",
-            f"  found       {found}, ratio {trial.ratio:.4g}" + (f"; it raised {trial.error}" if trial.error else ""),
+            f"  found       {found}, ratio {in_words(trial.ratio)}"
+            + (f"; it raised {trial.error}" if trial.error else ""),
             f"  named       {' '.join(trial.named) or 'nothing'}",
             *(f"  WRONG       {problem}" for problem in problems),
             f"  failing taps: {len(taps)}",

@@ -140,10 +140,21 @@ def test_a_fault_is_told_once_with_all_its_cases() -> None:
     page = Page(render(document(*(judgement(bad, case=c, named=[named()]) for c in ("short", "window", "eoi")))))
     cards = page.having(**{"class": "card fail"})
     assert len(cards) == 1
-    assert "port: D52, erf GELU instead of tanh" in page.text
+    assert "✗ D52, erf GELU instead of tanh" in page.text
+    assert "port on tiny: short, window, eoi" in page.text
     assert "coefficient 1.010 ± 0.02" in page.text
     assert "short, window, eoi" in page.text
     assert "--ckpt tiny --peer port --case short --detail" in page.text
+
+
+def test_a_finding_of_several_peers_is_one_card() -> None:
+    """Two attention paths fail on two checkpoints: one card, which says where."""
+    bad = row(f"{DEC}.layers.1.mlp.act_fn", "values", 3661.0)
+    places = [(peer, target) for peer in ("eager", "sdpa") for target in ("tiny", "tiny-even")]
+    found = [judgement(bad, case="short", peer=peer, target=target) for peer, target in places]
+    page = Page(render(document(*found)))
+    assert len(page.having(**{"class": "card fail"})) == 1
+    assert all(f"{peer} on {target}: short" in page.text for peer, target in places)
 
 
 def test_every_section_says_its_thing() -> None:
@@ -277,14 +288,11 @@ def test_commands_are_quoted_and_say_how_weights_were_made(target: str, words: s
     ("value", "expected"),
     [
         (1.0, "1"),
-        (0.98765, "0.988"),
-        (3661.2, "3\u202f661"),
-        (1.4e7, "1.40e7"),
-        (3.1e-6, "3.10e−6"),
-        (-2.5, "−2.5"),
-        (0, "0"),
+        (3661.2, "3,661"),
+        (1.4e7, "14 million"),
         ("nan", "NaN"),
         ("inf", "∞"),
+        ("no number", "NaN"),
     ],
 )
 def test_numbers_for_people(value: object, expected: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
 import unicodedata
 from pathlib import Path
@@ -20,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from conformance.report import explain
-from conformance.report.document import STATUSES, Document, checked, in_parts, in_words, number
+from conformance.report.document import STATUSES, Document, checked, in_parts, in_table, in_words, number
 from conformance.report.html.view import page
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -56,7 +55,7 @@ def _environment() -> Environment:
     )
     made.filters |= {
         "ratio": in_words,
-        "figure": _figure,
+        "figure": in_table,
         "share": in_parts,
         "number": number,
         "linked": linked,
@@ -125,11 +124,6 @@ def _anchor(address: str) -> Markup:
 def breakable(name: object) -> Markup:
     """A dotted name that may be broken after its dots and the like. (No escape holds one of them.)"""
     return Markup(re.sub(r"([._/:])", r"\1<wbr>", str(escape(visible(str(name))))))
-
-
-def _figure(value: object) -> str:
-    """A number of a table; a dash where there is none. That a value is a NaN, its row's status says."""
-    return "–" if math.isnan(number(value)) else in_words(value)
 
 
 def _versions(value: object) -> str:

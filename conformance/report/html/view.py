@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from conformance.defects.catalogue import first_seen_at
+from conformance.report.candidates import candidates
 from conformance.report.document import (
     Document,
     Row,
     culprits,
     failing,
     in_parts,
+    in_table,
     in_words,
     named,
     number,
@@ -30,10 +31,10 @@ VERDICTS = {"CONFORMS": ("✓", "pass"), "DEVIATES": ("✗", "fail"), "INCOMPLET
 
 @dataclass(frozen=True)
 class Blame:
-    """One fault: the comparison that shows it first, and the cases where the same tap fails first."""
+    """One finding: the comparison that shows it first, and every peer, checkpoint and case that shows the same."""
 
     first: Comparison
-    cases: list[tuple[int, str]]
+    places: dict[tuple[str, str], list[tuple[int, str]]]
     defects: list[Document]
     candidates: list[str]
     command: str
@@ -91,12 +92,16 @@ def _blames(document: Document, shown: list[Comparison]) -> list[Blame]:
     by_id = {id(c.judgement): c for c in shown}
     found = []
     for alike in culprits(document):
-        first, cases = by_id[id(alike[0])], [(by_id[id(j)].index, str(j["case"])) for j in alike]
+        first, places = by_id[id(alike[0])], dict[tuple[str, str], list[tuple[int, str]]]()
+        for j in alike:
+            where = str(j["peer"]), str(j["target"])
+            places.setdefault(where, []).append((by_id[id(j)].index, str(j["case"])))
         defects = {str(s["defect"]): s for j in alike for s in named(j)}
         exposed = document["exposes"].get(first.judgement["case"], ())
         tap = str((first.culprit or {}).get("tap", ""))
-        candidates = [] if defects else first_seen_at(tap, exposed)
-        found.append(Blame(first, cases, list(defects.values()), candidates, command(document, first.judgement)))
+        tried = [(str(s["defect"]), str(s["verdict"])) for s in first.judgement.get("named", ())]
+        may_be = [] if defects else candidates(tap, exposed, tried)
+        found.append(Blame(first, places, list(defects.values()), may_be, command(document, first.judgement)))
     return found
 
 
@@ -137,7 +142,7 @@ def _largest(found: Iterable[Row]) -> str:
     if worst is None:
         return "–"
     judged = number(worst["judged"])
-    return str(worst["status"]) if judged != judged else in_words(judged)
+    return str(worst["status"]) if judged != judged else in_table(judged)
 
 
 def _plots(document: Document, shown: list[Comparison]) -> list[tuple[Comparison, Depth]]:
