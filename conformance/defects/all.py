@@ -13,9 +13,6 @@ _PARTS = (embedding, norms, positions, masks, padding, attention, cached, vision
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)
 
-NOT_INJECTED: dict[str, str] = {}
-"""Ids of the catalogue that are not here, and why."""
-
 
 def find(patterns: list[str]) -> list[Fault]:
     """The faults whose id or key matches any of the patterns, in any case; all when there is none."""

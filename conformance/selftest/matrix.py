@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 
 from conformance.cases.case import Case
-from conformance.defects.all import NOT_INJECTED
 from conformance.defects.catalogue import DEFECTS
 from conformance.defects.injection import Fault
 from conformance.measure.words import in_table, in_words
@@ -57,7 +56,7 @@ class Outcome:
         for case in self.cases:
             for defect in case.exposes:
                 cells = self._cells(case.name, defect)
-                if defect in NOT_INJECTED or not cells:
+                if not cells:
                     continue
                 if not any(cell in (EXPECTED, ELSEWHERE) for cell in cells.values()):
                     lines.append(f"case {case.name} declares {defect}, of which no variant is killed there")
@@ -109,7 +108,6 @@ class Outcome:
                 for f, t in self.pairs()
             ],
             "legal": [dict(zip(("name", "lane", "target", "case", "found"), run, strict=True)) for run in self.legal],
-            "not_injected": NOT_INJECTED,
             "undeclared": self.undeclared(),
             "seen_as_rounding": self.rounding(),
         }
@@ -171,7 +169,6 @@ def summary(outcome: Outcome) -> list[str]:
         f"{len(outcome.faults)} faults: {len(injected)} of {len(DEFECTS)} of the catalogue in "
         f"{len(outcome.faults) - own} variants, and {own} of our own; {killed} killed as expected",
         f"{sum(bool(t.named) for t in outcome.trials)} named; {len(outcome.legal)} legal runs; {outcome.seconds:.0f} s",
-        *(f"not injected: {id} {DEFECTS[id]}: {reason}" for id, reason in NOT_INJECTED.items()),
         *(f"seen as rounding, where no case declares it: {line}" for line in outcome.rounding()),
     ]
     if outcome.whole and (more := outcome.undeclared()):
