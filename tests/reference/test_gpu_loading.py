@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from t5g2ref.checkpoint import folder as weights
 from t5g2ref.checkpoint.folder import WeightsError
 from t5g2ref.checkpoint.tensor import STORED
 from t5g2ref.generate.greedy import greedy
+from t5g2ref.weights import arrays
 
 pytestmark = pytest.mark.gpu
 
@@ -35,16 +35,6 @@ def cupy() -> Any:
 @pytest.fixture
 def device(cupy: Any) -> Any:
     return find("cupy")
-
-
-def arrays(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, array) of a tree of either library."""
-    if hasattr(node, "dtype"):
-        yield path, node
-        return
-    children = enumerate(node) if isinstance(node, tuple) else ((name, getattr(node, name)) for name in node)
-    for name, child in children:
-        yield from arrays(child, f"{path}.{name}".removeprefix("."))
 
 
 # ---- bits ---------------------------------------------------------------------------------------------------------
