@@ -1,6 +1,6 @@
-"""A peer's activations: one dict of arrays a call; on the judge's device or in memory while there is room, in files
-of a temporary folder beyond.
+"""A peer's activations: one dict of arrays a call.
 
+They stay on the judge's device or in memory while there is room, and go to files of a temporary folder beyond.
 One 896 × 896 image through 27 layers is 8 GB of taps; they are written once, read once and deleted.
 """
 

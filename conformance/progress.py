@@ -1,4 +1,4 @@
-"""What is going on, on standard error: a bar where someone watches, a line now and then where a log is kept."""
+"""Progress on standard error: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
 
 
 def _notes(peers: list[Peer], backend: Backend) -> list[str]:
-    """What the verdict has to be read with."""
+    """Caveats printed beside the verdict."""
     own = [peer.name for peer in peers if peer.name.startswith(f"t5g2ref:{backend.name}:")]
     same = "is the judge's own code on the judge's own backend: this shows its rounding, and nothing of its correctness"
     return [f"{name} {same}" for name in own]

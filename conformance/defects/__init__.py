@@ -1,1 +1,1 @@
-"""Faults: every defect of the catalogue, and more, as something that can be put into a model. See `catalogue`."""
+"""What ports get wrong: the catalogue of defects, each with the faults that put it into a model."""

@@ -1,4 +1,4 @@
-"""All faults in one list."""
+"""Every fault in one list, by id; a file a component holds its own."""
 
 from __future__ import annotations
 

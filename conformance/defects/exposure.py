@@ -1,4 +1,4 @@
-"""What a run could and could not have seen: the catalogue of defects, and what hides each of them.
+"""What a run could and could not have seen, and what hides each defect.
 
 A verdict over inputs that cannot show a defect says nothing about it; so that is printed with the verdict.
 """

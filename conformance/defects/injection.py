@@ -1,5 +1,6 @@
-"""What a fault is, and the ways to put one into the reference: its configuration, its weights, its inputs, the value of
-a tap, an operation, or a function of one of its modules; each for one run, and nothing of it stays.
+"""What a fault is, and the ways to put one into the reference for one run; nothing of it stays.
+
+A fault changes the configuration, the weights, the inputs, the value of a tap, an operation, or a function of a module.
 """
 
 from __future__ import annotations

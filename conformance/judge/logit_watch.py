@@ -1,4 +1,4 @@
-"""The language model's logits as a distribution, watched while a case is walked under the local anchor."""
+"""The language model's logits, judged as a distribution while a case is walked under the local anchor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language model's logits as what they are for: a distribution, and its first choice.
+"""Logits judged by what they are for: a distribution, and its first choice.
 
 Judged under the local anchor, so from the peer's own last hidden states: KL(truth ‖ peer) beside KL(truth ‖ control).
 The first choice has to be the truth's wherever the truth's margin is larger than twice what a legal run's error can be

@@ -1,4 +1,4 @@
-"""What a defect leaves behind: how much of (oracle with the defect − oracle) there is in (peer − oracle).
+"""A defect's pattern in a peer's error: how much of (oracle with the defect − oracle) is in (peer − oracle).
 
 A coefficient near 1 names a defect even where the error is no larger than a legal one, as erf in place of tanh in a
 bfloat16 GELU: its size hides in the rounding, its pattern does not.

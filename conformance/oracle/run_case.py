@@ -1,4 +1,4 @@
-"""Our side of a comparison: the reference walked through a case under several numerics at once."""
+"""Our side of a comparison: the models that walk through a case, truth first, and what they all do for it."""
 
 from __future__ import annotations
 

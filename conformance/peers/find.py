@@ -1,4 +1,4 @@
-"""Peers: implementations under judgement. This package imports none of them; each sits in a module of its own."""
+"""A peer by its name. Its module is imported when it is asked for, and never before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls into code that is not ours: whatever it does is a fault of that peer, and never the end of the run."""
+"""Calls into code that is not ours: what it raises is that peer's fault, what it warns of is kept, the run goes on."""
 
 from __future__ import annotations
 

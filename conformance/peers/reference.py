@@ -1,4 +1,4 @@
-"""The reference itself as a peer: on an array library and in a type of its own, against a judge that may use others."""
+"""The reference itself as a peer, on an array library and in a type of its own."""
 
 from __future__ import annotations
 

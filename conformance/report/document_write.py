@@ -1,4 +1,4 @@
-"""The one document that everything else is made from: the result as JSON, schema versioned."""
+"""The result as a JSON document of a versioned schema: JUnit and the page are made from it."""
 
 from __future__ import annotations
 

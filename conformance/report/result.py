@@ -32,7 +32,7 @@ class Result:
         titles: case name → what it is.
         peers: peer name → how it was asked for.
         known: the entries of a file of known deviations, each with what became of it.
-        notes: what the verdict has to be read with.
+        notes: caveats printed beside the verdict.
         command: as it was given, to be given again.
     """
 

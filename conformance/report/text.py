@@ -1,4 +1,4 @@
-"""The result, and how a person reads it: a table of 100 columns, what failed, what could not be seen."""
+"""The result as text: a table, each finding explained, what could not be seen. Lines are wrapped once."""
 
 from __future__ import annotations
 

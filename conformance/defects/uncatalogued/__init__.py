@@ -1,4 +1,4 @@
-"""Faults that are not in the catalogue: a judge that only knows the list is no judge."""
+"""Faults that are not in the catalogue: a judge that knew the list alone would be none."""
 
 from __future__ import annotations
 

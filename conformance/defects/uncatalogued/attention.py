@@ -1,4 +1,4 @@
-"""Attention and cache."""
+"""Faults of no catalogue: attention and cache."""
 
 from __future__ import annotations
 

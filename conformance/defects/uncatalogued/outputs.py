@@ -1,4 +1,4 @@
-"""Logits and losses."""
+"""Faults of no catalogue: logits and losses."""
 
 from __future__ import annotations
 

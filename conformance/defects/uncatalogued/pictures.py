@@ -1,4 +1,4 @@
-"""Pictures."""
+"""Faults of no catalogue: pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream: norms, residuals, activations, positions, single numbers."""
+"""Faults of no catalogue: norms, residuals, activations, positions, single numbers."""
 
 from __future__ import annotations
 

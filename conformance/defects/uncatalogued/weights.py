@@ -1,4 +1,4 @@
-"""Weights: tensors exchanged, shifted, rounded, left out."""
+"""Faults of no catalogue: tensors exchanged, shifted, rounded, left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which releases of transformers can be judged, and what one of them calls the decoder's cache. torch is not needed."""
+"""Which releases of transformers can be judged, and what each calls the decoder's cache. No torch here."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the HTML report shows, worked out from the document; `html.py` and `templates/` make the page of it."""
+"""The HTML report: `view` works out what it shows, `page` and `templates/` make the page of it."""

@@ -1,4 +1,4 @@
-"""How what a report says is had again: command lines, as near as the document tells them."""
+"""Command lines that reproduce a report, or one row of it, as near as the document tells them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conformance.report.document import Document
 
 
 def whole_command(document: Document) -> str:
-    """How the run is had again: as it was given, where the document says it; else as near as the document tells."""
+    """The command line of the whole run: as it was given, else as near as the document tells."""
     given = document.get("command") or document["environment"].get("command")
     if given:
         return str(given)

@@ -1,4 +1,4 @@
-"""Everything that the page says, section by section. No markup here; `templates/report.html` has all of it."""
+"""What the page says, section by section. The markup is in `templates/report.html`."""
 
 from __future__ import annotations
 
