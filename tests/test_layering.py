@@ -284,6 +284,30 @@ def test_looking_up_peers_imports_none() -> None:
     assert not loaded("import conformance.peers.find as find; find.names()") & PEERS
 
 
+# Sizes
+
+DECORATORS = {("t5g2ref/numerics", "call"), ("t5g2ref/model", "call")}  # their wrappers have any signature
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every function of both packages, with its file."""
+    for file in files():
+        for node in ast.walk(ast.parse((ROOT / f"{file}.py").read_text())):
+            if isinstance(node, ast.FunctionDef):
+                yield file, node
+
+
+def test_files_and_functions_are_short() -> None:
+    assert not [file for file in files() if len((ROOT / f"{file}.py").read_text().splitlines()) > 300]
+    found = [(file, node.name, (node.end_lineno or 0) - node.lineno + 1) for file, node in functions()]
+    assert len(found) > 1000
+    assert not [one for one in found if one[2] > 50]
+
+
+def test_only_decorators_hand_any_arguments_on() -> None:
+    assert {(file, node.name) for file, node in functions() if node.args.vararg and node.args.kwarg} == DECORATORS
+
+
 # The model is written over Numerics
 
 

@@ -219,7 +219,7 @@ def inputs(change: Callable[[Run, Setting], Run]) -> Injection:
 
 def operation(**twins: Callable[..., Any]) -> Injection:
     """Operations exchanged for (definition, nx, *arguments); the fused ones that hold others are taken apart."""
-    apart = dict.fromkeys(("add_norm", "turned_norm", "gated_gelu", "scaled_softmax"), rounding.plain)
+    apart = dict.fromkeys(("add_norm", "turned_norm", "gated_gelu", "scaled_softmax"))
 
     def setting(s: Setting) -> Setting:
         return replace(s, nx=replace(s.nx, backend=s.nx.backend.with_twins({**apart, **twins})))
@@ -233,7 +233,7 @@ def rounded(defect: str) -> Injection:
     def setting(s: Setting) -> Setting:
         return replace(s, nx=replace(s.nx, backend=s.nx.backend.with_twins(rounding.twins(defect, s.half))))
 
-    names = [name for name, twin in rounding.twins(defect, "bfloat16").items() if twin is not rounding.plain]
+    names = [name for name, twin in rounding.twins(defect, "bfloat16").items() if twin is not None]
     return Injection(setting, how=f"more rounding in: {', '.join(names)}")
 
 

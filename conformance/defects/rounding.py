@@ -22,7 +22,7 @@ Twin = Callable[..., Any]
 Definition = Callable[..., Any]
 
 
-def twins(defect: str, half: str) -> dict[str, Twin]:
+def twins(defect: str, half: str) -> dict[str, Twin | None]:
     """Operation name → twin with the defect, for `Backend.with_twins`.
 
     Args:
@@ -42,12 +42,7 @@ def grid(nx: Numerics, x: Array, half: str) -> Array:
     return to_grid(x, half).astype(x.dtype, copy=False)
 
 
-def plain(definition: Definition, nx: Numerics, *args: Any, **kwargs: Any) -> Any:
-    """The definition in place of a backend's fused twin, so that the twins of its parts are seen."""
-    return definition(nx, *args, **kwargs)
-
-
-def _unrounded_scale(_: str) -> dict[str, Twin]:
+def _unrounded_scale(_: str) -> dict[str, Twin | None]:
     """D02: √hidden in float64, where the model has it in the table's type."""
 
     def embed(_: Definition, nx: Numerics, w: Any, ids: Array, eoi_id: int) -> Array:
@@ -58,28 +53,28 @@ def _unrounded_scale(_: str) -> dict[str, Twin]:
     return {"embed": embed}
 
 
-def _norms(norm: Callable[[Numerics, Array, Array, float], Array]) -> dict[str, Twin]:
+def _norms(norm: Callable[[Numerics, Array, Array, float], Array]) -> dict[str, Twin | None]:
     def twin(_: Definition, nx: Numerics, x: Array, weight: Array, eps: float) -> Array:
         return nx.cast(norm(nx, nx.wide(x), nx.wide(nx.weight(weight)), eps))
 
-    return {"rms_norm": twin, "add_norm": plain, "turned_norm": plain}
+    return {"rms_norm": twin, "add_norm": None, "turned_norm": None}
 
 
 def _inverse_rms(nx: Numerics, x: Array, eps: float) -> Array:
     return 1.0 / nx.xp.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
 
 
-def _narrow_factor(half: str) -> dict[str, Twin]:
+def _narrow_factor(half: str) -> dict[str, Twin | None]:
     """D11: 1 + w has the half type's 8 or 11 bits."""
     return _norms(lambda nx, x, w, eps: x * _inverse_rms(nx, x, eps) * grid(nx, 1.0 + w, half))
 
 
-def _cast_first(half: str) -> dict[str, Twin]:
+def _cast_first(half: str) -> dict[str, Twin | None]:
     """D12: Llama's order."""
     return _norms(lambda nx, x, w, eps: grid(nx, x * _inverse_rms(nx, x, eps), half) * (1.0 + w))
 
 
-def _narrow_variance(half: str) -> dict[str, Twin]:
+def _narrow_variance(half: str) -> dict[str, Twin | None]:
     """D13: squares and their mean are rounded; the sum itself is wide, as libraries have it."""
 
     def norm(nx: Numerics, x: Array, w: Array, eps: float) -> Array:
@@ -89,7 +84,7 @@ def _narrow_variance(half: str) -> dict[str, Twin]:
     return _norms(norm)
 
 
-def _narrow_angles(half: str) -> dict[str, Twin]:
+def _narrow_angles(half: str) -> dict[str, Twin | None]:
     """D27: positions, frequencies and angles in the half type, as where the tables are made under that default."""
 
     def tables(_: Definition, nx: Numerics, rope: Rope, head_dim: int, positions: Array) -> Any:
@@ -102,7 +97,7 @@ def _narrow_angles(half: str) -> dict[str, Twin]:
     return {"tables": tables}
 
 
-def _narrow_softmax(half: str) -> dict[str, Twin]:
+def _narrow_softmax(half: str) -> dict[str, Twin | None]:
     """D51: products, scores, exp, its sum and the quotient, each rounded."""
 
     def scores(nx: Numerics, q: Array, k: Array, scale: float, cap: float | None) -> Array:
@@ -130,14 +125,14 @@ def _narrow_softmax(half: str) -> dict[str, Twin]:
     return {"attention_weights": weights}
 
 
-def _erf_gelu(_: str) -> dict[str, Twin]:
+def _erf_gelu(_: str) -> dict[str, Twin | None]:
     """D52: x · Φ(x) itself, which the tanh form approximates to 4.7e-4."""
 
     def gelu(_: Definition, nx: Numerics, x: Array) -> Array:
         x = nx.wide(x).astype(np.float64)
         return nx.cast((0.5 * x * (1.0 + erf(nx.xp, x / math.sqrt(2.0)))).astype(nx.wide_dtype))
 
-    return {"gelu_tanh": gelu, "gated_gelu": plain}
+    return {"gelu_tanh": gelu, "gated_gelu": None}
 
 
 # Rational approximations of erf below 0.46875 and of erfc · exp(x²) above: W. J. Cody, Mathematics of Computation 23
@@ -180,7 +175,7 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     return value
 
 
-ROUNDING: dict[str, Callable[[str], dict[str, Twin]]] = {
+ROUNDING: dict[str, Callable[[str], dict[str, Twin | None]]] = {
     "D02": _unrounded_scale,
     "D11": _narrow_factor,
     "D12": _cast_first,

@@ -137,11 +137,7 @@ def _weights(
 
 def _true(nx: Ceiling) -> Numerics:
     """The truth's numerics, on the backend with its own twins."""
-    return Numerics("float64", EXACT, nx.backend.with_twins(dict.fromkeys(TWINS, _plain)), nx.half)
-
-
-def _plain(definition: Definition, nx: Numerics, *args: Any, **kwargs: Any) -> Array:
-    return definition(nx, *args, **kwargs)
+    return Numerics("float64", EXACT, nx.backend.with_twins(dict.fromkeys(TWINS)), nx.half)
 
 
 TWINS: Mapping[str, Callable[..., Any]] = {

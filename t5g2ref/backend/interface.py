@@ -56,7 +56,7 @@ class Backend:
         native_half: whether bfloat16 and float16 arrays compute; NumPy emulates both on float32 arrays.
         block_rows, block_scores: queries that attention takes at a time, and the most scores of all heads; here, so
             few that they stay in the cache (128 MiB at most in float64).
-        twins: operation name → a function (definition, nx, *arguments) that may stand in for the definition.
+        twins: operation name → a function (definition, nx, *arguments) that stands in for the definition, or None.
     """
 
     name = "numpy"
@@ -64,7 +64,7 @@ class Backend:
     native_half = False
     block_rows = 128
     block_scores = 1 << 24
-    twins: Mapping[str, Twin] = MappingProxyType({})
+    twins: Mapping[str, Twin | None] = MappingProxyType({})
 
     def scope(self) -> AbstractContextManager[object]:
         """Inside it, new arrays and kernels belong to this backend's device, stream and memory pool."""
@@ -88,8 +88,9 @@ class Backend:
         since `Numerics.weight` widens at use."""
         return dtype
 
-    def with_twins(self, twins: Mapping[str, Twin]) -> Self:
-        """This backend, the same device and pool, with these twins in place of or beside its own."""
+    def with_twins(self, twins: Mapping[str, Twin | None]) -> Self:
+        """This backend, the same device and pool, with these twins in place of or beside its own. None takes one away:
+        the definition is used, and the twins of its parts are seen."""
         other = copy.copy(self)
         other.twins = MappingProxyType({**self.twins, **twins})
         return other
