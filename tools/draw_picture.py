@@ -1,119 +1,196 @@
-"""Draw conformance/published/judge.svg: truth, controls and peer meet at a tap.
+"""Draws the judge in one picture: truth, controls and peer meet at a tap.
 
     python tools/draw_picture.py [FILE]
 
-Names of taps, profiles and gates are the code's own, so that the picture cannot speak of what is not there.
+Names come from the code's own tables: taps from `t5g2ref.taps`, controls from `conformance.oracle.run_case`, the limit
+from `conformance.measure.limits`, the gates in their order from `conformance.measure.finding`. A test holds the committed
+file equal to what this draws.
 """
 
 from __future__ import annotations
 
+import math
 import sys
+from html import escape
 from pathlib import Path
-from xml.sax.saxutils import escape
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, installed or not
 
 from conformance.measure.finding import FAULTS
 from conformance.measure.limits import LIMITS
-from t5g2ref import bundled, taps
-from t5g2ref.config import Config
-from t5g2ref.numerics import EXACT, RUNNING, SDPA
+from conformance.oracle.run_case import legal
+from t5g2ref.config import preset
+from t5g2ref.numerics import EXACT
+from t5g2ref.taps import table
 
-FILE = Path(__file__).resolve().parent.parent / "conformance" / "published" / "judge.svg"
-LAYER, MEETING = "decoder.layers.0", "mlp.act_fn"
-WIDTH, HEIGHT, LEFT, STEP = 960, 372, 196, 104
-STYLE = """\
-text{font:13px system-ui,sans-serif;fill:#1b1f24}.small{font-size:11px;fill:#57606a}.name{font-weight:600}
-.truth{stroke:#1a7f37}.control{stroke:#0969da}.peer{stroke:#bc4c00}line,path{stroke-width:2.5;fill:none}
-.dot{stroke:none}.t{fill:#1a7f37}.c{fill:#0969da}.p{fill:#bc4c00}.box{fill:#f6f8fa;stroke:#8c959f;stroke-width:1.5}
-.back{fill:#ffffff}.again{stroke:#bc4c00;stroke-dasharray:4 3;stroke-width:1.5}
-@media (prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9198a1}.back{fill:#0d1117}.box{fill:#161b22}}"""
-
-
-def shown() -> list[str]:
-    """Taps of one layer around the one where they meet, in the order of the computation."""
-    config = Config.load(bundled("tiny"))
-    names = [t.name.removeprefix(f"{LAYER}.") for t in taps.table(config) if t.name.startswith(f"{LAYER}.")]
-    at = names.index(MEETING)
-    return names[at - 3 : at + 4]
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "conformance" / "published" / "judge.svg"
+WIDTH, HEIGHT = 1000, 640
+LAYER, TAP = "decoder.layers.3.", "mlp.act_fn"  # where they meet
+COLUMNS = (250, 380, 530, 750, 890)  # x of the taps around it, itself in the middle
+LEFT, MEET, TURN, RIGHT = 200, COLUMNS[2], 592, 960
+TRUTH, CONTROL, PEER = "#1f5fbf", "#1a7f4b", "#c2410c"
+INK, FAINT, PAPER, LINE = "#1c1c22", "#5c5c68", "#fcfbf8", "#cfcdc6"
+SANS, MONO = "Helvetica, Arial, sans-serif", "Menlo, Consolas, monospace"
 
 
-def lanes() -> list[tuple[str, str, str, str]]:
-    """Of each lane: its class, what it is, in which numbers, by which profile."""
+def text(x: float, y: float, words: str, size: int = 15, colour: str = INK, **more: str) -> str:
+    given = {"font-family": SANS, **{name.replace("_", "-"): value for name, value in more.items()}}
+    attributes = " ".join(f'{name}="{value}"' for name, value in given.items())
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}" {attributes}>{escape(words)}</text>'
+
+
+def path(d: str, colour: str, width: float = 2.5, **more: str) -> str:
+    attributes = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
+    return f'<path d="{d}" fill="none" stroke="{colour}" stroke-width="{width:g}"{attributes}/>'
+
+
+def dot(x: float, y: float, colour: str, radius: float = 5) -> str:
+    return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{colour}" stroke="{PAPER}" stroke-width="1.5"/>'
+
+
+def box(x: float, y: float, width: float, height: float, fill: str, line: str, **more: str) -> str:
+    attributes = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
+    size = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+    return f'<rect {size} rx="9" fill="{fill}" stroke="{line}"{attributes}/>'
+
+
+def taps() -> list[str]:
+    """The tap where they meet, two before it and two after, as the table has them."""
+    names = [tap.name for tap in table(preset("270m"))]
+    middle = names.index(LAYER + TAP)
+    return [name.removeprefix(LAYER) for name in names[middle - 2 : middle + 3]]
+
+
+def lanes() -> list[tuple[str, float, str]]:
+    """(name, y, colour) of every run from the top down: the truth, a control for each legal profile, the peer."""
+    every = [profile.name for profile in legal("bfloat16")]
+    controls = [(name, 218 + 26 * n, CONTROL) for n, name in enumerate(every)]
+    return [(EXACT.name, 150, TRUTH), *controls, ("peer", 218 + 26 * len(every) + 52, PEER)]
+
+
+def runs() -> list[str]:
+    """The lanes through the layers, and what is said at their left."""
+    everyone, always = lanes(), [profile.name for profile in legal("float32")]
+    bottom, drawn = everyone[-1][1], []
+    for name, y, colour in everyone:
+        half = {} if name in (*always, EXACT.name, "peer") else {"stroke_dasharray": "7 5"}
+        first, then = (RIGHT, []) if colour == PEER else (MEET, [path(f"M{TURN + 10} {y}H{RIGHT}", colour, **half)])
+        drawn += [path(f"M{LEFT} {y}H{first}", colour, **half), *then]
+        drawn += [dot(x, y, colour, 8 if x == MEET else 5) for x in COLUMNS]
+    controls = [y for _, y, colour in everyone if colour == CONTROL]
+    for name, y in [(name, y) for name, y, colour in everyone if colour == CONTROL]:
+        drawn.append(text(LEFT - 8, y + 4, name + ("" if name in always else " *"), 12, CONTROL, text_anchor="end"))
+    middle = sum(controls) / len(controls)
+    for y, title, below, colour in (
+        (everyone[0][1], "truth", "ours, in float64", TRUTH),
+        (middle, "controls", "ours, in the", CONTROL),
+        (bottom, "peer", "the port on trial", PEER),
+    ):
+        drawn += [text(28, y + 1, title, 20, colour, font_weight="bold"), text(28, y + 19, below, 13, FAINT)]
+    drawn.append(text(28, middle + 35, "peer's type", 13, FAINT))
+    return drawn
+
+
+def meeting() -> list[str]:
+    """The taps' names, the frame around the one where they meet, and the peer's value that goes back to all."""
+    everyone = lanes()
+    top, bottom = everyone[0][1], everyone[-1][1]
+    drawn = [box(MEET - 24, top - 26, 48, bottom - top + 52, "#fff3c4", "#b98900", stroke_width="2")]
+    for x, name in zip(COLUMNS, taps(), strict=True):
+        here = {"font_weight": "bold"} if x == MEET else {}
+        drawn.append(
+            text(x, top - 40, name, 14, INK if here else FAINT, font_family=MONO, text_anchor="middle", **here)
+        )
+    return drawn
+
+
+def anchor() -> list[str]:
+    everyone = lanes()
+    top, bottom = everyone[0][1], everyone[-1][1]
+    drawn = [path(f"M{MEET} {bottom}H{TURN - 22}Q{TURN - 10} {bottom} {TURN - 10} {bottom - 12}V{top}", PEER, 3)]
+    for _, y, _ in everyone[:-1]:
+        drawn.append(path(f"M{TURN - 10} {y}H{TURN + 4}", PEER, 3))
+        drawn.append(f'<path d="M{TURN + 2} {y - 6}L{TURN + 14} {y}L{TURN + 2} {y + 6}Z" fill="{PEER}"/>')
     return [
-        ("truth", "truth", "float64", EXACT.name),
-        ("control", "controls", "the peer's type", f"{SDPA.name}, {RUNNING.name}"),
-        ("peer", "peer", "float32 or a half type", "any implementation"),
+        *drawn,
+        text(TURN + 12, bottom - 35, "local anchor: all go on from the peer's value,", 14, PEER, font_weight="bold"),
+        text(TURN + 12, bottom - 16, "so a fault is red where it happens, and not behind it", 14, PEER),
     ]
 
 
-def short(name: str) -> str:
-    """A tap's last part, as far as there is room."""
-    return name.rpartition(".")[2].replace("feedforward_layernorm", "ffw_norm")
+def ratio(y: float) -> list[str]:
+    """The formula, and the scale that it is read on."""
+    low, high = 560, 920
+    limit, most = LIMITS["local"], 1e7
 
+    def at(value: float) -> float:
+        return low + (high - low) * math.log10(value) / math.log10(most)
 
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+    def norm(who: str, colour: str, place: float) -> str:
+        parts = f'‖ <tspan fill="{colour}">{who}</tspan> − <tspan fill="{TRUTH}">truth</tspan> ‖'
+        given = f'font-size="21" font-weight="bold" fill="{INK}" font-family="{SANS}" text-anchor="middle"'
+        return f'<text x="270" y="{place:g}" {given}>{parts}</text>'
 
-
-def lane(y: int, kind: str, what: str, numbers: str, profile: str, names: list[str]) -> list[str]:
-    """A line through the layer, a dot at every tap."""
-    last = LEFT + STEP * (len(names) - 1)
-    dots = [f'<circle cx="{LEFT + STEP * i}" cy="{y}" r="5" class="dot {kind[0]}"/>' for i in range(len(names))]
-    line = f'<line x1="{LEFT - 40}" y1="{y}" x2="{last + 44}" y2="{y}" class="{kind}"/>'
     return [
-        text(20, y - 3, what, "name"),
-        text(20, y + 13, numbers, "small"),
-        text(20, y + 27, profile, "small"),
-        line,
-        *dots,
+        path(f"M{MEET} {lanes()[-1][1] + 26}V{y - 6}", "#b98900", 2),
+        box(20, y - 6, 960, 112, "#ffffff", "#b98900", stroke_width="2"),
+        text(60, y + 58, "ratio  =", 21, INK, font_weight="bold"),
+        norm("peer", PEER, y + 38),
+        path(f"M160 {y + 51}H380", INK, 2),
+        norm("control", CONTROL, y + 78),
+        text(400, y + 48, "for every token,", 14, FAINT),
+        text(400, y + 66, "without any atol", 14, FAINT),
+        path(f"M{low} {y + 52}H{at(limit):.1f}", CONTROL, 12),
+        path(f"M{at(limit):.1f} {y + 52}H{high}", PEER, 12),
+        *(
+            text(at(value), y + 80, label, 13, INK, text_anchor="middle")
+            for value, label in ((1, "1"), (limit, f"{limit:g}"), (100, "100"), (most, "10 000 000"))
+        ),
+        text(low - 6, y + 34, "legal rounding", 14, CONTROL, font_weight="bold"),
+        text(at(100) + 10, y + 34, "a mistake in a formula", 14, PEER, font_weight="bold"),
+        text(at(limit), y + 96, "limit in float32", 12, FAINT, text_anchor="middle"),
     ]
+
+
+def gates(y: float) -> list[str]:
+    drawn, x = [text(28, y, "gates, in this order: the first that fails is the finding", 14, FAINT)], 28.0
+    for n, name in enumerate(FAULTS):
+        width = 7.3 * len(name) + 18
+        drawn.append(box(x, y + 12, width, 28, "#ffffff", LINE))
+        drawn.append(text(x + width / 2, y + 31, name, 12, INK, font_family=MONO, text_anchor="middle"))
+        x += width
+        if n + 1 < len(FAULTS):
+            drawn.append(text(x + 9, y + 31, "→", 15, FAINT, text_anchor="middle"))
+        x += 18
+    return drawn
 
 
 def draw() -> str:
     """The picture as SVG."""
-    names, ys = shown(), [96, 152, 208]
-    at = LEFT + STEP * names.index(MEETING)
-    parts = [f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" class="back"/>']
-    parts.append(
-        text(20, 32, f"One layer, {LAYER}: every named value is a tap. All runs meet at each of them.", "name")
-    )
-    parts += [text(LEFT + STEP * i, 64, short(name), "small", "middle") for i, name in enumerate(names)]
-    parts.append(f'<rect x="{at - 34}" y="74" width="68" height="158" rx="8" class="box"/>')
-    for y, row in zip(ys, lanes(), strict=True):
-        parts += lane(y, *row, names)
-    parts += [*anchor(at, ys), *words(at)]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">'
-    title = "<title>Truth, controls and peer meet at a tap</title>"
-    return "\n".join([head, title, f"<style>{STYLE}</style>", *parts, "</svg>", ""])
-
-
-def anchor(at: int, ys: list[int]) -> list[str]:
-    """The peer's value goes on in every lane."""
-    turn, low = at + STEP - 16, ys[2]
-    curves = [(at + 46, low - 20, ys[1] + 24, ys[1] + 8), (at + 60, low - 40, ys[0] + 50, ys[0] + 8)]
-    paths = [
-        f'<path d="M{at + 8} {low}C{x} {y} {turn - 8} {b} {turn} {end}" class="again"/>' for x, y, b, end in curves
-    ]
-    said = ("local anchor: all go on with the peer's value,", "so a fault lights its own row and no other")
-    return [*paths, *(text(at + 52, low + 26 + 15 * i, line, "small") for i, line in enumerate(said))]
-
-
-def words(at: int) -> list[str]:
-    """What is done at the meeting, below it."""
-    gates, limit = " → ".join(("present", *FAULTS[1:4], "values")), LIMITS["local"]
-    return [
-        f'<line x1="{at}" y1="232" x2="{at}" y2="268" class="peer"/>',
-        text(20, 292, "ratio of a token = ‖peer − truth‖ / ‖control − truth‖", "name"),
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">',
+        '<title id="title">Truth, controls and peer meet at a tap, where their distances are compared</title>',
+        box(1, 1, WIDTH - 2, HEIGHT - 2, PAPER, LINE),
         text(
-            20,
-            314,
-            f"1: as far from the truth as this precision has to be. Up to {limit:g} passes; a defect is at 100.",
+            28,
+            42,
+            "Same weights, same inputs, three kinds of run. They meet at every tap.",
+            21,
+            INK,
+            font_weight="bold",
         ),
-        text(20, 336, f"Gates, in this order: {gates}. What is missing or not a number never passes."),
-        text(20, 356, "The first failing tap is the culprit; its pattern is compared with every defect's.", "small"),
+        text(28, 66, f"Taps of {LAYER.rstrip('.')}, from left to right", 14, FAINT),
+        *meeting(),
+        *runs(),
+        *anchor(),
+        *ratio(420),
+        *gates(560),
+        text(28, 622, "* in bfloat16 and float16 only", 12, FAINT),
+        "</svg>",
     ]
+    return "\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    (Path(sys.argv[1]) if len(sys.argv) > 1 else FILE).write_text(draw(), encoding="utf-8")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE
+    target.write_text(draw(), encoding="utf-8")

@@ -12,11 +12,17 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
-from t5g2ref.numerics import EAGER, EXACT, RUNNING, SDPA, Numerics
+from t5g2ref.numerics import EAGER, EXACT, RUNNING, SDPA, Numerics, Profile
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
 TraceOfCall = Callable[[int], Trace]
+
+
+def legal(dtype: DType) -> tuple[Profile, ...]:
+    """The controls' profiles: the legal ways of doing it in `dtype`. In float32 fused and unfused scores are the
+    same."""
+    return (SDPA, RUNNING) if dtype == "float32" else (SDPA, EAGER, RUNNING)
 
 
 def models(
@@ -33,8 +39,8 @@ def models(
     node = tree({**weights, **head})
     config = replace(config, num_labels=case.num_labels)
     truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
-    profiles = [SDPA, RUNNING] if dtype == "float32" else [SDPA, EAGER, RUNNING]
-    return [T5Gemma2(config, node, nx) for nx in (truth, *(Numerics(dtype, p, backend) for p in profiles))]
+    controls = (Numerics(dtype, profile, backend) for profile in legal(dtype))
+    return [T5Gemma2(config, node, nx) for nx in (truth, *controls)]
 
 
 def program(case: Case) -> Callable[[T5Gemma2, TraceOfCall], None]:
