@@ -3,8 +3,8 @@
     python tools/draw_picture.py [FILE]
 
 Names come from the code's own tables: taps from `t5g2ref.taps`, controls from `conformance.oracle.run_case`, the limit
-from `conformance.measure.limits`, the gates in their order from `conformance.measure.finding`. A test holds the committed
-file equal to what this draws.
+from `conformance.measure.limits`, the gates and their order from `conformance.measure.finding`. A test holds the
+committed file equal to what this draws.
 """
 
 from __future__ import annotations

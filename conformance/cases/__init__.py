@@ -1,1 +1,1 @@
-"""What is asked: the inputs, and what each of them has to be answered with."""
+"""What is asked: the inputs, and what a peer has to show for each."""

@@ -1,4 +1,4 @@
-"""What a case is: runs of a source through encoder and decoder, made one after the other on the same peer object."""
+"""A case: one or more runs, each a source for the encoder and ids for the decoder. One peer object does all of them."""
 
 from __future__ import annotations
 

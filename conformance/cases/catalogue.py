@@ -1,7 +1,7 @@
-"""The cases: inputs that make each branch of the model bite, and the defects (ids of the catalogue) they expose.
+"""The cases: inputs that make each branch of the model bite, and the defects that each exposes.
 
-A case is made for a geometry: lengths follow the windows of the checkpoint under test, so the same list judges a
-tiny checkpoint and a released one. Inputs are drawn from a generator seeded by the case's name.
+A case is made for a geometry: its lengths follow the windows of the checkpoint under test. So one list judges a tiny
+checkpoint and a released one. A seed draws the inputs, the same in every run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inputs drawn for a geometry: ids, padded rows, pictures and rows that hold them."""
+"""Draws the inputs of a case for a geometry: ids, padded rows, pictures, and rows that hold pictures."""
 
 from __future__ import annotations
 

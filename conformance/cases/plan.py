@@ -1,4 +1,4 @@
-"""What a case asks to be shown: which taps, of which shape, which of their tokens count, and the least of them."""
+"""What a case asks a peer to show: which taps, of which shape, which of their tokens count, and the least of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arithmetic that no legal run has, as whole Numerics: wrong rounding, and sums that are too narrow."""
+"""Faults of arithmetic, as whole Numerics that no legal run has: wrong rounding, and sums that are too narrow."""
 
 from __future__ import annotations
 

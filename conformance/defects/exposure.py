@@ -1,6 +1,6 @@
 """What a run could and could not have seen, and what hides each defect.
 
-A verdict over inputs that cannot show a defect says nothing about it; so that is printed with the verdict.
+A verdict over inputs that cannot show a defect says nothing about it. So the report prints the hidden ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults of windows, causality and who sees whom: D30 to D37."""
+"""Faults of windows, causality and which query sees which key: D30 to D37."""
 
 from __future__ import annotations
 

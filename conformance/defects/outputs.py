@@ -1,4 +1,4 @@
-"""Faults of logits, classifiers, losses and of numbers that are none: D50, D63 to D66."""
+"""Faults of logits, classifiers and losses, and NaN where a number belongs: D50, D63 to D66."""
 
 from __future__ import annotations
 

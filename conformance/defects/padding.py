@@ -1,4 +1,4 @@
-"""Faults of padding, and of which half of the merged mask is whose: D38, D39, D42, D43."""
+"""Faults of padding, and of the two halves of the merged mask: D38, D39, D42, D43."""
 
 from __future__ import annotations
 

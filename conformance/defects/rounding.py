@@ -1,7 +1,7 @@
-"""Defects of rounding as twins of operations: put into any Numerics, they round where no legal run does.
+"""Defects of rounding, as twins of operations: put into any Numerics, they round where no legal run does.
 
-In the float64 oracle nothing else is rounded, so that oracle with the defect − oracle is the defect's own pattern; in
-a half-precision peer the same twins are the defect itself.
+The float64 oracle rounds nothing else. So oracle with the defect − oracle is the defect's own pattern. In a
+half-precision peer the same twins are the defect itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What crosses to and from programs that are not ours: cases written out, activations read in.
+"""What crosses the border to programs that are not ours: cases go out, activations come in.
 
-`layout` knows the shape of every tap and reads declared layouts, `describe` puts a case into words and tensors,
-`writing` and `reading` are safetensors, `manifest` is the JSON beside them, `peer` makes a dump a peer. Everything
-that comes in is untrusted.
+`layouts` knows the shape of every tap and reads declared layouts. `case_words` puts a case into words and tensors.
+`writing` and `reading` handle safetensors, `manifest` the JSON beside them, `channel` a process. Nothing that comes in
+is trusted.
 """

@@ -1,4 +1,4 @@
-"""Arrays of a file put under the judge's names: layouts undone as declared, ids compared on the spot."""
+"""Puts the arrays of a file under the judge's names: undoes declared layouts, and compares ids on the spot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A case in words and tensors, for a program that does not know ours: what `export` writes, what a process is told."""
+"""Puts a case into words and tensors, for a program that does not know ours. `export` and a process get the same."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""A process that is asked in lines of JSON, one answer to each question, with a time limit; and ended with its group.
+"""Asks a process in lines of JSON: one answer to each question, within a time limit. Ends it with its whole group.
 
-Nothing it does may hang or flood us: pipes are never read or written without waiting for them with a deadline, a line
-and what is kept of standard error are bounded.
+The process cannot hang or flood the judge: every read and write has a deadline, and all that is kept is bounded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Layouts that a dump declares for its arrays, checked and undone.
 
-A layout is a line of axes in the letters of the package's legend, as in the table of taps: "B T N*H" is one merged
-axis, "B T N H" the same with the heads apart. `valid` stands for both token axes of a tap (B and T, or B and S) where
-only the tokens that are no padding are kept, row by row: "valid D". A layout is declared, never guessed.
+A layout is a line of axes in the letters of the package's legend, as in the table of taps. "B T N*H" has one merged
+axis, "B T N H" has the heads apart. `valid` stands for both token axes of a tap (B and T, or B and S) where padding was
+left out: "valid D". A layout is declared, never guessed.
 """
 
 from __future__ import annotations

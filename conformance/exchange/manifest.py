@@ -1,4 +1,4 @@
-"""manifest.json of a dump, read as untrusted input: every entry checked, and what is wrong named by its path in it."""
+"""Reads the manifest.json of a dump, untrusted: checks every entry, and names what is wrong by its path."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""safetensors from a stranger: a path that stays in its folder, a header checked whole, tensors in any of their types.
+"""Reads safetensors from a stranger: the path stays in its folder, the header is checked whole, every type is known.
 
-Beside what weights may be (`t5g2ref.safetensors_file`), tensors may be integers and bool, and a NaN is left for the
-judge to find.
+A dump may hold what weights may not: integers, bool and NaN. The judge finds the NaN.
 """
 
 from __future__ import annotations

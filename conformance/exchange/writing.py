@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: safetensors written tensor by tensor, and text."""
+"""Writes files whole or not at all: safetensors tensor by tensor, and text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How far arrays are apart, token by token: all the large arithmetic of a comparison, where the arrays lie.
+"""Measures how far arrays are apart, token by token, where they lie. All large arithmetic of a comparison is here.
 
-NumPy looks at pieces that stay in the cache. On a device one fused reduction reads two arrays and writes a number a
-token: a launch for each pair, no array in between, and a single transfer and wait for all of them together.
+NumPy takes pieces that stay in the cache. On a device one fused reduction reads two arrays and writes a number a token:
+one launch a pair, no array in between, and a single transfer for all of them.
 """
 
 from __future__ import annotations

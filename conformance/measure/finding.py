@@ -1,4 +1,4 @@
-"""What was found at one tap of one call."""
+"""A finding: what was judged at one tap of one call."""
 
 from __future__ import annotations
 

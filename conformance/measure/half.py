@@ -1,16 +1,16 @@
-"""The statistics of a half-precision lane: one tap at a time is measured, all of a case are judged together.
+"""The statistics of a half-precision lane: each tap is measured by itself, and all of a case are judged together.
 
-In bfloat16 a defect may be smaller than the rounding that it is mixed with, so one ratio with a wide limit will not do.
-At every tap, in this order:
+In bfloat16 a defect may be smaller than the rounding around it, so one ratio with a wide limit will not do. Every tap
+has four tests, in this order:
 
-* **ceiling**: no element's error may be above the worst-case bound of `ceiling.py`. Above it is proof.
-* **values**: the ratio to the largest legal profile: the median token's is held against a limit k that a bootstrap
-  over tokens of the legal profiles' own errors gives, every token's against its counterpart; neither is above 2.
+* **ceiling**: no element's error may exceed its worst-case bound (`oracle/worst_case.py`). An error above it is proof.
+* **values**: the ratio to the largest legal profile. The median token's is held against a limit k, every token's
+  against its counterpart. A bootstrap over tokens of the legal profiles' own errors gives both; neither is above 2.
 * **tail**: the largest |error| / bound, beside that of the legal profiles.
-* **bias**: the mean of error / bound, as it is and along the truth's sign: rounding to nearest has none.
+* **bias**: the mean of error / bound, as it is and along the truth's sign. Rounding to nearest has none.
 
-A tap where the legal profiles themselves are off by a quarter of the value says nothing: it is unclear, and so is the
-verdict.
+Where the legal profiles themselves are off by a quarter of the value, the tap says nothing. It is unclear, and the
+verdict is INCOMPLETE.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Logits judged by what they are for: a distribution, and its first choice.
 
-Judged under the local anchor, so from the peer's own last hidden states: KL(truth ‖ peer) beside KL(truth ‖ control).
-The first choice has to be the truth's wherever the truth's margin is larger than twice what a legal run's error can be
-there; elsewhere a flip is counted and no fault.
+Both start from the peer's own last hidden states, as the local anchor has them. KL(truth ‖ peer) is held beside
+KL(truth ‖ control). The first choice has to be the truth's where the truth's margin is more than twice what a passing
+peer's error can be. Elsewhere another first choice is a flip, which is counted and does not fail.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A defect's pattern in a peer's error: how much of (oracle with the defect − oracle) is in (peer − oracle).
 
-A coefficient near 1 names a defect even where the error is no larger than a legal one, as erf in place of tanh in a
-bfloat16 GELU: its size hides in the rounding, its pattern does not.
+A coefficient near 1 names a defect even where the error is no larger than a legal one. erf in place of tanh in a
+bfloat16 GELU is such a defect: its size hides in the rounding, its pattern does not.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""One tap of a peer against truth and control: present → shape → dtype → finite → values.
+"""Judges one tap of a peer by truth and control: present → shape → dtype → finite → values.
 
-The statistic is a ratio per token: ‖peer − truth‖ / ‖control − truth‖, where truth is the float64 oracle and control
-is the same mathematics in the peer's own precision. 1 means: as far from the truth as this precision has to be. The
-denominator is never below u · ‖truth‖ (u: the unit roundoff), because no array of that type can promise to be closer,
-nor below the control's median relative error over the tokens times ‖truth‖, because one token's may be small by luck.
-Ratios to a same-precision control are known practice: FlashAttention's tests, PyTorch's `same`, AWS Neuron and Huawei
-CANN judge accelerators this way. A NaN fails: it is looked for first, and every test is written so that it fails.
+The ratio of a token is ‖peer − truth‖ / ‖control − truth‖. Truth is the float64 oracle; control is the same mathematics
+in the peer's own precision. 1 means: as far from the truth as this precision has to be.
+
+The denominator has two floors. It is never below u · ‖truth‖ (u: the unit roundoff), because no array of that type can
+promise to be closer. It is never below the control's median relative error times ‖truth‖, because one token's error may
+be small by luck. Others judge by such ratios too: FlashAttention's tests, PyTorch's `same`, AWS Neuron and Huawei CANN.
+
+A NaN fails: it is looked for first, and every test is written so that it fails.
 """
 
 from __future__ import annotations

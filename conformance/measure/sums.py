@@ -1,7 +1,7 @@
-"""What the half-precision lane needs of one tap: sums over the elements of each token, in float64.
+"""Sums over the elements of each token of a tap, in float64: all that the half-precision lane needs of it.
 
-An error is looked at in two measures: as a norm beside the truth's, and element by element in units of the worst-case
-bound (`ceiling.py`), in which rounding noise is about alike everywhere and a defect's pattern stands out.
+An error is measured twice. Once as a norm beside the truth's. Once element by element in units of the worst-case bound
+(`oracle/worst_case.py`), where rounding noise is about alike everywhere and a defect's pattern stands out.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Who is asked: implementations under judgement. Only `torch/` may import a framework."""
+"""Who is asked: the implementations under judgement. Only `torch/` may import a framework."""

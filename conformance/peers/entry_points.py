@@ -1,12 +1,12 @@
-"""Peers of other packages: entry points of the group `conformance.peers`.
+"""Peers of other packages, found by their entry points in the group `conformance.peers`.
 
-A package that has one for a port declares, in its pyproject.toml,
+A package that has a port declares in its pyproject.toml
 
     [project.entry-points."conformance.peers"]
     mine = "my_package.conformance:create"
 
-and is judged by `--peer mine` or `--peer mine:ARGUMENT`. `create(argument, backend)` returns an object like
-`conformance.peers.Peer`; `argument` is "" where none was given, `backend` is where the judge computes.
+`--peer mine` or `--peer mine:ARGUMENT` then judges it. `create(argument, backend)` returns an object like
+`peers.protocol.Peer`. `argument` is "" where none was given; `backend` is where the judge computes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A folder that some program wrote, as a peer: manifest.json, and a safetensors file for each call.
+"""A folder of files as a peer: manifest.json, and a safetensors file for each call. Any program may have written it.
 
-Nothing of it is trusted and nothing guessed. What is wrong with the folder as such (its manifest, its files, names that
-do not exist) is an error before anything is judged; what is wrong with the numbers is a finding.
+Nothing of it is trusted and nothing is guessed. A broken manifest, a missing file or an unknown name is an error before
+anything is judged. A wrong number is a finding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the judge asks of an implementation, and how one says that it skips a case."""
+"""What the judge asks of a peer, and how a peer says that it skips a case."""
 
 from __future__ import annotations
 

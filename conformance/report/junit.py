@@ -1,8 +1,8 @@
-"""JUnit XML from the report document: what CI systems show as a list of tests.
+"""Writes JUnit XML from the report document, for CI systems that show a list of tests.
 
-A suite is a peer on a checkpoint; a test case is a case and a group of taps ("short: encoder layer 3"). Failure: a
-deviation, with the first bad tap in words. Error: the peer raised. Skipped: the peer skipped the case, it is a known
-deviation, or nothing could be concluded; a skipped test is never a pass.
+A suite is a peer on a checkpoint. A test case is a case and a group of taps ("short: encoder layer 3"). It fails where
+the peer deviates, with the first bad tap in words. It is an error where the peer raised. It is skipped where the peer
+skipped the case, where the deviation is known, and where nothing could be concluded. A skipped case is not a pass.
 """
 
 from __future__ import annotations

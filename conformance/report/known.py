@@ -9,8 +9,8 @@
     link = "https://github.com/…/issues/1"
     versions = { transformers = ">=5.20,<5.24" }  # optional
 
-A deviation that is not there any more is reported: the file has to be true. An entry excuses the taps that it names and
-nothing else, so that it cannot hide a new fault.
+An entry whose deviation is gone is reported, so that the file stays true. It excuses the taps that it names and nothing
+else, so that it cannot hide a new deviation.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Deviation:
         return named and all(_fits(versions.get(name), wanted) for name, wanted in self.versions.items())
 
     def is_at(self, finding: Finding) -> bool:
-        """Whether this fault is the one."""
+        """Whether this failing finding is the one."""
         excused = self.status == finding.status if self.status else finding.status not in BY_NAME
         return self.names(finding.tap) and excused
 

@@ -1,1 +1,1 @@
-"""Is the judge any good: faults put into a peer, and what the judge made of them."""
+"""Is the judge any good? Puts faults into a peer, and sees what the judge makes of them."""

@@ -1,4 +1,4 @@
-"""The peer that has a fault: our own model, wrong on purpose."""
+"""A peer with a fault: our own model, wrong on purpose."""
 
 from __future__ import annotations
 

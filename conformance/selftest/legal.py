@@ -1,4 +1,4 @@
-"""Legal runs, which have to conform: every profile, and other orders of summation than the judge's controls have."""
+"""Legal runs, which have to conform: every profile, and orders of summation that the controls do not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a self-test says: the kill matrix, what failed, and what the cases should declare."""
+"""Says what a self-test found: the kill matrix, what failed, and what the cases should declare."""
 
 from __future__ import annotations
 

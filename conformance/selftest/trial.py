@@ -1,4 +1,4 @@
-"""One fault put before the judge: in its own case by the whole judgement, in the others until something fails."""
+"""Puts one fault before the judge: in its own case for the whole judgement, in the others until something fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The self-test's work, a fault or a legal run at a time, in this process or in several."""
+"""Does the self-test's work, one fault or legal run at a time, in this process or in several."""
 
 from __future__ import annotations
 

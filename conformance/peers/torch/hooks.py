@@ -1,8 +1,7 @@
-"""Seeing a torch model's activations from outside: hooks on its modules, and a wrapper around its attention calls.
+"""Sees a torch model's activations from outside: hooks on its modules, and a wrapper around its attention calls.
 
-Nothing of the peer is changed: the hooks only look, the wrapper calls what it wraps. What was seen in one forward is
-kept by (module path, what, how many times before), on the model's device while there is room, and then read by the
-places that the tap table names.
+The peer is not changed: hooks only look, and the wrapper calls what it wraps. What one forward shows is kept under
+(module path, what, how many times before), on the model's device while there is room. The tap table then reads it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""torch's side of the exchange of arrays: tensors from weights and inputs, arrays from what the hooks saw.
+"""Moves arrays between torch and the judge: weights and inputs in, what the hooks saw out.
 
-bfloat16 crosses as 16-bit words, since neither DLPack nor the CUDA array interface carries it between these libraries.
+bfloat16 crosses as 16-bit words, because neither DLPack nor the CUDA array interface carries it between them.
 """
 
 from __future__ import annotations

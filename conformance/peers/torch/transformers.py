@@ -1,4 +1,4 @@
-"""Hugging Face transformers as a peer: its own loader, its own attention paths, seen from outside."""
+"""Hugging Face transformers as a peer: its own loader and attention paths, seen from outside."""
 
 from __future__ import annotations
 

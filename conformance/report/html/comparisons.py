@@ -1,4 +1,4 @@
-"""Each comparison as the page shows it: which of its taps are shown, in what order, and what is left out."""
+"""The comparisons as the page shows them: which taps of each, in what order, and how many are left out."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _first(picture: Document) -> int | None:
 
 
 def _anchor(culprit: Row | None, exact: list[Row], local: list[Row]) -> str:
-    """In which lane the first fault was found."""
+    """In which lane or anchor the culprit is."""
     for name, found in (("exact lane", exact), ("local anchor", local)):
         if culprit is not None and any(
             (r["tap"], r["call"]) == (culprit["tap"], culprit["call"]) for r in failing(found)

@@ -1,4 +1,4 @@
-"""Error along depth as a picture: its geometry. Numbers only; the template writes the SVG."""
+"""The plot of error along depth: its geometry, in numbers. The template writes the SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mask as a picture, expected and found in one: its geometry. The template writes the SVG."""
+"""The picture of a mask, expected and found in one: its geometry. The template writes the SVG."""
 
 from __future__ import annotations
 
