@@ -9,6 +9,7 @@ from conformance.judge.meeting import Array, Meeting, Place
 from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.logits import LogitTest
+from conformance.measure.words import in_words
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import HALF
 from t5g2ref.model import T5Gemma2
@@ -54,7 +55,7 @@ class LogitWatch:
         if not figures or place is None or not found[place].passed:
             return {}
         if not figures["kl_ratio"] <= limit:
-            detail = f"KL(truth ‖ peer) is {figures['kl_ratio']:.3g} times the control's"
+            detail = f"KL(truth ‖ peer) is {in_words(figures['kl_ratio'])} times the control's"
             return {
                 place: replace(found[place], status="values", judged=figures["kl_ratio"], limit=limit, detail=detail)
             }

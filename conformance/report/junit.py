@@ -182,6 +182,8 @@ def _signatures(judgement: Document) -> list[Test]:
         return [Test("signatures", "skipped", f"known deviation: {judgement['known']}")]
     if found:
         return [Test("signatures", "failure", "; ".join(_defect(s) for s in found))]
+    if parts := [str(s["defect"]) for s in looked if s.get("verdict") == "partly"]:
+        return [Test("signatures", "skipped", f"a part of a pattern, neither all of it nor none: {', '.join(parts)}")]
     blind = [str(s["defect"]) for s in looked if s.get("verdict") == "no power"]
     if looked and len(blind) == len(looked):
         return [Test("signatures", "skipped", f"this input has no power to tell: {', '.join(blind)}")]

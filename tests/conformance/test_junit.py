@@ -231,3 +231,11 @@ def test_the_schema_knows_every_status() -> None:
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     assert set(schema["$defs"]["status"]["enum"]) == set(STATUSES) >= {"pass", *FAULTS}
     assert all(defect.startswith("D") for defect in DEFECTS)
+
+
+def test_a_part_of_a_pattern_is_no_pass() -> None:
+    """Neither all of it nor none is there, so nothing of the case may look like a passed test of it."""
+    partly = judgement(case="half", passed=False, named=[named(verdict="partly")])
+    root = parsed(document(partly, verdict="INCOMPLETE"))
+    assert outcome(root, "half: signatures") == "skipped"
+    assert int(root.get("failures", "")) == 0
