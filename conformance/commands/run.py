@@ -87,6 +87,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *request.notes,
             *_notes(peers, request.backend),
             *dict.fromkeys(note for _, note in few),
+            *_wider(found),
             *session.notes,
         ],
         command=request.command,
@@ -123,6 +124,19 @@ def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
                 shown = f"{j.peer} shows {len(j.local)} of {declared} taps (case {case.name})"
                 few[j.peer] = j.dtype, f"{shown}: a fault is placed between two of them"
     return list(few.values())
+
+
+def _wider(found: Found) -> list[str]:
+    """A note for each peer with values of more bits than it declares."""
+    taps = dict[tuple[str, str], dict[str, str]]()
+    for _, j in found:
+        if j.wider:
+            taps.setdefault((j.peer, j.dtype), {}).update(j.wider)
+    return [
+        f"{peer} declares {dtype} and shows {', '.join(sorted(set(wide.values())))} at {len(wide)} taps, first "
+        f"{next(iter(wide))}: judged as shown; more bits are no fault"
+        for (peer, dtype), wide in taps.items()
+    ]
 
 
 def _powers(found: Found) -> dict[str, bool]:

@@ -91,7 +91,7 @@ def _compared(
     seen = [(call, tap) for call, tap in plan if shown(tap.name)]
     # A mask is compared and never handed on: without it every other operation still has the peer's own input.
     whole = all(shown(tap.name) for _, tap in plan if not tap.exact)
-    half = HalfLane(dtype, compared, whole=whole, at_once=until_culprit) if dtype in HALF else None
+    half = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit) if dtype in HALF else None
     progress(f"{case.name}: local anchor of {peer.name}")
     lane = half or SingleLane(dtype, compared)
     local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
@@ -113,6 +113,7 @@ def _compared(
         limits=local.limits,
         unclear=local.unclear,
         masks=local.masks,
+        wider=local.wider,
     )
     return _explained(found, target, case, dump, dtype)
 

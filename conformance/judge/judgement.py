@@ -29,6 +29,7 @@ class Judgement:
         skipped: why the peer did not run the case, with a link.
         known: a known deviation's reason and link, where one covers what was found.
         masks: of failing masks: expected and found rows.
+        wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
     """
 
     peer: str
@@ -46,6 +47,7 @@ class Judgement:
     skipped: str = ""
     known: str = ""
     masks: list[dict[str, Any]] = field(default_factory=list)
+    wider: dict[str, str] = field(default_factory=dict)
 
     @property
     def culprit(self) -> Finding | None:

@@ -23,20 +23,20 @@ class SingleLane:
     """float32 under the local anchor: a tap is judged on the spot, by its worst token."""
 
     def __init__(self, dtype: DType, distances: Distances) -> None:
-        self._dtype, self._distances = dtype, distances
+        self.dtype, self._distances = dtype, distances
         self._unclear: dict[str, None] = {}
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         return ours
 
     def look(self, meeting: Meeting) -> Finding:
-        found = measured(meeting, self._dtype, self._distances)
+        found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
             return found
         if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
         limit = limits.LIMITS["local"]
-        return judged_values(meeting.tap, meeting.call, found, self._dtype, limit, "worst")
+        return judged_values(meeting.tap, meeting.call, found, self.dtype, limit, "worst")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
         return Ended(unclear=list(self._unclear))
@@ -47,14 +47,14 @@ class CumulativeLane:
     error is typical of it over all calls."""
 
     def __init__(self, dtype: DType, distances: Distances) -> None:
-        self._dtype, self._distances = dtype, distances
+        self.dtype, self._distances = dtype, distances
         self._pending: list[tuple[Tap, int, Errors]] = []
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         return ours
 
     def look(self, meeting: Meeting) -> Finding:
-        found = measured(meeting, self._dtype, self._distances)
+        found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
             return found
         self._pending.append((meeting.tap, meeting.call, found))
@@ -74,7 +74,7 @@ class CumulativeLane:
             few = sum(len(part.legal) for part in parts[tap.name]) < limits.FEW_NUMBERS
             most = along[tap.module] if few and tap.module else usual[tap.name]
             limit = limits.LIMITS["cumulative"]
-            changed[call, tap.name] = judged_values(tap, call, errors, self._dtype, limit, "median", most)
+            changed[call, tap.name] = judged_values(tap, call, errors, self.dtype, limit, "median", most)
         return Ended(changed)
 
 

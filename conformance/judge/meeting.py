@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
+from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
 from t5g2ref.taps import Tap
 
@@ -60,6 +61,10 @@ class Ended:
 
 class Lane(Protocol):
     """How one tap after the other is judged in one number type, from one anchor."""
+
+    @property
+    def dtype(self) -> DType:
+        """The peer's number type."""
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         """The models that walk: truth and controls, and whatever else this lane needs beside them."""

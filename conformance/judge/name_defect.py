@@ -67,7 +67,7 @@ def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding
         if faulty is not None:
             signature = judge(fault.id, faulty)
             found[fault.id] = min(found.get(fault.id, signature), signature, key=_fit)
-    return _best(list(found.values()), dtype)
+    return _best(list(found.values()), _least(target.backend.host(peer), clean, dtype))
 
 
 def candidates(tap: str) -> list[Fault]:
@@ -96,9 +96,18 @@ def _fit(signature: Signature) -> tuple[bool, float]:
     return not signature.named, _misfit(signature)
 
 
-def _best(found: list[Signature], dtype: DType) -> list[Signature]:
+def _least(peer: Host, clean: Host, dtype: DType) -> float:
+    """The smallest misfit that means anything. In a half type all patterns are held against the same rounded values: by
+    what one fits worse than another, beyond a rounding of the value itself, they are told apart."""
+    if dtype not in HALF or peer.shape != clean.shape:
+        return limits.NAME_SAME * unit_roundoff(dtype)
+    error = _norm(peer.astype(np.float64) - clean)
+    return unit_roundoff(dtype) * _norm(clean) / error if error > 0 else 0.0
+
+
+def _best(found: list[Signature], least: float) -> list[Signature]:
     """In the order of their fit; of those that fit, the ones that fit clearly worse than the best are not named."""
-    least = max(limits.NAME_SAME * unit_roundoff(dtype), min((_misfit(s) for s in found if s.named), default=0.0))
+    least = max(least, min((_misfit(s) for s in found if s.named), default=0.0))
     kept = [replace(s, verdict="absent") if s.named and _misfit(s) > limits.NAME_ALIKE * least else s for s in found]
     return sorted(kept, key=_fit)
 

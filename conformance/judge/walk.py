@@ -20,6 +20,7 @@ from conformance.judge.meeting import Array, Ended, Lane, Meeting, Place
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
+from conformance.measure.ratio import wider
 from conformance.oracle.run_case import program
 from conformance.oracle.side_by_side import walk
 from t5g2ref.model import T5Gemma2
@@ -39,6 +40,7 @@ class Found:
         limits, signatures, unclear: see `meeting.Ended`.
         logits: figures of the language model's logits; see `LogitTest.figures`.
         masks: the first failing masks as rows of text, expected and found.
+        wider: taps whose values have more bits than the peer's type, each with the type that was found.
     """
 
     findings: list[Finding]
@@ -47,6 +49,7 @@ class Found:
     unclear: list[str] = field(default_factory=list)
     logits: dict[str, float] = field(default_factory=dict)
     masks: list[dict[str, Any]] = field(default_factory=list)
+    wider: dict[str, str] = field(default_factory=dict)
 
 
 class Culprit(Exception):
@@ -77,6 +80,7 @@ class Walk:
         self._local, self._until = local, until_culprit
         self._found: dict[Place, Finding] = {}
         self._masks: list[dict[str, Any]] = []
+        self._wider: dict[str, str] = {}
         self._own = 0  # how many of the walkers are truth and controls
         self._watch: LogitWatch | None = None
 
@@ -95,7 +99,8 @@ class Walk:
                 turns=has_device(backend),
             )
         except Culprit:
-            return Found([self._found[place] for place in self._taps if place in self._found], masks=self._masks)
+            found = [self._found[place] for place in self._taps if place in self._found]
+            return Found(found, masks=self._masks, wider=self._wider)
         return self._ended()
 
     def _ended(self) -> Found:
@@ -109,7 +114,7 @@ class Walk:
             self._found |= self._watch.judged(self._found)
             figures = self._watch.figures()
         findings = [self._found[place] for place in self._taps]
-        return Found(findings, ended.limits, ended.signatures, ended.unclear, figures, self._masks)
+        return Found(findings, ended.limits, ended.signatures, ended.unclear, figures, self._masks, self._wider)
 
     def _meet(self, call: int, name: str, values: list[Array]) -> list[Array]:
         """The finding of one tap, and the values that our runs go on with."""
@@ -119,6 +124,8 @@ class Walk:
         finding = self._found[call, name] = self._lane.look(meeting)
         if finding.status == "mask" and len(self._masks) < PICTURES:
             self._masks.append(picture(finding, *map(self._dump.backend.host, (meeting.truth, peer))))
+        if peer is not None and wider(tap, peer, self._lane.dtype):
+            self._wider.setdefault(name, str(peer.dtype))
         if self._until and not finding.passed:
             raise Culprit
         usable = self._local and finding.status not in UNUSABLE and not tap.exact

@@ -223,9 +223,13 @@ def _named(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> 
     """The defect by its name; where there is none, those that the figures do not exclude."""
     named = [s for s in judgement.named if s.named]
     for s in named:
-        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern"
+        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern{s.of_head}"
         yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
-    if not named:
+    akin = [s for s in judgement.named if s.akin]
+    for s in akin if not named else ():
+        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern"
+        yield f"  it is akin to   {s.defect} {DEFECTS.get(s.defect, '')}, and is not it ({size})"
+    if not named and not akin:
         tried = [(s.defect, s.verdict) for s in judgement.named]
         for label, line in zip(chain(["it may be"], repeat("")), candidates(culprit.tap, exposes, tried), strict=False):
             yield f"  {label:15} {line}"

@@ -94,7 +94,6 @@ def one(value: float, at: tuple[int, ...] = (1, 2, 3)) -> Any:
         ("shape", lambda p: p[0], r"found \(5, 16\)"),
         ("shape", lambda p: p[None], r"found \(1, 2, 5, 16\)"),
         ("shape", lambda p: p.swapaxes(0, 1), r"found \(5, 2, 16\)"),
-        ("dtype", lambda p: p.astype(np.float64), "expected float32, found float64"),
         ("dtype", lambda p: p.astype(np.float16), "expected float32, found float16"),
         ("dtype", lambda p: p.astype(bool), "expected float32, found bool"),
         ("nan", one(math.nan), r"expected finite numbers, found nan at \(1, 2, 3\)"),
@@ -103,7 +102,7 @@ def one(value: float, at: tuple[int, ...] = (1, 2, 3)) -> Any:
         ("values", one(1.5), "the worst token is .* times the control's error away from the truth"),
         # a fault hides the later ones: the first gate that fails is named
         ("shape", lambda p: one(math.nan)(p.astype(np.float64))[:1], "found"),
-        ("dtype", lambda p: one(math.nan)(p.astype(np.float64)), "found"),
+        ("dtype", lambda p: one(math.nan)(p.astype(np.float16)), "found"),
         ("nan", lambda p: one(math.nan)(p + 1), "found"),
     ],
 )
@@ -396,3 +395,19 @@ def test_a_worse_peer_has_a_larger_ratio(seed: int, width: int, factor: float) -
     # one rounding to float32 moves a token by at most u · ‖peer‖, and the yardstick is never below u · ‖truth‖
     slack = 1.0 + 1e-3
     assert see(worse, truth, controls).worst >= see(peer, truth, controls).worst - slack
+
+
+@pytest.mark.parametrize(("dtype", "found"), [("float32", "float64"), ("bfloat16", "float32"), ("float16", "float64")])
+def test_more_bits_than_declared_are_judged_as_they_are(dtype: str, found: str) -> None:
+    """A tower that keeps float32 in a bfloat16 run is no fault by that; what is wrong with it still is one."""
+    truth = np.random.default_rng(3).normal(size=(2, 5, 8))
+    control = truth.astype(np.float16).astype(np.float32)
+    near = (truth * (1 + 1e-9)).astype(found)
+    assert see(near, truth, [control], dtype=dtype).passed
+    assert see((truth * 1.5).astype(found), truth, [control], dtype=dtype).status == "values"
+    assert see(truth.astype(np.float16), truth, [control], dtype="float32").status == "dtype"
+
+
+def test_a_mask_is_never_wider() -> None:
+    truth = np.ones((1, 3, 3), bool)
+    assert see(truth.astype(np.float32), truth, [truth], tap=MASK, dtype="bfloat16").status == "dtype"
