@@ -80,8 +80,7 @@ class Shower:
     def put_all(self, files: list[File], dump: Dump, faults: list[Finding]) -> None:
         """Put every call's arrays into `dump`, and what is found wrong into `faults`.
 
-        Raises DumpError, after all of it, for ids of another input, or where a tap is missing that every dump has to
-        show.
+        Raises DumpError, after all of it, for ids of another input or a missing tap that every dump has to show.
         """
         for call, (tensors, names) in enumerate(files):
             dump.new_call()

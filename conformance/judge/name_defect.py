@@ -1,7 +1,7 @@
 """Names the catalogued defect that a culprit is. It needs the peer's dump alone, so the peer may be anybody's.
 
-For every defect that can first show at the culprit's kind of tap, the float64 oracle with that fault walks up to the
-culprit. So does the clean oracle. At every tap before, both go on with the peer's value, so that one operation lies
+Some defects can show first at the culprit's kind of tap. For each, the float64 oracle with that fault walks up to the
+culprit, and so does the clean one. At every tap before, both go on with the peer's value, so that one operation lies
 between them and the peer. Let e = peer − clean and s = faulty − clean, over the valid tokens. The defect is named when
 e is s: the coefficient c = ⟨s, e⟩ / ⟨s, s⟩ is near 1, and ‖e − c·s‖ is a small part of ‖e‖.
 

@@ -1,8 +1,8 @@
 """Looks for defects of rounding by their pattern: oracles with a defect walk beside the truth.
 
-At a tap where a defect can show, the peer's error is regressed on three things. They are the defect's pattern (oracle
-with it − oracle), the errors of the legal profiles, and the patterns of other defects that show there. All are in units
-of the worst-case bound. A coefficient of 1 is the defect; a legal peer is at 0, whatever its rounding.
+At a tap where a defect can show, the peer's error is regressed on three things: the defect's pattern (oracle with
+it − oracle), the errors of the legal profiles, and the patterns of other defects there. All are in units of the
+worst-case bound. A coefficient of 1 is the defect; a legal peer is at 0, whatever its rounding.
 """
 
 from __future__ import annotations

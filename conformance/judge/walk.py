@@ -1,6 +1,6 @@
 """Compares one peer's dump with the reference, tap by tap, as the reference walks through the case.
 
-Under the local anchor, all of our runs go on with the peer's own value after every tap that it shows, masks excepted.
+Under the local anchor, all of our runs go on with the peer's own value after every tap that it shows, except masks.
 Under the cumulative anchor they keep their own. The lane judges each tap (`lanes.py`, `half_lane.py`).
 """
 

@@ -74,8 +74,8 @@ class DumpPeer(OptionalMembers):
     def run(self, case: Case, dump: Dump) -> None:
         """Read the case's files into `dump`.
 
-        Raises Skip for a case that the dump does not hold. Raises DumpError, after everything was put into `dump`, for
-        ids of another input, or where a tap is missing that every dump has to show.
+        Raises Skip for a case that the dump does not hold. Raises DumpError for ids of another input, or where a
+        required tap is missing, but only after everything was put into `dump`.
         """
         assert self._target is not None, "open() comes first"
         if case.name not in self._manifest.cases:

@@ -230,9 +230,9 @@ class _Judge:
 class _Truth:
     """The reference on a probe: says whether what stood still had to move. It runs only where something stood still.
 
-    A change smaller than the peer's own legal error may vanish in a rounding, such as a softmax weight of 1e-4 in
-    bfloat16. Let two runs of the peer be equal to the bit, and their truths Δ apart. Then at least one run has an error
-    of ‖Δ‖ / 2 or more. So where Δ is several times the control's error, no legal rounding hid it.
+    A change smaller than the peer's own legal error may vanish in a rounding: a softmax weight of 1e-4 in bfloat16,
+    say. Let two runs of the peer be equal to the bit, and their truths Δ apart. Then at least one run has an error of
+    ‖Δ‖ / 2 or more. So where Δ is several times the control's error, no legal rounding hid it.
     """
 
     def __init__(self, target: Target, dtype: DType, probe: Probe, wanted: set[str]) -> None:
@@ -246,7 +246,7 @@ class _Truth:
         """bool (B, positions shown): where the truth moves by more than roundings could hide.
 
         It is False everywhere once LOOKED_AT runs were compared. The first question about a run walks no further than
-        its tap, which is most often an early one, and the only one.
+        its tap. Most often that is an early one, and no other follows.
         """
         if run not in self._clear and len(self._clear) < LOOKED_AT:
             self._clear[run] = self._compared(run, tap)

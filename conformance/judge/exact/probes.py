@@ -1,7 +1,7 @@
 """Probes: inputs in which one thing is changed, and what may move then by the rules of attention.
 
 A model's masks can be seen from outside: change one token and see which positions' outputs have other bits. Every input
-of a probe has the shapes of its base, so an output that depends on nothing that was changed keeps its bits. An output
+of a probe has the shapes of its base. So an output that depends on nothing that was changed keeps its bits. An output
 that moved and must not is proof of a leak. One that stayed and had to move is blind.
 
 The rules are written here a second time, as plain matrices and from the description of the model. If the reference's
@@ -151,8 +151,8 @@ def _length(part: TextConfig, reach: int) -> int:
 def chosen(length: int, back: int) -> list[int]:
     """The positions to change: all of a short row, five of a long one.
 
-    The five are both ends, the middle, the farthest key that the last query sees (`back` keys behind it), and the one
-    beyond that. Every position's output is looked at.
+    The five are both ends, the middle, the farthest key that the last query sees, and the one beyond it. That key is
+    `back` positions behind the query. Every position's output is looked at.
     """
     if length <= ALL_POSITIONS:
         return list(range(length))
