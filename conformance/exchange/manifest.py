@@ -1,4 +1,4 @@
-"""Reads the manifest.json of a dump, untrusted: checks every entry, and names what is wrong by its path."""
+"""Reads a dump's manifest.json, which is untrusted: checks every entry, and names what is wrong by its path."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Declared:
     """What a program says of itself and of its arrays.
 
     Args:
-        name, dtype, versions: of the program.
-        layouts: tap or glob → axes in letters; without an entry the table's.
+        name, dtype, versions: those of the program.
+        layouts: tap or glob → axes in letters; a tap without an entry has the table's.
         stored: tap or glob → "uint8" for a mask of 0 and 1, "float32" for values of a half type.
     """
 
@@ -38,7 +38,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Shown:
-    """One call: its file, and tap → tensor in it; None for every tensor under its own name."""
+    """One call: its file, and tap → tensor in it. None: each tensor is called as its tap is."""
 
     file: str
     taps: dict[str, str] | None = None
@@ -46,7 +46,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A dump's manifest. The checkpoint is known by its name, its fingerprint (see `describe`), or both."""
+    """A dump's manifest. It names its checkpoint, and may have the fingerprint that `case_words` makes."""
 
     peer: Declared
     checkpoint: str
@@ -55,7 +55,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a dump folder; DumpError says what is wrong with it."""
+    """The manifest of a dump folder. Raises DumpError, which says what is wrong with it."""
     if not folder.is_dir():
         raise DumpError("no such folder")
     raw = _object(_json(confined(folder, "manifest.json")), "manifest.json")
@@ -89,7 +89,7 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
 
 
 def _checkpoint(value: object) -> tuple[str, str]:
-    """Name and fingerprint, the latter "" where there is none."""
+    """The checkpoint's name, and its fingerprint or ""."""
     if not isinstance(value, dict):
         return _text(value, "checkpoint"), ""
     mark = value.get("fingerprint", "")
@@ -108,7 +108,7 @@ def _calls(value: object, where: str) -> list[Shown]:
 
 
 def _taps(value: object, where: str) -> dict[str, str] | None:
-    """{tap: tensor}, a list of names that are both, or nothing, for all that the file holds."""
+    """{tap: tensor}; a list has names that are both. None stands for everything that the file holds."""
     if isinstance(value, list):
         names = [_text(name, where) for name in value]
         if len(set(names)) < len(names):

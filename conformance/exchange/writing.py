@@ -18,7 +18,7 @@ Put = Callable[[str, Array], None]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its name at the end of the block; after an error nothing is left."""
+    """A temporary path that takes the name `path` at the end of the block; after an error nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
@@ -34,7 +34,7 @@ def text(path: Path, content: str) -> None:
 
 
 def tensors(path: Path, arrays: Mapping[str, Array]) -> None:
-    """One safetensors file of arrays that are there already."""
+    """Write one safetensors file of arrays that are all in memory."""
     with streaming(path, {name: (array.dtype, array.shape) for name, array in arrays.items()}) as put:
         for name, array in arrays.items():
             put(name, array)
@@ -42,8 +42,9 @@ def tensors(path: Path, arrays: Mapping[str, Array]) -> None:
 
 @contextmanager
 def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Iterator[Put]:
-    """A safetensors file whose tensors come one by one, in any order, by the function `put(name, array)` that the
-    block is given: the header is written first, each tensor in its place.
+    """Write a safetensors file whose tensors come one by one, in any order.
+
+    The block gets a function `put(name, array)`. The header is written first, then each tensor in its place.
 
     Args:
         declared: name → type and shape of every tensor that will come.

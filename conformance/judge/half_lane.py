@@ -1,6 +1,6 @@
-"""The local anchor of a half-precision lane: with bounds and oracles with defects beside truth and controls.
+"""The local anchor of a half-precision lane. Bounds and oracles with defects walk beside truth and controls.
 
-A tap is measured on the way, and the case is judged when it has been walked (`measure/half.py`, `patterns.py`).
+Each tap is measured on the way, and the case is judged once it has been walked (`measure/half.py`, `patterns.py`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class HalfLane:
 
     Args:
         config: of the model, whose attention heads are looked at one by one.
-        whole: the peer shows every tap. Bounds and patterns are those of single operations: only then they walk along.
-        at_once: judge each tap by itself as soon as it is met; else all of a case together, at the end.
+        whole: whether the peer shows every tap. Only then do bounds and patterns walk along, which are of single
+            operations.
+        at_once: whether each tap is judged by itself as soon as it is met; else the whole case is judged at the end.
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class HalfLane:
 
 
 def _blamed(signature: Signature, found: Mapping[Place, Finding]) -> Iterator[tuple[Place, Finding]]:
-    """The finding with which a defect that is there, or one akin to it, fails the first of its taps; none if something
-    else did."""
+    """The finding by which a named defect, or one akin to it, fails the first of its taps; none where one of them fails
+    already."""
     places = [p for p in found if fnmatchcase(p[1], signature.tap) or kind_of(p[1]) == signature.tap]
     if not (signature.named or signature.akin) or any(not found[p].passed for p in places):
         return

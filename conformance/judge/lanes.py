@@ -1,4 +1,4 @@
-"""The two lanes that need truth and controls alone: float32 by the worst token, and any type from the ids on."""
+"""Two lanes that need truth and controls alone: local float32 by the worst token, cumulative by the median token."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ class SingleLane:
 
 
 class CumulativeLane:
-    """From the ids on, in any type: a tap is judged at the end, by its median token, once it is known how large an
-    error is typical of it over all calls."""
+    """Any type under the cumulative anchor: a tap is judged at the end, by its median token.
+
+    Only then is it known how large an error is typical of the tap over all calls.
+    """
 
     def __init__(self, dtype: DType, distances: Distances) -> None:
         self.dtype, self._distances = dtype, distances
@@ -61,8 +63,10 @@ class CumulativeLane:
         return Finding(meeting.tap.name, meeting.call, "pass")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
-        """Of a stack that has few tokens the largest typical error along it counts: one chain of roundings can be
-        short by luck."""
+        """Judge every tap by the error that is typical of it.
+
+        In a stack of few tokens the largest typical error along it counts: one chain's error can be small by luck.
+        """
         parts, along = defaultdict[str, list[Errors]](list), defaultdict[str, float](float)
         for tap, _, errors in self._pending:
             parts[tap.name].append(errors)
@@ -79,6 +83,6 @@ class CumulativeLane:
 
 
 def measured(meeting: Meeting, dtype: DType, distances: Distances) -> Finding | Errors:
-    """The errors of a tap, or the finding of one that cannot be compared, is a mask, or is not finite."""
+    """The errors of a tap; its finding, where it cannot be compared, is a mask, or is not finite."""
     m = meeting
     return errors_of(m.tap, m.call, m.peer, m.truth, m.controls, m.valid, dtype, distances)

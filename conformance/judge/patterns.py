@@ -1,7 +1,7 @@
-"""Defects of rounding, looked for by their pattern: oracles with a defect walk beside the truth.
+"""Looks for defects of rounding by their pattern: oracles with a defect walk beside the truth.
 
-At a tap where a defect can show, the peer's error is regressed on the defect's pattern (oracle with it − oracle), on
-the errors of the legal profiles and on the patterns of the other defects that show there, all in units of the
+At a tap where a defect can show, the peer's error is regressed on three things: the defect's pattern (oracle with
+it − oracle), the errors of the legal profiles, and the patterns of other defects there. All are in units of the
 worst-case bound. A coefficient of 1 is the defect; a legal peer is at 0, whatever its rounding. How sure it is comes
 from clusters (`measure/regression.py`), and from what the pattern's coefficient is in the error of legal runs.
 """
@@ -34,10 +34,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "D51": ("attention",),
     "D52": ("act_fn", "activation_fn"),
 }
-"""Defect → endings of the taps where it shows."""
+"""Defect → endings of the names of taps where it shows."""
 
 MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",))
-"""Each is one oracle: the defects of one never show at the same tap, since every tap starts from the peer's value."""
+"""Each is one oracle. Its defects never show at the same tap, since every tap starts from the peer's value."""
 
 
 def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
@@ -56,8 +56,11 @@ def shown_at(name: str) -> list[str | None]:
 
 
 def signatures(measured: Sequence[Measured]) -> list[Signature]:
-    """One entry a defect: the first tap that names it; else the kind of tap, all layers together, that does; else
-    likewise where a part of it is; else where there was the most power to tell."""
+    """One signature for each defect, from the place that tells most.
+
+    That is the first tap that names it, else the first kind of tap that does, over all layers. Else it is the first
+    place where a part of it is, else the place with the most power.
+    """
     found: dict[str, list[Signature]] = defaultdict(list)
     pools: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
@@ -70,7 +73,7 @@ def signatures(measured: Sequence[Measured]) -> list[Signature]:
 
 
 def _telling(entries: Sequence[Signature]) -> Signature:
-    """Single taps come first, in the order of the computation."""
+    """The signature that tells most. Single taps come first, in the order of the computation."""
     telling = next((t for v in ("named", "akin", "partly") if (t := [s for s in entries if s.verdict == v])), [])
     return telling[0] if telling else min(entries, key=lambda s: s.error)
 
@@ -134,5 +137,5 @@ def _verdict(coefficient: float, usual: float, noise: float, error: float, expla
 
 
 def rows(values: Sequence[Any], name: str) -> list[Any]:
-    """Of the oracles' values at a tap, those that show something there."""
+    """The values of those oracles whose defects can show at this tap."""
     return [value for value, defect in zip(values, shown_at(name), strict=True) if defect is not None]

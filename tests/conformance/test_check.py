@@ -457,7 +457,7 @@ def test_few_taps_are_said(tmp_path: Path, check: Check) -> None:
     status, lines, _ = check(write(tmp_path, dtype="bfloat16"))
     text = "\n".join(lines)
     assert status == 0
-    assert "note: stranger shows 16 of 317 taps (case short): a fault is placed between two of them" in text
+    assert "note: stranger shows 16 of 317 taps (case short): a mistake can only be placed between two of them" in text
     assert "a peer in half precision shows few taps" in text
     assert "of the worst case that legal rounding can do" not in text
 

@@ -551,12 +551,12 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
     """Python's own exit status for an error is 1, which would read as DEVIATES."""
 
     def judge(*_: Any) -> Any:
-        raise RuntimeError("the reference never came by 3 declared taps")
+        raise RuntimeError("the reference never reached 3 declared taps")
 
     monkeypatch.setattr(session, "judge", judge)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines) == (3, ["VERDICT: INCOMPLETE - the suite itself failed"])
-    assert "RuntimeError: the reference never came by 3 declared taps" in err
+    assert "RuntimeError: the reference never reached 3 declared taps" in err
     assert "this says nothing about a peer" in err
 
 

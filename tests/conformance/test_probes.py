@@ -465,7 +465,7 @@ def test_rows_that_depend_on_rows(target: Target) -> None:
     found = examined(mixed, target, "probe-encoder")
     wrong = next(f for f in found if not f.passed)
     assert (wrong.tap, wrong.status) == (AT, "mask")
-    assert "nothing was changed: rows depend on rows" in wrong.detail
+    assert "nothing was changed: rows depend on each other" in wrong.detail
 
 
 def test_a_tap_given_twice(target: Target) -> None:
