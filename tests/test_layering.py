@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ("conformance", "what every room needs: target, checkpoints, activations", "errors arrays progress"),
     ("conformance/cases", "What is asked?", "case ingredients | catalogue plan | __init__"),
     ("conformance", "", "target activations | checkpoints"),
-    ("conformance/measure", "How far is one tap?", "distance limits words | finding match sums logits"),
+    ("conformance/measure", "How far is one tap?", "distance limits words | finding match sums logits regression"),
     (
         "conformance/measure",
         "",

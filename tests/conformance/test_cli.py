@@ -381,7 +381,7 @@ def test_deviates_at_its_tap(run: Run, tmp_path: Path) -> None:
     ("status", "change"),
     [
         ("missing", lambda value: None),
-        ("dtype", lambda value: value.astype(np.float64)),
+        ("dtype", lambda value: value.astype(np.float16)),
         ("nan", lambda value: np.where(np.arange(value.size).reshape(value.shape) == 3, np.nan, value).astype("f4")),
     ],
 )
