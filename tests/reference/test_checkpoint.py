@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from geometry import smallest_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,32 +27,13 @@ from t5g2ref.checkpoint.file import CHUNK, SafetensorsFile, convert
 from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, load, save
 from t5g2ref.checkpoint.header import FLOATS, HeaderError, parse_header
 from t5g2ref.checkpoint.tensor import STORED
-from t5g2ref.config import Config, ConfigError, Rope, Ropes, TextConfig, VisionConfig
+from t5g2ref.config import Config, ConfigError
 from t5g2ref.params import TIED, canonical, hub_name, shapes
 from t5g2ref.weights import arrays
 
 EMBED = "encoder.text_model.embed_tokens.weight"
 NORM = "decoder.norm.weight"
 Flat = dict[str, np.ndarray[Any, Any]]
-
-
-def tiny() -> Config:
-    text = TextConfig(
-        vocab_size=61,
-        hidden_size=12,
-        intermediate_size=14,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=10,
-        max_position_embeddings=128,
-        rms_norm_eps=1e-6,
-        query_pre_attn_scalar=14,
-        sliding_window=5,
-        layer_types=("sliding_attention", "full_attention"),
-        rope_parameters=Ropes(Rope(1e4), Rope(1e6, 8.0)),
-    )
-    return Config(text, text, VisionConfig(20, 28, 2, 5, 32, 8), 4, 50, 51, 52, num_labels=3)
 
 
 def values(config: Config, head: Any = "lm") -> Flat:
@@ -68,7 +50,7 @@ def write(path: Path, tensors: Flat) -> None:
 
 def plain(folder: Path, change: Callable[[Flat], None] = lambda flat: None, config: Config | None = None) -> Path:
     """Write a float32 checkpoint in the Hub's layout, after `change` to its canonical tensors."""
-    config = config or tiny()
+    config = config or smallest_config()
     flat = values(config)
     change(flat)
     folder.mkdir(exist_ok=True)
@@ -85,7 +67,7 @@ def plain(folder: Path, change: Callable[[Flat], None] = lambda flat: None, conf
 @pytest.mark.parametrize("shard_bytes", [None, 5000])
 @pytest.mark.parametrize("tied", [False, True])
 def test_saved_is_loaded(tmp_path: Path, stored: str, layout: Any, shard_bytes: int | None, tied: bool) -> None:
-    config, flat = tiny(), values(tiny())
+    config, flat = smallest_config(), values(smallest_config())
     backwards = reversed(flat.items())  # any order will do
     save(tmp_path, config, backwards, dtype=stored, layout=layout, shard_bytes=shard_bytes, write_tied=tied)
     assert (len(list(tmp_path.glob("*.safetensors"))) == 1) == (shard_bytes is None)
@@ -106,7 +88,7 @@ def test_saved_is_loaded(tmp_path: Path, stored: str, layout: Any, shard_bytes: 
 @pytest.mark.parametrize("layout", ["hub", "transformers"])
 def test_prefix_is_optional(tmp_path: Path, prefix: str, layout: Any) -> None:
     plain(tmp_path)
-    flat = values(tiny())
+    flat = values(smallest_config())
     names = {name: prefix + hub_name(name, layout).removeprefix("model.") for name in flat}
     write(tmp_path / "model.safetensors", {names[name]: array for name, array in flat.items()})
     loaded = dict(arrays(load(tmp_path)[1]))
@@ -115,8 +97,8 @@ def test_prefix_is_optional(tmp_path: Path, prefix: str, layout: Any) -> None:
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32", "float64"])
 def test_the_safetensors_library_reads_what_is_written(tmp_path: Path, stored: str) -> None:
-    flat = values(tiny())
-    save(tmp_path, tiny(), flat.items(), dtype=stored)
+    flat = values(smallest_config())
+    save(tmp_path, smallest_config(), flat.items(), dtype=stored)
     header = json.loads((tmp_path / "model.safetensors").read_bytes()[8:].split(b"}}")[0] + b"}}")
     assert header["__metadata__"] == {"format": "pt"}
     with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
@@ -183,7 +165,7 @@ def test_more_than_one_chunk(tmp_path: Path) -> None:
 
 
 def test_classification_head_is_found(tmp_path: Path) -> None:
-    config = tiny()
+    config = smallest_config()
     flat = values(config, "classification")
     save(tmp_path, config, flat.items(), shapes=shapes(config, "classification"))
     _, root = load(tmp_path)
@@ -202,7 +184,7 @@ def test_the_hub_cache_layout_is_read(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (snapshot / name).rename(blobs / name)
         (snapshot / name).symlink_to(Path("../../blobs") / name)
-    assert load(snapshot)[0] == tiny()
+    assert load(snapshot)[0] == smallest_config()
 
 
 def peer_names(config: Config) -> list[str]:
@@ -220,10 +202,10 @@ def test_transformers_loads_what_is_written(tmp_path: Path, layout: Any) -> None
     import torch
     import transformers
 
-    flat = values(tiny())
-    save(tmp_path, tiny(), flat.items(), layout=layout, shard_bytes=9000)
+    flat = values(smallest_config())
+    save(tmp_path, smallest_config(), flat.items(), layout=layout, shard_bytes=9000)
     cls = transformers.T5Gemma2ForConditionalGeneration
-    if layout == "transformers" and any("vision_model" in key for key in peer_names(tiny())):
+    if layout == "transformers" and any("vision_model" in key for key in peer_names(smallest_config())):
         pytest.skip("this release of transformers knows the Hub's layout alone")
     model, info = cls.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -232,7 +214,7 @@ def test_transformers_loads_what_is_written(tmp_path: Path, layout: Any) -> None
         assert np.array_equal(state[name].numpy(), array), name
     model.save_pretrained(tmp_path / "theirs")
     config, root = load(tmp_path / "theirs")
-    assert config == replace(tiny(), dtype="float32")
+    assert config == replace(smallest_config(), dtype="float32")
     assert all(np.array_equal(array, flat[name]) for name, array in arrays(root))
 
 
@@ -285,7 +267,7 @@ def test_tied_names_must_equal_their_source(tmp_path: Path, alias: str) -> None:
 
 def test_a_tied_name_may_have_another_dtype(tmp_path: Path) -> None:
     plain(tmp_path, lambda flat: flat.update({"lm_head.out_proj.weight": flat[EMBED].astype(np.float64)}))
-    assert load(tmp_path)[0] == tiny()
+    assert load(tmp_path)[0] == smallest_config()
 
 
 def test_a_negative_zero_is_no_zero(tmp_path: Path) -> None:
@@ -323,7 +305,7 @@ def test_a_config_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match="no such file"):
         load(tmp_path)
-    assert load(tmp_path, config=tiny())[0] == tiny()
+    assert load(tmp_path, config=smallest_config())[0] == smallest_config()
 
 
 # ---- folders and shards --------------------------------------------------------------------------------------
@@ -555,9 +537,9 @@ def test_any_header_is_an_order_or_a_header_error(data: bytes, more: int) -> Non
 
 
 def test_writing_narrows_once(tmp_path: Path) -> None:
-    flat = values(tiny())
+    flat = values(smallest_config())
     flat[NORM] = np.full(12, 1 + 2.0**-8 + 2.0**-40)
-    save(tmp_path, tiny(), flat.items())
+    save(tmp_path, smallest_config(), flat.items())
     assert load(tmp_path)[1].decoder.norm.weight[0] == 1 + 2.0**-7
 
 
@@ -571,42 +553,42 @@ def cases() -> Iterator[tuple[str, Callable[[Flat], Any], str]]:
 @pytest.mark.parametrize(("change", "words"), [case[1:] for case in cases()], ids=[case[0] for case in cases()])
 @pytest.mark.parametrize("shard_bytes", [None, 3000])
 def test_a_refused_write_leaves_nothing(tmp_path: Path, change: Any, words: str, shard_bytes: int | None) -> None:
-    flat = values(tiny())
+    flat = values(smallest_config())
     change(flat)
     with pytest.raises(WeightsError, match=words):
-        save(tmp_path, tiny(), flat.items(), shard_bytes=shard_bytes)
+        save(tmp_path, smallest_config(), flat.items(), shard_bytes=shard_bytes)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     def some() -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-        yield from list(values(tiny()).items())[:5]
+        yield from list(values(smallest_config()).items())[:5]
         assert all("writing" in path.name for path in tmp_path.iterdir())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, tiny(), some())
+        save(tmp_path, smallest_config(), some())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_refuses_what_it_would_spoil(tmp_path: Path) -> None:
-    flat = values(tiny())
+    flat = values(smallest_config())
     twice = itertools.chain(flat.items(), [(NORM, flat[NORM])])
     with pytest.raises(WeightsError, match=f"{NORM} was given already"):
-        save(tmp_path, tiny(), twice)
+        save(tmp_path, smallest_config(), twice)
     with pytest.raises(WeightsError, match="shard_bytes is 0"):
-        save(tmp_path, tiny(), flat.items(), shard_bytes=0)
+        save(tmp_path, smallest_config(), flat.items(), shard_bytes=0)
     with pytest.raises(WeightsError, match="dtype is 'int4'"):
-        save(tmp_path, tiny(), flat.items(), dtype="int4")
-    save(tmp_path, tiny(), flat.items())
+        save(tmp_path, smallest_config(), flat.items(), dtype="int4")
+    save(tmp_path, smallest_config(), flat.items())
     with pytest.raises(WeightsError, match="already there, expected a folder without weights"):
-        save(tmp_path, tiny(), flat.items())
+        save(tmp_path, smallest_config(), flat.items())
 
 
 def test_no_shard_passes_its_limit(tmp_path: Path) -> None:
-    save(tmp_path, tiny(), values(tiny()).items(), shard_bytes=4000)
+    save(tmp_path, smallest_config(), values(smallest_config()).items(), shard_bytes=4000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == 2 * sum(array.size for array in values(tiny()).values())
+    assert index["metadata"]["total_size"] == 2 * sum(array.size for array in values(smallest_config()).values())
     files = sorted(set(index["weight_map"].values()))
     assert files == sorted(path.name for path in tmp_path.glob("*.safetensors"))
     for name in files:

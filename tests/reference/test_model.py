@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import seeded_weights
+from geometry import seeded_weights
 from helpers import U32, U64, Array, close, frozen, generator, on_grid, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
