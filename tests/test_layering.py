@@ -10,15 +10,13 @@ import ast
 import io
 import json
 import re
-import subprocess
-import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 
 # From the ground up: a room and its files. Files between two bars know nothing of each other; a file knows those behind
@@ -236,8 +234,7 @@ def test_nobody_imports_the_cuda_backend(file: str) -> None:
 def loaded(statement: str) -> set[str]:
     """Top-level names in sys.modules after `statement` in a fresh interpreter."""
     program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = python("-W", "error", "-c", program)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 

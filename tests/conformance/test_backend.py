@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import same_bits
+from judging import judged
+from processes import python
 from standin import Device, devices  # noqa: F401 (a fixture)
 from test_ratio import SHAPES
 
@@ -25,8 +26,6 @@ from conformance.arrays import to_backend, to_host
 from conformance.cases import catalogue as cases
 from conformance.checkpoints import resolve
 from conformance.errors import PeerUnavailable
-from conformance.judge.judge import judge
-from conformance.judge.judgement import Judgement
 from conformance.measure.distance import Distances, Fused, distances
 from conformance.measure.finding import Finding
 from conformance.measure.ratio import examine
@@ -68,15 +67,6 @@ class Faulty(ReferencePeer):
         if name == self._tap:
             value = self._nx.cast(self._nx.wide(value) * self._factor)  # what is shown is what is gone on with
         return super()._shown(dump, name, value)
-
-
-def judged(peer: Any, target: Target, name: str) -> Judgement:
-    (case,) = cases.select(cases.build(target.config), [name])
-    peer.open(target)
-    try:
-        return judge(peer, target, case)
-    finally:
-        peer.close()
 
 
 # The reference as a peer
@@ -401,7 +391,8 @@ def test_the_new_pages_import_no_library() -> None:
     pages = ("measure.distance", "arrays", "activations", "checkpoints", "peers.find", "peers.reference")
     imports = ", ".join(f"conformance.{page}" for page in pages)
     code = f"import sys, {imports}\nassert not {{'torch', 'cupy'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 # Synthetic tensors, made ahead

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dumping import TINY, Array, Calls, case_of, edit, tiny, write
+from processes import python
 
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
@@ -27,7 +26,6 @@ from conformance.peers.protocol import Skip
 from t5g2ref import bundled
 from t5g2ref.checkpoint.header import ANY
 
-ROOT = Path(__file__).resolve().parents[2]
 Result = tuple[int, list[str], str]
 Check = Callable[..., Result]
 
@@ -550,14 +548,7 @@ def test_the_other_bundled_checkpoint_is_another(tmp_path: Path) -> None:
 def test_a_process_of_its_own(tmp_path: Path) -> None:
     folder = write(tmp_path, change=at(LAYER, lambda x: x + 1))
     arguments = ["check", str(folder), "--ckpt", TINY, "--case", "short"]
-    done = subprocess.run(
-        [sys.executable, "-m", "conformance", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = python("-m", "conformance", *arguments)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 21 cases) at {LAYER}")
     assert "Traceback" not in done.stdout + done.stderr

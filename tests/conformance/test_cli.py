@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import ROOT, python
 
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
@@ -38,7 +39,6 @@ from t5g2ref.backend import BackendError
 from t5g2ref.config import Config
 from t5g2ref.trace import Trace
 
-ROOT = Path(__file__).resolve().parents[2]
 Change = Callable[[int, str, Any], Any]
 
 
@@ -119,15 +119,7 @@ def process(*arguments: str, code: str = "", **environment: str) -> subprocess.C
         else ["-c", f"{code}\nfrom conformance.__main__ import main\nsys.exit(main())"]
     )
     given = {k: v for k, v in os.environ.items() if not k.startswith(("T5G2REF_", "HF_"))}
-    return subprocess.run(
-        [sys.executable, *start, *arguments],
-        cwd=ROOT,
-        env=given | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return python(*start, *arguments, env=given | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"} | environment)
 
 
 def strictly(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 import textwrap
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from dumping import TINY, case_of, tiny
+from processes import ROOT, python
 
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
@@ -28,8 +28,6 @@ from conformance.judge.judgement import Judgement
 from conformance.peers.process import ProcessPeer, create
 from conformance.peers.protocol import Skip
 from conformance.target import Target
-
-ROOT = Path(__file__).resolve().parents[2]
 
 HELLO = {"name": "port", "dtype": "float32", "versions": {"port": "2.0"}, "taps": ["*"]}
 
@@ -139,14 +137,7 @@ def test_the_public_command(start: Start) -> None:
     peer = start(honest("lambda t, c, calls: calls"), opened=False)
     name = peer.name.replace("process:", "process:float32:")
     arguments = ["--peer", name, "--ckpt", TINY, "--case", "short", "--lane", "fp32", "--no-progress"]
-    done = subprocess.run(
-        [sys.executable, "-m", "conformance", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python("-m", "conformance", *arguments, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["VERDICT: CONFORMS (on 1 of 21 cases)"], done.stderr
     assert done.returncode == 0
 
@@ -336,7 +327,7 @@ def test_the_end_of_python_ends_it(tmp_path: Path) -> None:
     program = (
         f"from conformance.exchange.channel import Channel\nc = Channel({argv!r})\nc.ask({{'hello': 1}}, 20)\n1 / 0"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    python("-c", program)
     assert gone(tmp_path)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import Array, close, generator, same_bits
+from processes import python
 
 import t5g2ref
 from conformance.cases.case import Case
@@ -24,7 +22,6 @@ from t5g2ref.config import PRESETS, Config
 from t5g2ref.generate.greedy import greedy, start_ids
 from t5g2ref.model import T5Gemma2
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40  # more than twice the decoder's window
 
 
@@ -373,9 +370,7 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "status"), [(["--help"], 0), (["describe", "270m"], 0), (["describe", "nowhere"], 2)]
 )
 def test_as_a_process(arguments: list[str], status: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "t5g2ref", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = python("-m", "t5g2ref", *arguments)
     assert done.returncode == status
     assert bool(done.stdout) == (status == 0)
     assert "Traceback" not in done.stderr
