@@ -1,4 +1,4 @@
-"""A device that every machine has: `strict.py`'s arrays behind what the suite asks of CuPy beyond the model's needs.
+"""A device that every machine has: `strict_arrays.py` behind what the suite asks of CuPy beyond the model's needs.
 
 Its arrays say that they lie on a device, come down by `get`, and are reduced by kernels written in C's expressions.
 """
@@ -75,7 +75,7 @@ class Device(StrictBackend):
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`strict.py`'s arrays have what those of a device library have, beyond what the model uses."""
+    """`strict_arrays.py`'s arrays have what those of a device library have, beyond what the model uses."""
     for name, keywords in {"view": (), "get": ()}.items():
         monkeypatch.setitem(strict.METHODS, name, keywords)
     monkeypatch.setitem(strict.FUNCTIONS, "empty", ("dtype",))
