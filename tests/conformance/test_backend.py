@@ -9,16 +9,18 @@ import json
 import math
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run, ran
 from helpers import same_bits
 from judging import judged
+from one_tap import MASK, SHAPES, VALUES
 from processes import python
-from standin import Device, devices  # noqa: F401 (a fixture)
-from test_ratio import SHAPES
+from standin import Device
 
 from conformance import checkpoints
 from conformance.activations import Dump
@@ -37,12 +39,9 @@ from t5g2ref import bundled, params
 from t5g2ref.backend import NUMPY, Backend, BackendError, find
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType, to_grid
-from t5g2ref.taps import Tap
 
 TYPES = ("float32", "bfloat16", "float16")
 SOME = ("short", "padded-left-cached", "images", "far-positions", "loss", "sequence-single")
-VALUES = Tap("decoder.norm", "B T D", "decoder", "norm:out")
-MASK = Tap("decoder.layers.0.self_attn.mask", "B T S", "decoder", "self_attn:mask")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def target() -> Target:
 
 
 @pytest.fixture
-def far(devices: None) -> Target:  # noqa: F811
+def far(devices: None) -> Target:
     """The same checkpoint on the stand-in device."""
     return resolve("tiny-even", synthetic=False, backend=Device())[0]
 
@@ -185,7 +184,7 @@ def test_one_wait_and_few_launches_a_tap(far: Target) -> None:
 
 
 @pytest.mark.parametrize("letters", SHAPES)
-def test_fused_distances(letters: str, devices: None) -> None:  # noqa: F811
+def test_fused_distances(letters: str, devices: None) -> None:
     axes, shape, _ = SHAPES[letters]
     rng, device = np.random.default_rng(7), Device()
     truth = rng.normal(size=shape)
@@ -218,7 +217,7 @@ def test_a_signalling_nan_fails_without_a_warning() -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("status", "change"), GATES)
-def test_gates_on_a_device(status: str, change: Any, dtype: str, devices: None) -> None:  # noqa: F811
+def test_gates_on_a_device(status: str, change: Any, dtype: str, devices: None) -> None:
     """The same finding as NumPy's, word for word; token 9 is padding, and a NaN there fails too."""
     device, kind = Device(), HALF.get(dtype, np.float32)
     truth = np.random.default_rng(3).normal(size=(2, 5, 16))
@@ -235,7 +234,7 @@ def test_gates_on_a_device(status: str, change: Any, dtype: str, devices: None) 
     assert (seen.detail, seen.token, seen.tokens) == (expected.detail, expected.token, expected.tokens)
 
 
-def test_masks_on_a_device(devices: None) -> None:  # noqa: F811
+def test_masks_on_a_device(devices: None) -> None:
     device = Device()
     truth, valid = np.tri(4, 6, dtype=bool)[None].repeat(2, axis=0), np.array([[True] * 4, [True] * 2 + [False] * 2])
     peer = truth.copy()
@@ -256,7 +255,7 @@ def test_masks_on_a_device(devices: None) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "bool", "int64"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_there_and_back(shape: tuple[int, ...], dtype: Any, devices: None) -> None:  # noqa: F811
+def test_there_and_back(shape: tuple[int, ...], dtype: Any, devices: None) -> None:
     device = Device()
     value = np.asarray(np.random.default_rng(1).normal(size=shape) * 9).astype(HALF.get(dtype, dtype))
     there = to_backend(value, device)
@@ -299,7 +298,7 @@ def test_a_peer_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == f"peer t5g2ref:cupy:float32: {why.value}"
 
 
-def test_the_judge_s_own_backend_is_shared(devices: None) -> None:  # noqa: F811
+def test_the_judge_s_own_backend_is_shared(devices: None) -> None:
     """Two of one device would keep two pools of memory."""
 
     class Named(Device):
@@ -316,23 +315,15 @@ def test_the_judge_s_own_backend_is_shared(devices: None) -> None:  # noqa: F811
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def command(capsys: pytest.CaptureFixture[str]) -> Run:
     """`command(*arguments)` → exit status, lines on stdout, stderr."""
     pytest.importorskip("rich", reason="needs rich: the report is printed with it")
-    from conformance import __main__ as module
-
-    def call(*arguments: str) -> tuple[int, list[str], str]:
-        capsys.readouterr()
-        status = module.main(list(arguments))
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err
-
-    return call
+    return partial(ran, capsys)
 
 
 def test_the_report_names_the_backend(
-    command: Any,
-    devices: None,  # noqa: F811
+    command: Run,
+    devices: None,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -349,28 +340,28 @@ def test_the_report_names_the_backend(
     assert [" ".join(line.split()) for line in lines[1:4]] == ["t5g2ref", "numpy", "case float16 worst place (local)"]
 
 
-def test_the_report_on_numpy_says_no_more_than_before(command: Any, tmp_path: Path) -> None:
+def test_the_report_on_numpy_says_no_more_than_before(command: Run, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     options = ("--ckpt", "tiny-even", "--case", "short", "--json", str(file), "--peer", "t5g2ref:numpy:float32")
     assert command("--backend", "numpy", *options)[0] == 0
     assert set(json.loads(file.read_text())["environment"]) == {"t5g2ref", "numpy", "python"}
 
 
-def test_a_peer_in_two_spellings_is_judged_once(command: Any) -> None:
+def test_a_peer_in_two_spellings_is_judged_once(command: Run) -> None:
     peers = ("--peer", "t5g2ref:numpy:float32") * 2
     _, lines, _ = command("--ckpt", "tiny-even", "--case", "short", *peers)
     assert any(line.startswith("2 comparisons,") for line in lines)  # the case and the exact lane
 
 
 @pytest.mark.parametrize("name", ["tpu", "numpy:1", "cupy:x", "", "NumPy"])
-def test_unknown_backend(name: str, command: Any) -> None:
+def test_unknown_backend(name: str, command: Run) -> None:
     status, lines, err = command("--backend", name)
     assert (status, lines) == (2, [])
     assert err.startswith(f"conformance: no backend is called {name!r}; there are: numpy, cupy")
     assert len(err.splitlines()) == 1
 
 
-def test_backend_that_is_not_to_be_had(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_that_is_not_to_be_had(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     for arguments in (("--backend", "cupy"), ("--peer", "t5g2ref:cupy:float32")):
         status, lines, err = command(*arguments)
@@ -379,7 +370,7 @@ def test_backend_that_is_not_to_be_had(command: Any, monkeypatch: pytest.MonkeyP
         assert len(err.splitlines()) == 1
 
 
-def test_every_form_of_name_is_listed(command: Any) -> None:
+def test_every_form_of_name_is_listed(command: Run) -> None:
     status, lines, _ = command("list", "peers")
     assert status == 0
     assert lines[:2] == names()
@@ -427,7 +418,7 @@ def test_an_error_in_making_one_is_raised() -> None:
         list(checkpoints._made(Tensors(50, bad=7), lambda *_: None))
 
 
-def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:  # noqa: F811
+def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:
     class Full(Device):
         def require(self, bytes_needed: int, what: str) -> None:
             raise BackendError(f"{bytes_needed} bytes for {what}")
@@ -439,7 +430,7 @@ def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:  # no
         assert str(caught.value) == f"{size} bytes for the weights of {name} in float32"
 
 
-def test_synthetic_weights_on_a_device_are_the_same(devices: None) -> None:  # noqa: F811
+def test_synthetic_weights_on_a_device_are_the_same(devices: None) -> None:
     folder, device = str(bundled("tiny-even")), Device()
     (here,), (there,) = (resolve(folder, synthetic=True, backend=backend) for backend in (NUMPY, device))
     assert there.backend is device

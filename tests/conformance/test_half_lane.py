@@ -11,7 +11,7 @@ import pytest
 from helpers import normal, same_bits
 from judging import judged
 from processes import python
-from standin import Device, devices  # noqa: F401 (a fixture)
+from standin import Device
 
 pytest.importorskip("torch", reason="needs torch: its tensors are exchanged")
 pytest.importorskip("transformers", reason="needs transformers: it is judged")
@@ -69,7 +69,7 @@ def test_synthetic_weights_conform(dtype: str) -> None:
         assert result.passed, result.culprit
 
 
-def test_the_judge_may_be_on_a_device_of_its_own(devices: None) -> None:  # noqa: F811
+def test_the_judge_may_be_on_a_device_of_its_own(devices: None) -> None:
     (target,) = resolve(str(bundled("tiny")), synthetic=True, backend=Device())
     for dtype in ("float32", "bfloat16"):
         result = judged(create(f"transformers:eager:{dtype}:cpu", target.backend), target, "short")
@@ -177,7 +177,7 @@ def test_type_and_device_of_a_name(
     count: int,
     shown: str,
     cards: Any,
-    devices: None,  # noqa: F811
+    devices: None,
 ) -> None:
     cards(count)
     peer = create(name, NUMPY if backend is None else on(backend))
@@ -214,7 +214,7 @@ def test_arrays_and_tensors(kind: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_device_s_array_comes_down_for_the_cpu(kind: str, devices: None) -> None:  # noqa: F811
+def test_a_device_s_array_comes_down_for_the_cpu(kind: str, devices: None) -> None:
     """By its own library: this torch may be one for the CPU alone."""
     value = normal("down", 3, 5).astype(KINDS[kind])
     tensor = from_array(to_backend(value, Device()), getattr(torch, kind), "cpu")
