@@ -15,7 +15,7 @@ import weakref
 from typing import IO, Any
 
 from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import from_json
 
 MAX_LINE = 1 << 20  # bytes of an answer
 KEPT = 1 << 12  # bytes of standard error
@@ -58,8 +58,8 @@ class Channel:
         try:
             line = self._exchange(json.dumps(question).encode() + b"\n", time.monotonic() + seconds, seconds)
             try:
-                answer = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
-            except (ValueError, RecursionError):
+                answer = from_json(line)
+            except ValueError:
                 raise self._failed(
                     f"answered {short(line.decode(errors='replace'))}, expected a line of JSON"
                 ) from None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from conformance.exchange.reading import DumpError, confined
 from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import from_json
 from t5g2ref.dtypes import RUN_IN
 
 FORMAT, VERSION = "t5g2ref-dump", 1
@@ -123,8 +122,8 @@ def _json(path: Path) -> Any:
     if len(data) > MAX_BYTES:
         raise DumpError(f"manifest.json: larger than {MAX_BYTES} bytes")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:  # json names line and column
+        return from_json(data)
+    except ValueError as error:  # json names line and column
         raise DumpError(f"manifest.json: not JSON: {short(str(error))}") from error
 
 

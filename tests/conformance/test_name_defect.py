@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: the faults are injected into transformers")
 pytest.importorskip("transformers", reason="needs transformers: the faults are injected into it")
 
-import test_faults_in_transformers as foreign
+import transformers_faults as foreign
 
 from conformance.activations import Dump
 from conformance.cases import catalogue as cases

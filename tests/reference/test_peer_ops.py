@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import HALF
+from processes import ROOT
 
 pytest.importorskip("torch", reason="needs torch: its operations are compared")
 pytest.importorskip("transformers", reason="needs transformers: its modules are compared")
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path.append(str(ROOT / "tools"))
 
 import rounding_distance as distance
 
