@@ -91,7 +91,7 @@ def _eoi(k: Kit) -> Case:
 def _eoi_cached(k: Kit) -> Case:
     ids, decoder_ids = k.ids(2, 9), k.ids(2, 6)
     ids[0, 3] = decoder_ids[0, 2] = decoder_ids[1, 4] = k.config.eoi_token_index
-    run = Run(ids, decoder_ids, splits=(2, 1, 1, 1, 1))
+    run = Run(ids, decoder_ids, splits=(2, 1, 1, 2))  # the id alone in a call, then beside another
     return Case("eoi-cached", "end-of-image id in a cached decoder step", (run,), exposes=("D05", "D28"))
 
 
@@ -105,6 +105,7 @@ def _image(k: Kit) -> Case:
 
 def _images(k: Kit) -> Case:
     long, short = k.image_row(4, 2), k.image_row(4, 1)
+    long[0, 1] = 0  # as in every padded row: a token like any other
     ids = np.full((2, long.shape[1]), k.config.decoder.pad_token_id)
     ids[0], ids[1, : short.shape[1]] = long[0], short[0]
     mask = np.ones(ids.shape, np.int64)
@@ -133,8 +134,13 @@ def _equal(k: Kit) -> Case:
 
 
 def _second_source(k: Kit) -> Case:
-    runs = (Run(k.ids(1, 6), k.ids(1, 4), splits=(2, 2)), Run(k.ids(1, 9), k.ids(1, 4), splits=(3, 1)))
-    return Case("second-source", "another source on the same objects", runs, exposes=("D55",))
+    """A padded source, then one without a mask, both past one side of the window; logits of the last positions."""
+    n = k.config.encoder.sliding_window // 2 + 3
+    ids, mask = k.padded([n, n - 2], "right")
+    padded = Run(ids, k.ids(2, 5), mask, splits=(3, 2), logits_to_keep=2)
+    unpadded = Run(k.ids(2, n + 3), k.ids(2, 4), splits=(3, 1), logits_to_keep=1)
+    exposes = _ids("D32 D38 D39 D55 D69 D70 D81")
+    return Case("second-source", "another source on the same objects, last logits", (padded, unpadded), exposes=exposes)
 
 
 def _loss(k: Kit) -> Case:

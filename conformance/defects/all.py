@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions, vision
+from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions, settings
 from conformance.defects import outputs as heads
+from conformance.defects import steps, vision, windows
 from conformance.defects import uncatalogued as own
 from conformance.defects.injection import Fault
 
-_PARTS = (embedding, norms, positions, masks, padding, attention, cached, vision, heads, arithmetic, own)
+_PARTS = (
+    *(embedding, norms, positions, masks, windows, padding, attention, settings),
+    *(cached, steps, vision, heads, arithmetic, own),
+)
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)
 
