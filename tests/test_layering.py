@@ -55,7 +55,11 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ),
     ("conformance/oracle", "What is right?", "side_by_side run_case worst_case | __init__"),
     ("conformance/defects", "What do ports get wrong?", "catalogue rounding | exposure injection"),
-    ("conformance/defects", "", "arithmetic attention embedding masks norms outputs positions vision | cached padding"),
+    (
+        "conformance/defects",
+        "",
+        "arithmetic attention embedding masks norms outputs positions settings vision | cached padding steps windows",
+    ),
     ("conformance/defects/uncatalogued", "", "attention outputs stream weights | pictures | __init__"),
     ("conformance/defects", "", "all | __init__"),
     ("conformance/exchange", "What crosses the border?", "channel reading writing | manifest layouts case_words"),
@@ -63,7 +67,8 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ("conformance/peers", "Who is asked?", "guard | protocol | reference folder"),
     ("conformance/peers/torch", "", "releases tensors | hooks | transformers | __init__"),
     ("conformance/peers", "", "process entry_points | find | __init__"),
-    ("conformance/judge", "Who is to blame?", "judgement meeting patterns | half_lane lanes logit_watch name_defect"),
+    ("conformance/judge", "Who is to blame?", "faulty_walk judgement meeting patterns"),
+    ("conformance/judge", "", "half_lane lanes logit_watch name_defect"),
     (
         "conformance/judge",
         "",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions, settings
+from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions
 from conformance.defects import outputs as heads
-from conformance.defects import steps, vision, windows
+from conformance.defects import settings as shared
+from conformance.defects import steps as calls
 from conformance.defects import uncatalogued as own
+from conformance.defects import vision as pictures
+from conformance.defects import windows as layers
 from conformance.defects.injection import Fault
 
 _PARTS = (
-    *(embedding, norms, positions, masks, windows, padding, attention, settings),
-    *(cached, steps, vision, heads, arithmetic, own),
+    *(embedding, norms, positions, masks, layers, padding, attention, shared),
+    *(cached, calls, pictures, heads, arithmetic, own),
 )
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)

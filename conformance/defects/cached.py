@@ -101,7 +101,6 @@ FAULTS = [
         status="shape",
         call=5,
         variant="many",
-        alike=("D34",),
     ),
     Fault(
         "D55",

@@ -111,7 +111,6 @@ FAULTS = [
         f"{D}.embed_tokens",
         tapped(f"{D}.embed_tokens", _ordinary_eoi()),
         variant="encoder only",
-        alike=("D06",),
     ),
     Fault(
         "D05",
@@ -120,7 +119,6 @@ FAULTS = [
         f"{E}.embed_tokens",
         tapped(f"{E}.embed_tokens", _ordinary_eoi()),
         variant="decoder only",
-        alike=("D06",),
     ),
     Fault(
         "D05",
@@ -130,7 +128,6 @@ FAULTS = [
         tapped(f"{D}.embed_tokens", _ordinary_eoi(1)),
         call=1,
         variant="cached",
-        alike=("D06",),
     ),
     Fault(
         "D06",

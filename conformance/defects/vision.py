@@ -115,7 +115,6 @@ FAULTS = [
         f"{PROJECTOR}.mm_soft_emb_norm",
         weighed(f"{PROJECTOR}.mm_soft_emb_norm.weight", lambda w, _: w - 1),
         variant="no + 1",
-        alike=("D09",),
     ),
     Fault(
         "D60",

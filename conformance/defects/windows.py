@@ -69,7 +69,7 @@ def _whole_past() -> Injection:
         return lambda config, kind: Band(None, 0) if length == [1] else true(config, kind)
 
     return joined(
-        patched(cache.KeyValue, "last", lambda _: lambda kv, count: kv),
+        patched(cache.KeyValue, "last", lambda _: lambda kv, _: kv),
         patched(decoder, "decoder_band", band),
         patched(decoder, "decode", remembered),
     )
