@@ -79,7 +79,7 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     (
         "conformance/report",
         "What is said?",
-        "candidates document explain result known | document_write junit text | files",
+        "candidates document explain result known spread | document_write junit text | files",
     ),
     ("conformance/report/html", "", "commands masks depth | comparisons | view | page | __init__"),
     ("conformance/report", "", "__init__"),
