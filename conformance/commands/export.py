@@ -236,7 +236,8 @@ What to write. A folder with one safetensors file a call, in the type that the m
 One entry a call; "taps": {"decoder.layers.0": "my tensor"} beside "file" gives names, without it each tensor is called
 as the tap is. The least that a call has to show is its "minimum": the ids as the program saw them, the embeddings,
 the residual after each layer, the encoder's output, and the logits. All that it may show, with axes and shape, is
-"taps". The axes are the letters of "letters"; another order, or heads apart, is declared under "layouts" by name or
+"taps". `k_rope` is what RoPE returns, before any cache; `keys` is what comes out behind it.
+The axes are the letters of "letters"; another order, or heads apart, is declared under "layouts" by name or
 pattern, and `valid` in place of both token axes means that padding was left out. "stored": {"*.mask": "uint8"} declares
 masks of 0 and 1, {"*": "float32"} values of a bfloat16 or float16 model that were widened.
 
