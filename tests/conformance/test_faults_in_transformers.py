@@ -274,7 +274,7 @@ def first_logits(model: Any, patch: pytest.MonkeyPatch) -> None:
         return true(*args, **kwargs)
 
     def moved(module: Any, args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state.roll(count[0], dims=1)
+        output.last_hidden_state = output.last_hidden_state.roll(-count[0], dims=1)
         return output
 
     patch.setattr(model, "forward", forward)
