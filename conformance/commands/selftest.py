@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
     """Run all jobs and put what they found into the outcome, faults in the order of the catalogue."""
     everywhere = options.ckpt in BUNDLED and not options.synthetic and not options.fault
     given = (options.ckpt, options.synthetic, options.calm, options.backend)
-    jobs: list[Job] = [("fault", fault.key, "all" if everywhere else "own") for fault in chosen]
+    jobs: list[Job] = [("fault", fault.key, "all" if everywhere and not fault.near else "own") for fault in chosen]
     jobs += _legal(options, everywhere)
     found: dict[Job, Any] = {}
     reporter.start(len(jobs))

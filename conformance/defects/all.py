@@ -12,6 +12,7 @@ from conformance.defects import uncatalogued as own
 from conformance.defects import vision as pictures
 from conformance.defects import windows as layers
 from conformance.defects.injection import Fault
+from conformance.defects.near import NEAR as NEAR
 
 _PARTS = (
     *(embedding, norms, positions, masks, layers, padding, attention, shared),
@@ -26,6 +27,6 @@ def find(patterns: list[str]) -> list[Fault]:
     chosen = [pattern.upper() for pattern in patterns]
     return [
         fault
-        for fault in FAULTS
+        for fault in (*FAULTS, *NEAR)
         if not chosen or any(fnmatchcase(name.upper(), p) for p in chosen for name in (fault.id, fault.key))
     ]

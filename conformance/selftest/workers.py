@@ -67,7 +67,7 @@ def _bench(ckpt: str, synthetic: bool, calm: bool, backend: str) -> Bench:
 
 def _do(bench: Bench, job: Job) -> Any:
     if job[0] == "fault":
-        (fault,) = (f for f in catalogue.FAULTS if f.key == job[1])
+        (fault,) = (f for f in (*catalogue.FAULTS, *catalogue.NEAR) if f.key == job[1])
         return bench.try_out(fault, everywhere=job[2] == "all")
     return _conforming(bench.targets[job[3]], job[1], cast(DType, job[2]))
 
