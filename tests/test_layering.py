@@ -24,7 +24,7 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room, the question that it answers, and its files. Files between two bars know nothing of each
 # other; a file knows those behind it in earlier groups and earlier rows. A room may have several rows.
 LAYERS: tuple[tuple[str, str, str], ...] = (
-    ("t5g2ref", "the model, flat, in reading order", "trace dtypes"),
+    ("t5g2ref", "the model, flat, in reading order", "trace dtypes files"),
     (
         "t5g2ref/config",
         "the geometry, from config.json",
@@ -58,7 +58,11 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ("conformance/defects", "", "arithmetic attention embedding masks norms outputs positions vision | cached padding"),
     ("conformance/defects/uncatalogued", "", "attention outputs stream weights | pictures | __init__"),
     ("conformance/defects", "", "all | __init__"),
-    ("conformance/exchange", "What crosses the border?", "channel reading writing | manifest layouts case_words"),
+    (
+        "conformance/exchange",
+        "What crosses the border?",
+        "channel reading writing staged | manifest layouts case_words",
+    ),
     ("conformance/exchange", "", "arrange | __init__"),
     ("conformance/peers", "Who is asked?", "guard | protocol | reference folder"),
     ("conformance/peers/torch", "", "releases tensors | hooks | transformers | __init__"),

@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conformance.selftest.false_alarms import TYPES, one, plan
+from t5g2ref.files import write_text
 
 
 def _one_core(turn: Any) -> None:
@@ -50,7 +51,7 @@ def main() -> int:
         for future in as_completed([pool.submit(one, *run, options.cases) for run in plan(options.runs)]):
             results.append(future.result())
             if options.json is not None:
-                options.json.write_text(json.dumps(results), encoding="utf-8")
+                write_text(options.json, json.dumps(results))
             for alarm in results[-1]["alarms"]:
                 print(f"ALARM {results[-1]['variant']}, {results[-1]['dtype']}, seed {results[-1]['seed']}: {alarm}")
             print(f"\r{len(results)} of {options.runs}", end="", file=sys.stderr, flush=True)

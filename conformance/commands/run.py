@@ -52,9 +52,11 @@ def judge_peers(request: Request) -> int:
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
-    report.show(result, report.console(), detail=request.detail)
-    print(result.last_line(), flush=True)
-    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
+    try:
+        report.show(result, report.console(), detail=request.detail)
+        print(result.last_line(), flush=True)
+    finally:  # after the verdict, which a full disk must not cost; and also where nobody reads it
+        files.write(result, request.outputs)
     return result.status
 
 

@@ -22,7 +22,7 @@ from conformance.defects import all as catalogue
 from conformance.defects.injection import Fault
 from conformance.errors import UsageError
 from conformance.progress import Reporter, reporting
-from conformance.report.files import FILES, check_writable
+from conformance.report.files import FILES, check_writable, write_one
 from conformance.selftest import matrix
 from conformance.selftest.legal import LEGAL
 from conformance.selftest.matrix import Outcome
@@ -66,14 +66,17 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _tell(options: argparse.Namespace, outcome: Outcome) -> None:
-    if options.fault:
-        for fault, trial in outcome.pairs():
-            print(matrix.explained(fault, trial), end="\n\n")
-    else:
-        matrix.show(outcome)
-    print(outcome.last_line(), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False) + "\n")
+    try:
+        if options.fault:
+            for fault, trial in outcome.pairs():
+                print(matrix.explained(fault, trial), end="\n\n")
+        else:
+            matrix.show(outcome)
+        print(outcome.last_line(), flush=True)
+    finally:  # a reader who has had enough does not cost the file
+        if options.json is not None:
+            text = json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False)
+            write_one("--json", options.json, text + "\n")
 
 
 def _plain(value: Any) -> Any:
