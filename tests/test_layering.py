@@ -24,7 +24,7 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room, the question that it answers, and its files. Files between two bars know nothing of each
 # other; a file knows those behind it in earlier groups and earlier rows. A room may have several rows.
 LAYERS: tuple[tuple[str, str, str], ...] = (
-    ("t5g2ref", "the model, flat, in reading order", "trace dtypes files"),
+    ("t5g2ref", "the model, flat, in reading order", "trace dtypes files streams"),
     (
         "t5g2ref/config",
         "the geometry, from config.json",
@@ -43,8 +43,8 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     ("t5g2ref/processor", "pictures and text", "image text | __init__"),
     ("t5g2ref", "", "__init__"),
     ("t5g2ref/generate", "words out", "greedy | __init__"),
-    ("t5g2ref", "", "__main__"),
-    ("conformance", "what every room needs: target, checkpoints, activations", "errors arrays progress"),
+    ("t5g2ref", "", "command_line | __main__"),
+    ("conformance", "what every room needs: target, checkpoints, activations", "errors arrays terminal | progress"),
     ("conformance/cases", "What is asked?", "case ingredients | catalogue plan | __init__"),
     ("conformance", "", "target activations | checkpoints"),
     ("conformance/measure", "How far is one tap?", "distance limits words | finding match sums logits"),
@@ -88,7 +88,11 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
         "",
         "__init__",
     ),
-    ("conformance/commands", "What can one type?", "options | request export explain listing | run | check selftest"),
+    (
+        "conformance/commands",
+        "What can one type?",
+        "options | request export explain listing | run | check selftest | command_line",
+    ),
     ("conformance/commands", "", "__init__"),
     ("conformance/examples", "ports to copy from", "hooks_dump forty_lines | __init__"),
     ("conformance", "", "__init__ | __main__"),

@@ -25,6 +25,7 @@ from conformance.report import files
 from conformance.report import text as report
 from conformance.report.result import Result, environment
 from conformance.target import Target
+from conformance.terminal import console
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import HALF
 
@@ -53,7 +54,7 @@ def judge_peers(request: Request) -> int:
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
     try:
-        report.show(result, report.console(), detail=request.detail)
+        report.show(result, console(), detail=request.detail)
         print(result.last_line(), flush=True)
     finally:  # after the verdict, which a full disk must not cost; and also where nobody reads it
         files.write(result, request.outputs)

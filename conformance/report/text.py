@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -22,16 +21,7 @@ from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
-NARROWEST = 40  # columns; a terminal of fewer, or of none, is taken for one that says nothing
-UNWATCHED = 100  # columns where nobody watches: a pipe, a file, a CI log
 LABEL = 18  # columns in front of what a line says
-
-
-def console() -> Console:
-    """Standard output: as wide as the terminal is, or as COLUMNS says; else of a width that a log keeps whole."""
-    made = Console()
-    known = made.is_terminal or "COLUMNS" in os.environ
-    return made if known and made.width >= NARROWEST else Console(width=UNWATCHED)
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:

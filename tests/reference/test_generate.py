@@ -18,7 +18,7 @@ from conformance.checkpoints import resolve
 from conformance.measure.limits import LIMITS
 from conformance.measure.ratio import examine
 from conformance.oracle.run_case import models
-from t5g2ref import __main__ as command
+from t5g2ref import command_line as command
 from t5g2ref import params, taps
 from t5g2ref.config import PRESETS, Config
 from t5g2ref.generate.greedy import greedy, start_ids
