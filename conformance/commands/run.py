@@ -56,8 +56,10 @@ def judge_peers(request: Request) -> int:
     try:
         report.show(result, console(), detail=request.detail)
         print(result.last_line(), flush=True)
-    finally:  # after the verdict, which a full disk must not cost; and also where nobody reads it
+    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
         files.write(result, request.outputs)
+        raise
+    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
     return result.status
 
 

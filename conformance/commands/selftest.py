@@ -59,24 +59,30 @@ def main(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             outcome.interrupted = True
     outcome.seconds = time.perf_counter() - began
-    _tell(options, outcome)
+    try:
+        _tell(options, outcome)
+    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the file
+        _keep(options, outcome)
+        raise
+    _keep(options, outcome)
     if outcome.interrupted:
         return 3
     return 1 if outcome.failures() else 0
 
 
 def _tell(options: argparse.Namespace, outcome: Outcome) -> None:
-    try:
-        if options.fault:
-            for fault, trial in outcome.pairs():
-                print(matrix.explained(fault, trial), end="\n\n")
-        else:
-            matrix.show(outcome)
-        print(outcome.last_line(), flush=True)
-    finally:  # a reader who has had enough does not cost the file
-        if options.json is not None:
-            text = json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False)
-            write_one("--json", options.json, text + "\n")
+    if options.fault:
+        for fault, trial in outcome.pairs():
+            print(matrix.explained(fault, trial), end="\n\n")
+    else:
+        matrix.show(outcome)
+    print(outcome.last_line(), flush=True)
+
+
+def _keep(options: argparse.Namespace, outcome: Outcome) -> None:
+    if options.json is not None:
+        text = json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False)
+        write_one("--json", options.json, text + "\n")
 
 
 def _plain(value: Any) -> Any:

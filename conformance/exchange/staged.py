@@ -1,7 +1,7 @@
 """Puts an export into its folder: written whole within that folder first, then renamed into place, its manifest last.
 
-What is being written lies inside the folder, so that it is on the same disk also where the folder is a mount point.
-Links inside the folder are never followed: a file of somebody else behind one is neither deleted nor written.
+What is being written lies inside the folder: so it is on the same disk, also where the folder is a mount point. Links
+inside the folder are never followed: a file of somebody else behind one is neither deleted nor written.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 def writing(folder: Path, cases: Iterable[str]) -> Iterator[Path]:
     """A folder inside `folder`, whose files are moved up at the end of the block; after an error nothing is.
 
-    UsageError where another process is writing an export there, and for a link or a file in the way of a case.
+    UsageError where another process is writing there, and for a link or a file in the way of a case.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,8 @@ def save(
     `shapes` are the parameters to write, by default `params.shapes(config)`; give the classification head's
     to write it too. `shard_bytes` starts a new file before one would pass it. `write_tied` repeats the
     embedding under its tied names. Raises WeightsError for a name that is unknown, repeated or missing, a
-    wrong shape, a value that is not finite in `dtype`, a folder that already holds weights, and one that another
-    process is writing into; then no file is left behind.
+    wrong shape, a value that is not finite in `dtype`, and a folder that already holds weights. So it does
+    where another process is writing into the folder. Then no file is left behind.
     """
     root = Path(folder)
     wanted = dict(declared(config) if shapes is None else shapes)
