@@ -96,8 +96,13 @@ def _block(nx: Numerics, q: Array, groups: Sequence[Keys], scale: float, cap: fl
     allowed = visible(nx, groups, first, first + rows - 1)  # (B or 1, rows, s)
     allowed = None if allowed is None else allowed[:, None, None]
     weights = attention_weights(nx, stacked, k, scale, cap, allowed, grouped)
-    out = nx.matmul(weights.reshape(*stacked.shape[:3], -1), v)  # (B, K, G·rows, H)
+    out = _weighed(nx, weights.reshape(*stacked.shape[:3], -1), v)  # (B, K, G·rows, H)
     return out.reshape(batch, heads, rows, v.shape[-1])
+
+
+def _weighed(nx: Numerics, weights: Array, v: Array) -> Array:
+    """The weights' sum of values, rounded once. A flash kernel's weights are still wide."""
+    return nx.cast(nx.product(weights, nx.wide(v))) if nx.profile.flash_keys else nx.matmul(weights, v)
 
 
 @twinned

@@ -41,18 +41,26 @@ class Profile:
         running: sums are running sums, those of products (`Backend.running`) and those of norms, softmax and losses, as
             plain loops make them. Otherwise the array library has the order; it keeps some dozens of partial sums, and
             so a smaller error. Both are legal.
+        flash_keys: keys of one step of a flash kernel; 0 for none. It rounds the exponentials, relative to the largest
+            score so far, and divides by their unrounded sum behind the value product (Dao et al., 2022). No difference
+            in float32 and float64.
+        round_products: a product is rounded before its bias is added, as where a GPU library adds it in a pass of its
+            own. No difference in float32 and float64.
     """
 
     name: str
     rope_angle: Literal["exact", "float32"] = "float32"
     round_scores: bool = False
     running: bool = False
+    flash_keys: int = 0
+    round_products: bool = False
 
 
 EXACT = Profile("exact", rope_angle="exact")
 EAGER = Profile("eager", round_scores=True)
 SDPA = Profile("sdpa")
 RUNNING = Profile("running", running=True)
+FLASH = Profile("flash", flash_keys=512, round_products=True)
 
 
 @dataclass(frozen=True)
@@ -193,5 +201,6 @@ def twinned(
 
 @twinned
 def biased(nx: Numerics, y: Array, bias: Array) -> Array:
-    """y (…, out), wide, + bias (out,), rounded once."""
+    """y (…, out), wide, + bias (out,), rounded once; twice where the profile rounds products."""
+    y = nx.wide(nx.cast(y)) if nx.profile.round_products else y
     return nx.cast(y + nx.wide(nx.weight(bias)))

@@ -78,21 +78,45 @@ def masked_softmax(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
     A row with nothing allowed gets zeros: such a row has no defined output (FACTS: no valid row reads it), and
     0 / 0 must not become a NaN that could. Hence select, and never multiply or add a large negative number.
     """
-    xp = nx.xp
-    scores = nx.wide(scores)
-    if allowed is not None:
-        scores = xp.where(allowed, scores, -xp.inf)
+    xp, scores = nx.xp, _masked(nx, scores, allowed)
     top = scores.max(axis=-1, keepdims=True)
     weights = xp.exp(scores - xp.where(xp.isfinite(top), top, 0.0))
     total = nx.total(weights)
     return nx.cast(weights / xp.where(total == 0.0, 1.0, total))
 
 
+def _masked(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
+    scores = nx.wide(scores)
+    return scores if allowed is None else nx.xp.where(allowed, scores, -nx.xp.inf)
+
+
+def flash_softmax(nx: Numerics, scores: Array) -> Array:
+    """The weights that a flash kernel multiplies values with, wide: exponentials rounded, divided by their unrounded
+    sum. Each step of `flash_keys` keys rounds them relative to the largest score so far.
+
+    Shapes: scores (…, S) wide, −∞ where not allowed. A row of −∞ alone gets zeros.
+    """
+    xp, size = nx.xp, scores.shape[-1]
+    so_far, parts = xp.full_like(scores[..., :1], -xp.inf), []
+    for start in range(0, size, nx.profile.flash_keys):
+        part = scores[..., start : start + nx.profile.flash_keys]
+        so_far = xp.maximum(so_far, part.max(axis=-1, keepdims=True))
+        parts.append((part, xp.where(xp.isfinite(so_far), so_far, 0.0)))
+    top = parts[-1][1]
+    powers = [(xp.exp(part - seen), xp.exp(xp.minimum(seen - top, 0.0))) for part, seen in parts]
+    total = sum(nx.total(power) * later for power, later in powers)
+    rounded = xp.concatenate([nx.wide(nx.cast(power)) * later for power, later in powers], axis=-1)
+    return rounded / xp.where(total == 0.0, 1.0, total)
+
+
 @twinned
 def scaled_softmax(nx: Numerics, products: Array, scale: float, cap: float | None, allowed: Array | None) -> Array:
     """masked_softmax of products · scale, softcapped if there is a cap, all of it wide.
 
-    Shapes: products (…, S) wide; allowed as for `masked_softmax`.
+    Shapes: products (…, S) wide; allowed as for `masked_softmax`. A flash kernel's weights stay wide.
     """
     scores = products * scale
-    return masked_softmax(nx, scores if cap is None else cap * nx.xp.tanh(scores / cap), allowed)
+    scores = scores if cap is None else cap * nx.xp.tanh(scores / cap)
+    if nx.profile.flash_keys:
+        return flash_softmax(nx, _masked(nx, scores, allowed))
+    return masked_softmax(nx, scores, allowed)

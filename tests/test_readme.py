@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README, MEASURED = ROOT / "README.md", ROOT / "conformance" / "published" / "measured.md"
 WORDS = 1300
 FIRST = (

@@ -3,7 +3,7 @@
     python tools/rounding_distance.py [--dtype bfloat16|float16] [--json FILE]
 
 Each operation is run by transformers' own module or function (torch, 16 bits) and by the reference's emulation
-(`Numerics` on NumPy) under the profiles eager and sdpa, on the same inputs of the 270m geometry. Printed by profile:
+(`Numerics` on NumPy) under eager, sdpa and flash, on the same inputs of the 270m geometry. Printed by profile:
 
     same    the share of elements that are equal to the bit
     ulps    the largest difference, in steps of the type (float32's for the loss)
@@ -87,8 +87,9 @@ def _row(name: str, profile: Profile, theirs: Array, value: Array, legal: float)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: one line an operation, the two profiles side by side."""
-    lines = ["| operation | eager: same | ulps | legal | sdpa: same | ulps | legal |", "|---|" + "---:|" * 6]
+    """Markdown: one line an operation, the profiles side by side."""
+    heads = "".join(f" {profile.name}: same | ulps | legal |" for profile in PROFILES)
+    lines = [f"| operation |{heads}", "|---|" + "---:|" * 3 * len(PROFILES)]
     for name in dict.fromkeys(row.operation for row in rows):
         cells = [f"{_percent(r.same)} | {r.ulps} | {r.legal:.2f}" for r in rows if r.operation == name]
         lines.append(f"| {name} | {' | '.join(cells)} |")

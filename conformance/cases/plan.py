@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from conformance.cases.case import Case
 from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.taps import Tap
+
+NORMS = ("norm", "layernorm")
+PIECES = 8  # of a token whose numbers are independent
 
 Shown = Callable[[str], bool]
 """Of a tap's name, whether a peer says that it shows it."""
@@ -108,6 +111,18 @@ def axes_of(text: str) -> list[list[str]]:
 def lengths_of(axes: list[list[str]], lengths: dict[str, int]) -> tuple[int, ...]:
     """The length of each axis, merged ones multiplied."""
     return tuple(prod(lengths[letter] for letter in axis) for axis in axes)
+
+
+def parts_of(config: Config, tap: Tap, features: int) -> int:
+    """Pieces of one token whose roundings are independent: an attention's heads. A norm's token hangs on one root, and
+    is one piece. Elsewhere a number's error is its own, and eight pieces make more of few tokens."""
+    if tap.name.endswith(NORMS):
+        return 1
+    if not tap.name.endswith("self_attn.attention"):
+        return gcd(PIECES, features)
+    if tap.name.startswith("encoder.vision_tower"):
+        return config.vision.num_attention_heads
+    return (config.encoder if tap.name.startswith("encoder.") else config.decoder).num_attention_heads
 
 
 def kind_of(name: str) -> str:

@@ -1,1 +1,1 @@
-"""What one can type: a file a command."""
+"""What one can type: each command in a file of its own."""

@@ -1,4 +1,4 @@
-"""The command `check`: a dump that any program wrote, judged as a peer is."""
+"""The command `check`: judges a dump, which any program may have written, as a peer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Judge the dump; returns the exit status of the verdict. PeerUnavailable for a dump that is none."""
+    """Judge the dump; returns the verdict's exit status. Raises PeerUnavailable for a folder that is no dump."""
     peer = create(options.folder)
     try:
         from conformance.commands.request import of_dump

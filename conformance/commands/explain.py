@@ -1,4 +1,4 @@
-"""The command `explain`: what every statistic of a report means, and how to go from a red row to a line of code.
+"""The command `explain`: prints what a report's numbers mean, and how to get from a red row to a line of code.
 
 The text is `explain.md`, versioned; topics are its second-level headings. The HTML report holds the same text.
 """
@@ -16,12 +16,12 @@ WIDTH = 100
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="one section; see --list (default: all of them)")
-    parser.add_argument("--list", action="store_true", dest="list_topics", help="the topics, one a line")
+    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="one topic; see --list (default: all of them)")
+    parser.add_argument("--list", action="store_true", dest="list_topics", help="list the topics, one a line")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print all of it, one topic or the list; returns 0. An unknown topic is a UsageError, which exits 2."""
+    """Print the whole text, one topic or the list of topics; returns 0. Raises UsageError for an unknown topic."""
     topics = sections()
     if options.list_topics:
         width = max(map(len, topics))
@@ -33,7 +33,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _found(topics: dict[str, tuple[str, str]], wanted: str) -> str:
-    """The section whose topic is wanted, or begins with it where only one does."""
+    """The section of this topic, or of the only topic that begins so."""
     name = slug(wanted)
     starting = [topic for topic in topics if topic.startswith(name)] if name else []
     if name in topics or len(starting) == 1:
@@ -44,7 +44,7 @@ def _found(topics: dict[str, tuple[str, str]], wanted: str) -> str:
 
 
 def _print(text: str) -> None:
-    """With rich where someone reads it in a terminal; plain for a pipe or a file."""
+    """Print the text: laid out in a terminal, plain into a pipe or a file."""
     if not sys.stdout.isatty():
         print(text.rstrip())
         return

@@ -1,4 +1,4 @@
-"""The command `export`: the cases as files, for a program that does not know ours to run."""
+"""The command `export`: writes the cases as files, for a program in any language to run."""
 
 from __future__ import annotations
 
@@ -42,29 +42,31 @@ LETTERS = {
     "I": "images",
     "P": "patches of an image",
     "M": "tokens of an image",
-    "N*H": "one merged axis, heads outside",
+    "N*H": "one merged axis, heads outermost",
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; made if need be")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; made if it is not there")
     shared.checkpoint(parser)
     shared.cases(parser)
-    parser.add_argument("--expected", action="store_true", help="the float64 truth too, at the least taps of a dump")
-    parser.add_argument("--all-taps", action="store_true", help="with --expected: at every tap")
+    parser.add_argument(
+        "--expected", action="store_true", help="write the truth too, at the taps that a dump has to show"
+    )
+    parser.add_argument("--all-taps", action="store_true", help="with --expected: write the truth at every tap")
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=tuple(shared.LANES.values()),
-        help="what the program will run in: pictures, and the weights of the truth, are numbers of that type",
+        help="the type that the program runs in; pictures, and weights for the truth, are rounded to it",
     )
-    parser.add_argument("--force", action="store_true", help="write into a folder that holds something else")
+    parser.add_argument("--force", action="store_true", help="write into a folder that holds other files")
     shared.progress(parser)
     shared.defaults(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Write the export; returns 0. UsageError where the checkpoint or the folder will not do."""
+    """Write the export; returns 0. Raises UsageError for options or a folder that cannot be used."""
     if options.all_taps and not options.expected:
         raise UsageError("--all-taps says which taps of the truth are written: give --expected too")
     _check_folder(options.folder, options.force)
@@ -82,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _write(folder: Path, target: Target, chosen: list[Case], options: argparse.Namespace, reporter: Reporter) -> None:
-    """Everything, the manifest last."""
+    """Write everything, the manifest last."""
     dtype = cast(DType, options.dtype)
     reporter.start(len(chosen) + 1)
     reporter.say("fingerprints of the weights")
@@ -116,7 +118,7 @@ def _document(target: Target, dtype: str) -> dict[str, Any]:
 
 
 def _case(folder: Path, target: Target, case: Case, *, expected: bool) -> dict[str, Any]:
-    """Write the case's inputs; its entry of the manifest."""
+    """Write the case's inputs and return its entry for the manifest."""
     entry = describe.words(target.config, case) | {"exposes": case.exposes}
     entry["inputs"] = f"{case.name}/inputs.safetensors"
     writing.tensors(folder / entry["inputs"], describe.inputs(case, target.config.decoder.hidden_size))
@@ -127,10 +129,10 @@ def _case(folder: Path, target: Target, case: Case, *, expected: bool) -> dict[s
 
 
 def write_truth(folder: Path, target: Target, case: Case, dtype: DType, wanted: list[set[str]] | None) -> None:
-    """The float64 oracle's values as `CASE/expected-CALL.safetensors`, each written as it comes to be.
+    """Write the float64 truth as `CASE/expected-CALL.safetensors`, each value as soon as it is computed.
 
     Args:
-        dtype: whose weights the oracle runs with, see `oracle.models`.
+        dtype: the truth runs with weights rounded to this type, see `run_case.models`.
         wanted: per call, the taps to write; None for all.
     """
     declared: list[dict[str, Any]] = [{} for _ in case.calls]
@@ -164,33 +166,41 @@ def _check_folder(folder: Path, force: bool) -> None:
 README = """\
 Cases for an implementation of T5Gemma 2, written by `python -m conformance export`.
 
-manifest.json   what there is: the checkpoint, the "folder" that it lies in (null for seeded weights: a clone of t5g2ref
-                writes those by tools/make_checkpoint.py), its weights (sha256 of each tensor's bytes in float32,
-                little-endian), and for each case its runs, its calls, and what a program may show of each call.
-CASE/inputs.safetensors       run0.input_ids, run0.decoder_input_ids, ...; a missing one was not given.
-CASE/expected-N.safetensors   with --expected: what call N should give, from the same weights in float64.
+manifest.json   what there is: the checkpoint, its "folder" and its "weights"; and for each case its runs, its calls,
+                and what a program may show of each call. "folder" is null for seeded weights; a clone of t5g2ref
+                writes those with tools/make_checkpoint.py. "weights" has the sha256 of each tensor's bytes in float32,
+                little-endian.
+CASE/inputs.safetensors       run0.input_ids, run0.decoder_input_ids, ...; an input that is missing is not given.
+CASE/expected-N.safetensors   with --expected: the truth for call N, from the same weights in float64.
 
-How to run a case. Make one model object for the case. A case with task "sequence" or "token" is a classifier: the same
-weights, and the `head.score.out_proj.*` of its inputs. For each run, encode input_ids (B, S) with attention_mask
-(1 keep, 0 padding), position_ids and pixel_values where they are given. Then make the run's calls in order. A call with
-"decoder": [first, last] feeds decoder_input_ids[:, first:last] with decoder_position_ids[:, first:last] and
-decoder_attention_mask[:, :last]; where "cached" is true, the calls of a run go on from each other's cache, and the
-encoder runs in the first of them only. Where "derived" is true, decoder_input_ids are what the model itself has to
-make, of the labels or else of the encoder's ids: do not hand them over. "logits_to_keep": n asks for the logits of the
-last n positions of a call only.
+How to run a case
+  1. Make one model object for the case. A case with task "sequence" or "token" is a classifier: it has the same
+     weights, and the `head.score.out_proj.*` of its inputs.
+  2. For each run, encode input_ids (B, S) with attention_mask (1 keep, 0 padding), position_ids and pixel_values,
+     where they are given.
+  3. Make the run's calls in order. A call with "decoder": [first, last] feeds decoder_input_ids[:, first:last] with
+     decoder_position_ids[:, first:last] and decoder_attention_mask[:, :last].
+  "cached": true    each call of the run goes on from the cache of the one before; the encoder runs in the first only.
+  "derived": true   the model itself has to make decoder_input_ids, of the labels or else of the encoder's ids. Do not
+                    hand them over.
+  "logits_to_keep": n   asks for the logits of a call's last n positions only.
 
-What to write. A folder with one safetensors file a call, in the type that the model runs in, and this manifest.json:
+What to write
+  A folder with one safetensors file for each call, in the type that the model runs in, and this manifest.json:
   {"format": "t5g2ref-dump", "version": 1,
    "peer": {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}},
    "checkpoint": (copied from here),
    "layouts": {"*.q_norm": "B T N H"},
    "cases": {"short": [{"file": "short/0.safetensors"}]}}
-One entry a call; "taps": {"decoder.layers.0": "my tensor"} beside "file" gives names, without it each tensor is called
-as the tap is. The least that a call has to show is its "minimum": the ids as the program saw them, the embeddings,
-the residual after each layer, the encoder's output, and the logits. All that it may show, with axes and shape, is
-"taps". The axes are the letters of "letters"; another order, or heads apart, is declared under "layouts" by name or
-pattern, and `valid` in place of both token axes means that padding was left out. "stored": {"*.mask": "uint8"} declares
-masks of 0 and 1, {"*": "float32"} values of a bfloat16 or float16 model that were widened.
 
-Then: python -m conformance check FOLDER --ckpt ...
+  A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
+  "taps": {"decoder.layers.0": "my tensor"}.
+  A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each
+  layer, the encoder's output, and the logits. It may show everything in its "taps", which have axes and shape.
+  The axes are the letters of "letters". Declare another order, or heads apart, under "layouts", by name or pattern.
+  There, `valid` in place of both token axes means that padding was left out.
+  "stored": {"*.mask": "uint8"} declares masks of 0 and 1. "stored": {"*": "float32"} declares that values of a bfloat16
+  or float16 model were widened.
+
+Then run: python -m conformance check FOLDER --ckpt ...
 """

@@ -1,4 +1,4 @@
-"""Options that several commands have, each said once."""
+"""Options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from conformance.peers.protocol import TIMEOUT
 from conformance.report.files import FILES
 
 BACKEND = """\
-where truth and controls are computed and compared: numpy (default), or cupy, a CUDA device (cupy:1 the second one),
-where peers run on the device too"""
-KNOWN = "deviations that are known, with reason and link (TOML; see `explain known`): shown, and no failure"
+where truth and controls are computed: numpy (default), or cupy, a CUDA device (cupy:1 is the second one); with cupy,
+peers run on the device too"""
+KNOWN = "known deviations, which are shown and do not fail: a TOML file with reasons and links; see `explain known`"
 LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact"
 
 
 def checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint. Its default is set by `defaults`, here and below: one given to an option of the command
-    `run` would undo what was said before that word."""
+    """Which checkpoint to judge on.
+
+    `defaults` sets the defaults, here and below. A default of the subcommand `run` would undo an option that was given
+    before that word.
+    """
     parser.add_argument("--ckpt", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
     parser.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
     parser.add_argument(
@@ -37,7 +40,7 @@ def backend(parser: argparse.ArgumentParser) -> None:
 
 
 def outputs(parser: argparse.ArgumentParser) -> None:
-    """What is shown of a judgement, and the files that are made of it."""
+    """What is printed of the judgements, and which files are written."""
     parser.add_argument("--detail", action="store_true", help="print every tap of every case")
     parser.add_argument("--known", type=Path, metavar="FILE", help=KNOWN)
     for name, what in FILES.items():
@@ -59,7 +62,7 @@ def defaults(parser: argparse.ArgumentParser) -> None:
 
 
 def check_cases(patterns: Iterable[str], known: Iterable[str]) -> None:
-    """UsageError for a pattern that no case's name matches."""
+    """Raises UsageError for a pattern that matches no case's name."""
     names = list(dict.fromkeys(known))
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):

@@ -1,4 +1,4 @@
-"""What a judgement is asked for: the options of a command line, checked at the door, with every default filled in."""
+"""The request to judge: the options of a command line, checked, with every default filled in."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:
 
 @dataclass(frozen=True)
 class Request:
-    """One judgement as it is asked for.
+    """One request to judge peers.
 
     Args:
-        peers: who is judged, made and not yet opened.
+        peers: the peers to judge, made and not yet opened.
         backend: where truth and controls are computed.
         ckpt, synthetic, calm: see `checkpoints.resolve`.
         cases: globs of case names; none for all.
-        exact: the exact lane is wanted; asked: somebody named it, so that leaving it out is a word of the verdict.
-        values: the other lanes are wanted, and so the cases.
-        known: deviations that are known.
-        outputs: kind of file ("json", "junit", "html") → where it goes.
+        exact: whether the exact lane is wanted.
+        asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
+        values: whether any other lane is wanted, and so the cases.
+        known: known deviations.
+        outputs: kind of file ("json", "junit", "html") → its path.
         names: a peer's name → what to give to `--peer` for it.
-        notes: what was said while the peers were made.
-        command: the command line, to be given again.
+        notes: warnings that arose while the peers were made.
+        command: the command line, for whoever reproduces the report.
     """
 
     peers: tuple[Peer, ...]
@@ -59,7 +60,7 @@ class Request:
 
 
 def of_run(given: argparse.Namespace) -> Request:
-    """The request of the command `run`. UsageError or PeerUnavailable for what cannot be."""
+    """The request of the command `run`. Raises UsageError or PeerUnavailable for what cannot be judged."""
     backend, notes = find(given.backend), list[str]()
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
@@ -80,7 +81,7 @@ def of_run(given: argparse.Namespace) -> Request:
 
 
 def of_dump(given: argparse.Namespace, peer: Peer) -> Request:
-    """The request of the command `check`: one peer, and not the exact lane, since a dump cannot be probed."""
+    """The request of the command `check`: one peer, without the exact lane, since a dump cannot be probed."""
     return _request(given, [peer], find(given.backend), exact=False)
 
 
@@ -95,7 +96,7 @@ def _request(
     names: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Request:
-    """With what both commands have; the files that are to be written are tried first."""
+    """The request, with the options that both commands share. Output files are checked first."""
     outputs = {kind: path for kind in files.FILES if (path := getattr(given, kind)) is not None}
     files.check(outputs)
     return Request(
@@ -119,21 +120,22 @@ def _request(
 
 
 def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> dict[str, Peer]:
-    """Peers by the names that they were asked for; one of each, though a name may be given twice, and in a shorter
-    and a longer form."""
+    """The peers that were asked for, by the name given. A peer that was named twice, or in two forms, comes once."""
     types = [LANES[lane] for lane in lanes or USUAL if lane in LANES] or ["float32"]
     wanted = given or [name for dtype in types for name in names(dtype)]
-    if given and lanes:  # a name that may have a type and has none is run in every lane that was asked for
+    if given and lanes:  # a name without a type is run in every lane that was asked for
         wanted = [name for n in given for name in ([f"{n}:{t}" for t in types] if n in UNTYPED else [n])]
     made = _distinct([(name, create(name, backend)) for name in dict.fromkeys(wanted)])
     if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
-        raise UsageError(f"--peer {wrong.name} is in {wrong.dtype}, which is not of --lane {' '.join(lanes)}")
+        raise UsageError(f"--peer {wrong.name} runs in {wrong.dtype}, expected a type of --lane {' '.join(lanes)}")
     return made
 
 
 def _distinct(made: list[tuple[str, Peer]]) -> dict[str, Peer]:
-    """The peers, none twice; different ones of one name, as two dumps of one program are, told apart by how they were
-    asked for."""
+    """The peers, each once.
+
+    Different peers of one name, such as two dumps of one program, get what was given to `--peer` behind their name.
+    """
     alike = Counter(peer.name for _, peer in made)
     chosen: dict[str, tuple[str, Peer]] = {}
     for given, peer in made:

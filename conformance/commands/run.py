@@ -1,6 +1,7 @@
-"""The command `run`: peers, checkpoints and cases brought together, and what came of it reported.
+"""The command `run`: judges peers on checkpoints and cases, and reports what was found.
 
-An interruption loses nothing: what had been judged is shown and written, under the verdict INCOMPLETE.
+An interruption loses nothing: what was judged until then is shown and written. The verdict is then INCOMPLETE, unless
+a peer deviates.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from t5g2ref.dtypes import HALF
 
 
 def run(options: argparse.Namespace) -> int:
-    """Judge as the options say; returns the exit status of the verdict."""
+    """Judge as the options say; returns the verdict's exit status."""
     return judge_peers(of_run(options))
 
 
 def judge_peers(request: Request) -> int:
-    """Checkpoint, cases, judgement, report; returns the exit status."""
+    """Judge the peers on their checkpoints and cases, and report; returns the verdict's exit status."""
     began, found, interrupted = time.perf_counter(), Found(), False
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
@@ -64,7 +65,7 @@ def judge_peers(request: Request) -> int:
 
 
 def _targets(request: Request, reporter: Reporter) -> list[Target]:
-    """The checkpoints; those alone that every peer accepts, if there are such."""
+    """The checkpoints that every peer accepts; if there is none, all of them."""
     made = {"synthetic": request.synthetic, "calm": request.calm}
     targets = resolve(request.ckpt, **made, progress=reporter.tensors, backend=request.backend)
     targets = [t for t in targets if all(optional(p, "accepts")(t) for p in request.peers)] or targets
@@ -73,7 +74,7 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
 
 
 def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
-    """What was found, in the order of the checkpoints, with all that has to be said beside it."""
+    """The judgements in the order of the checkpoints, with everything else that a report says."""
     few, versions, peers = _few(plan, found), session.versions, list(request.peers)
     order = {target.name: i for i, (target, _) in enumerate(plan)}
     ordered = sorted(found, key=lambda i: order[i[0]])
@@ -92,6 +93,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *request.notes,
             *_notes(peers, request.backend),
             *dict.fromkeys(note for _, note in few),
+            *_wider(found),
             *session.notes,
         ],
         command=request.command,
@@ -112,7 +114,7 @@ def _plan(targets: list[Target], patterns: Sequence[str]) -> Plan:
 
 
 def _compared(plan: Plan, found: Found, peers: list[Peer]) -> list[Case]:
-    """The cases that every peer was judged on: the others exposed nothing."""
+    """The cases that every peer was judged on; the others exposed nothing."""
     judged = [(target, j.case) for target, j in found if not j.error and not j.skipped and j.case != "exact"]
     return [case for target, case in plan if judged.count((target.name, case.name)) == len(peers)]
 
@@ -126,8 +128,21 @@ def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
             target, case = cases[target_name, j.case]
             if len(j.local) < (declared := len(plan_of(target.config, case))):
                 shown = f"{j.peer} shows {len(j.local)} of {declared} taps (case {case.name})"
-                few[j.peer] = j.dtype, f"{shown}: a fault is placed between two of them"
+                few[j.peer] = j.dtype, f"{shown}: a mistake can only be placed between two of them"
     return list(few.values())
+
+
+def _wider(found: Found) -> list[str]:
+    """A note for each peer with values of more bits than it declares."""
+    taps = dict[tuple[str, str], dict[str, str]]()
+    for _, j in found:
+        if j.wider:
+            taps.setdefault((j.peer, j.dtype), {}).update(j.wider)
+    return [
+        f"{peer} declares {dtype} and shows {', '.join(sorted(set(wide.values())))} at {len(wide)} taps, first "
+        f"{next(iter(wide))}: judged as shown; more bits are no fault"
+        for (peer, dtype), wide in taps.items()
+    ]
 
 
 def _powers(found: Found) -> dict[str, bool]:

@@ -1,7 +1,7 @@
-"""The command `selftest`: faults put into the reference as a peer, one at a time, and each has to be found.
+"""The command `selftest`: puts faults into the reference as a peer, one at a time, and demands that each is found.
 
-A judge that cannot fail is no judge. Every fault of `faults/` is judged in its own case, where the verdict, the first
-failing tap and the name are demanded, and in every other case, for the matrix; every legal run has to conform.
+A judge that cannot fail is no judge. Every fault of `defects/` is judged in its own case, where verdict, culprit and
+name have to be right. It is judged in every other case too, for the matrix. Every legal run has to conform.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ LANES = tuple(NAMES.values())
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--fault", action="append", metavar="ID", help="only these, in detail; repeatable, D24 or 'X*'")
+    parser.add_argument(
+        "--fault", action="append", metavar="ID", help="only this one, in detail: D24 or 'X*'; repeatable"
+    )
     lane = parser.add_argument("--lane", type=lambda n: NAMES.get(n, n), choices=LANES, help="fp32, bf16 or fp16 alone")
     lane.metavar = "LANE"
     shared.backend(parser)
@@ -47,11 +49,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the self-test; the exit status is 0 where the judge did all that it should."""
+    """Run the self-test; returns 0 where the judge did all that it should, 1 where not, 3 after an interruption."""
     check_writable("--json", options.json)
     chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
     if not chosen:
-        raise UsageError(f"--fault {' '.join(options.fault or [])}: none is called so; see `list faults`")
+        raise UsageError(f"--fault {' '.join(options.fault or [])}: no such fault in this lane; see `list faults`")
     began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane)
     with reporting(quiet=options.no_progress) as reporter:
         try:
@@ -86,7 +88,7 @@ def _keep(options: argparse.Namespace, outcome: Outcome) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Without the numbers that JSON cannot hold."""
+    """The value, with text in place of numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -97,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 
 def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, reporter: Reporter) -> None:
-    """All jobs, into the outcome; faults in the order of the catalogue."""
+    """Run all jobs and put what they found into the outcome, faults in the order of the catalogue."""
     everywhere = options.ckpt in BUNDLED and not options.synthetic and not options.fault
     given = (options.ckpt, options.synthetic, options.calm, options.backend)
     jobs: list[Job] = [("fault", fault.key, "all" if everywhere else "own") for fault in chosen]
@@ -119,7 +121,7 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
 
 
 def _columns(everywhere: bool, chosen: list[Fault]) -> list[Case]:
-    """The cases of the matrix; those of the bundled checkpoint have the names of every other's."""
+    """The cases of the matrix. Every checkpoint has them under the names that the bundled one has."""
     names = {fault.case for fault in chosen}
     return [c for c in case_list.build(Config.load(bundled("tiny"))) if everywhere or c.name in names]
 
@@ -133,6 +135,6 @@ def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:
 
 def _processes(options: argparse.Namespace, jobs: int) -> int:
     if options.jobs is not None and options.jobs < 1:
-        raise UsageError(f"--jobs {options.jobs}: at least 1")
+        raise UsageError(f"--jobs {options.jobs}: expected at least 1")
     usual = (os.cpu_count() or 1) if options.backend == "numpy" and options.ckpt in BUNDLED else 1
     return min(options.jobs or usual, jobs)

@@ -104,23 +104,17 @@ FAULTS = [
         weighed(f"{TABLE}.eoi_embedding", lambda w, s: w * s.scale),
         variant="scaled",
     ),
-    Fault(
-        "D05",
-        "the decoder has an ordinary row for the end-of-image id",
-        "eoi",
-        f"{D}.embed_tokens",
-        tapped(f"{D}.embed_tokens", _ordinary_eoi()),
-        variant="encoder only",
-        alike=("D06",),
-    ),
-    Fault(
-        "D05",
-        "the encoder has an ordinary row for the end-of-image id",
-        "eoi",
-        f"{E}.embed_tokens",
-        tapped(f"{E}.embed_tokens", _ordinary_eoi()),
-        variant="decoder only",
-        alike=("D06",),
+    *(
+        Fault(
+            "D05",
+            f"the {name} has an ordinary row for the end-of-image id",
+            "eoi",
+            f"{stack}.embed_tokens",
+            tapped(f"{stack}.embed_tokens", _ordinary_eoi()),
+            variant=f"{other} only",
+            alike=("D06",),
+        )
+        for name, other, stack in (("decoder", "encoder", D), ("encoder", "decoder", E))
     ),
     Fault(
         "D05",

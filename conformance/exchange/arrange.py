@@ -30,18 +30,18 @@ File = tuple[Tensors, Mapping[str, str]]
 
 
 def chosen(patterns: Mapping[str, str], name: str) -> str | None:
-    """What is declared for a tap: under its very name, else under the first glob that matches."""
+    """What is declared for a tap: under its own name, else under the first glob that matches."""
     return patterns.get(name, next((v for p, v in patterns.items() if fnmatchcase(name, p)), None))
 
 
 def unknown(name: str, known: Iterable[str], what: str) -> NoReturn:
-    """DumpError for a name that is none of `known`, with those that resemble it."""
+    """Raises DumpError for a name that is none of `known`, and suggests the nearest."""
     near = get_close_matches(name, list(known), 3)
     raise DumpError(f"{short(name)} is no {what}; " + (f"close: {', '.join(near)}" if near else "see `list`"))
 
 
 def check_patterns(declared: Declared, config: Config) -> None:
-    """Every layout and stored type is of some tap; DumpError for one that is of none."""
+    """Raises DumpError for a layout or stored type that is declared for no tap."""
     table = [t for task in ("lm", "sequence", "token") for t in taps.table(config, task=task, loss=True)]
     names = {tap.name for tap in table}
     for field, patterns in (("layouts", declared.layouts), ("stored", declared.stored)):
@@ -52,7 +52,7 @@ def check_patterns(declared: Declared, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Shower:
-    """One case of one program.
+    """Puts one case of one program into a dump.
 
     Args:
         declared: what the program says of its arrays.
@@ -64,7 +64,7 @@ class Shower:
     case: Case
 
     def check(self, call: int, tensors: Tensors, names: Mapping[str, str]) -> None:
-        """DumpError unless every name is a tap of this call, its tensor in the file, its layout possible."""
+        """Raises DumpError unless every name is a tap of this call, with a tensor in the file and a fit layout."""
         plan = self._plan(call)
         for name, tensor in names.items():
             if name not in plan and name not in IDS:
@@ -78,21 +78,25 @@ class Shower:
                     raise DumpError(f"layouts: {error}") from error
 
     def put_all(self, files: list[File], dump: Dump, faults: list[Finding]) -> None:
-        """Every call's arrays into `dump`, and what was found wrong on the way into `faults`. DumpError, after all of
-        it, where the ids are others, or where the least that a dump has to show is not there."""
+        """Put every call's arrays into `dump`, and what is found wrong into `faults`.
+
+        Raises DumpError, after all of it, for ids of another input or a missing tap that every dump has to show.
+        """
         for call, (tensors, names) in enumerate(files):
             dump.new_call()
             self.put(call, tensors, names, dump, faults)
         wrong = next((f for f in faults if f.tap in IDS), None)
         if wrong is not None:
-            raise DumpError(f"{wrong.tap} of call {wrong.call}: {wrong.detail}: this is another input")
+            raise DumpError(f"{wrong.tap} of call {wrong.call}: {wrong.detail}; the program ran another input")
         least = minimum(self.config, self.case)
         if gone := [f"{name} (call {n})" for n, names in enumerate(least) for name in names if name not in files[n][1]]:
             raise DumpError(f"the dump lacks {len(gone)} of what every dump has to show: {', '.join(gone[:8])}")
 
     def put(self, call: int, tensors: Tensors, names: Mapping[str, str], dump: Dump, faults: list[Finding]) -> None:
-        """The call's arrays into the newest call of `dump`; wrong ids, and arrays that have not the layout that was
-        declared, into `faults`."""
+        """Put the call's arrays into the newest call of `dump`.
+
+        Wrong ids, and arrays that do not have their declared layout, go into `faults`.
+        """
         plan = self._plan(call)
         for name, tensor in names.items():
             if too_large := self._too_large(call, name, tensors.entries[tensor].shape):
@@ -111,12 +115,12 @@ class Shower:
             except LayoutError as error:
                 if declared != tap.shape:  # else the judge says the same
                     faults.append(Finding(name, call, "shape", detail=str(error)))
-                if array.shape == shape_of(tap, lengths):  # the right shape of a layout that was declared away
+                if array.shape == shape_of(tap, lengths):  # the right shape, but another layout was declared
                     continue
             dump.put(name, array)
 
     def _too_large(self, call: int, name: str, shape: tuple[int, ...]) -> Finding | None:
-        """A fault where a header claims more numbers than the tap has in any layout: they are not read."""
+        """A failing finding where the header claims more numbers than the tap has in any layout; else None."""
         if name in IDS:
             axes, expected = IDS[name], self._given(name, call).shape
         else:
@@ -139,18 +143,18 @@ class Shower:
         return tap.shape if declared is None else declared
 
     def _typed(self, tap: Tap, array: Array, where: str) -> Array:
-        """The array in its declared type, where it was stored in another one without loss."""
+        """The array in its own type, where it was stored in another type without loss."""
         stored = chosen(self.declared.stored, tap.name)
         if tap.exact:
             return truths(array, where) if stored == "uint8" and array.dtype == np.uint8 else array
         if stored == "float32" and array.dtype == np.float32 and self.declared.dtype != "float32":
             narrow = convert(array, self.declared.dtype)
             same = (narrow.astype(np.float32) == array) | np.isnan(array)
-            return narrow if same.all() else array  # values of no such type keep theirs, which the judge refuses
+            return narrow if same.all() else array  # other values keep their type, which the judge refuses
         return array
 
     def _ids(self, name: str, call: int, array: Array) -> list[Finding]:
-        """What is wrong with the ids, if anything is."""
+        """The failing finding of wrong ids; none where they are right."""
         ids = self._given(name, call)
         expected = f"expected {IDS[name]} = {ids.shape}"
         if array.shape != ids.shape:

@@ -1,4 +1,4 @@
-"""Puts a case into words and tensors, for a program that does not know ours. `export` and a process get the same."""
+"""Puts a case into words and tensors, for a program of others. Files of `export` and a process get the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inputs(case: Case, width: int) -> dict[str, Array]:
 
 
 def words(config: Config, case: Case) -> dict[str, Any]:
-    """The case without its taps: what it is, its runs with the names of their inputs, its calls."""
+    """The case without its taps: its title and task, its runs with the names of their inputs, its calls."""
     number = {id(run): i for i, run in enumerate(case.runs)}
     return {
         "title": case.title,
@@ -60,7 +60,7 @@ def words(config: Config, case: Case) -> dict[str, Any]:
 
 
 def tap_shapes(config: Config, case: Case) -> list[dict[str, list[Any]]]:
-    """Per call: tap → [its axes in letters, its shape], for every tap that a full dump shows."""
+    """For each call, every tap of a full dump → [its axes in letters, its shape]."""
     calls: list[dict[str, list[Any]]] = [{} for _ in case.calls]
     for call, tap in plan_of(config, case):
         calls[call][tap.name] = [tap.shape, list(shape_of(tap, sizes(config, case, call, tap)))]
@@ -78,6 +78,6 @@ def fingerprints(weights: Mapping[str, Any], backend: Backend) -> dict[str, str]
 
 
 def fingerprint(each: Mapping[str, str]) -> str:
-    """One for all weights: sha256 of the lines `name sha256`, sorted by name."""
+    """One fingerprint for all weights: sha256 of the lines `name sha256`, sorted by name."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(each.items()))
     return hashlib.sha256(lines.encode()).hexdigest()

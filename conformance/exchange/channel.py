@@ -15,20 +15,20 @@ import weakref
 from typing import IO, Any
 
 from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import from_json
 
 MAX_LINE = 1 << 20  # bytes of an answer
 KEPT = 1 << 12  # bytes of standard error
-LINES = 8  # of it in a message
+LINES = 8  # lines of it in a message
 GRACE = 2.0  # seconds between a request to end and the end
 
 
 class ProcessError(RuntimeError):
-    """The process did not answer as it has to: says what happened, with its last lines on standard error."""
+    """The process did not answer as it has to. The message says what happened, with its last standard error."""
 
 
 class Channel:
-    """A running process in a group of its own, which is killed when this is closed, collected, or Python ends.
+    """A running process in a group of its own. It is killed when this is closed or collected, or Python ends.
 
     Args:
         argv: the command, run without a shell.
@@ -53,13 +53,13 @@ class Channel:
         self._end()
 
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Its answer; ProcessError, and the end of the process, when there is none that can be used."""
+        """Its answer. Raises ProcessError, and ends the process, where there is none that can be used."""
         what = f"to {short(next(iter(question)))}"
         try:
             line = self._exchange(json.dumps(question).encode() + b"\n", time.monotonic() + seconds, seconds)
             try:
-                answer = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
-            except (ValueError, RecursionError):
+                answer = from_json(line)
+            except ValueError:
                 raise self._failed(
                     f"answered {short(line.decode(errors='replace'))}, expected a line of JSON"
                 ) from None
@@ -107,7 +107,7 @@ class Channel:
                         return line
 
     def _line(self, stdout: IO[bytes]) -> bytes | None:
-        """The answer once it is whole."""
+        """The answer once it is whole; None before."""
         ended = not self._more(stdout, self._out)
         line, newline, rest = self._out.partition(b"\n")
         if len(line) > MAX_LINE:
@@ -129,7 +129,7 @@ class Channel:
         return bool(data)
 
     def _failed(self, what: str) -> ProcessError:
-        """The error, with how the process ended if it has, and its last words."""
+        """The error, with how the process ended if it did, and its last lines of standard error."""
         try:
             status = self._process.wait(0.2)
             ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
@@ -145,7 +145,7 @@ class Channel:
 
 
 def _written(stdin: IO[bytes], data: memoryview) -> int:
-    """How much went in; all, if nobody reads any more, which the end of its output will tell."""
+    """How many bytes were written. If nobody reads any more, all: the end of its output will tell."""
     try:
         return os.write(stdin.fileno(), data)
     except BlockingIOError:
@@ -166,7 +166,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, number)  # also when it has ended itself: its children may not have
+            os.killpg(process.pid, number)  # even if it has ended by itself: its children may still run
         except (ProcessLookupError, PermissionError):
             break
         try:

@@ -1,4 +1,4 @@
-"""Layouts that a dump declares for its arrays, checked and undone.
+"""Checks the layouts that a dump declares for its arrays, and undoes them.
 
 A layout is a line of axes in the letters of the package's legend, as in the table of taps. "B T N*H" has one merged
 axis, "B T N H" has the heads apart. `valid` stands for both token axes of a tap (B and T, or B and S) where padding was
@@ -19,11 +19,11 @@ VALID = "valid"
 
 
 class LayoutError(ValueError):
-    """The declared layout is none of this tap, or the array does not have it."""
+    """The declared layout is no layout of this tap, or the array does not have it."""
 
 
 def check(declared: str, tap: Tap) -> None:
-    """LayoutError unless `declared` has each letter of the tap once (`valid` in place of both token axes)."""
+    """Raises LayoutError unless `declared` has each letter of the tap once (`valid` for both token axes)."""
     given = [letter for axis in axes_of(declared) for letter in axis]
     wanted = [letter for axis in axes_of(tap.shape) for letter in axis]
     if VALID in given:
@@ -36,7 +36,7 @@ def check(declared: str, tap: Tap) -> None:
 
 
 def arranged(array: Array, declared: str, tap: Tap, lengths: dict[str, int], keep: Array | None) -> Array:
-    """The array, laid out as `declared`, in the table's layout.
+    """The array, brought from the layout `declared` into the table's.
 
     Args:
         keep: bool over the two token axes, False on padding (`plan.validity`); None for no padding. Tokens that a

@@ -1,15 +1,14 @@
-"""Reads the manifest.json of a dump, untrusted: checks every entry, and names what is wrong by its path."""
+"""Reads a dump's manifest.json, which is untrusted: checks every entry, and names what is wrong by its path."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from conformance.exchange.reading import DumpError, confined
 from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import from_json
 from t5g2ref.dtypes import RUN_IN
 from t5g2ref.files import opened
 
@@ -25,8 +24,8 @@ class Declared:
     """What a program says of itself and of its arrays.
 
     Args:
-        name, dtype, versions: of the program.
-        layouts: tap or glob → axes in letters; without an entry the table's.
+        name, dtype, versions: those of the program.
+        layouts: tap or glob → axes in letters; a tap without an entry has the table's.
         stored: tap or glob → "uint8" for a mask of 0 and 1, "float32" for values of a half type.
     """
 
@@ -39,7 +38,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Shown:
-    """One call: its file, and tap → tensor in it; None for every tensor under its own name."""
+    """One call: its file, and tap → tensor in it. None: each tensor is called as its tap is."""
 
     file: str
     taps: dict[str, str] | None = None
@@ -47,7 +46,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A dump's manifest. The checkpoint is known by its name, its fingerprint (see `describe`), or both."""
+    """A dump's manifest. It names its checkpoint, and may have the fingerprint that `case_words` makes."""
 
     peer: Declared
     checkpoint: str
@@ -56,7 +55,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a dump folder; DumpError says what is wrong with it."""
+    """The manifest of a dump folder. Raises DumpError, which says what is wrong with it."""
     if not folder.is_dir():
         raise DumpError("no such folder")
     raw = _object(_json(confined(folder, "manifest.json")), "manifest.json")
@@ -90,7 +89,7 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
 
 
 def _checkpoint(value: object) -> tuple[str, str]:
-    """Name and fingerprint, the latter "" where there is none."""
+    """The checkpoint's name, and its fingerprint or ""."""
     if not isinstance(value, dict):
         return _text(value, "checkpoint"), ""
     mark = value.get("fingerprint", "")
@@ -109,7 +108,7 @@ def _calls(value: object, where: str) -> list[Shown]:
 
 
 def _taps(value: object, where: str) -> dict[str, str] | None:
-    """{tap: tensor}, a list of names that are both, or nothing, for all that the file holds."""
+    """{tap: tensor}; a list has names that are both. None stands for everything that the file holds."""
     if isinstance(value, list):
         names = [_text(name, where) for name in value]
         if len(set(names)) < len(names):
@@ -124,8 +123,8 @@ def _json(path: Path) -> Any:
     if len(data) > MAX_BYTES:
         raise DumpError(f"manifest.json: larger than {MAX_BYTES} bytes")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:  # json names line and column
+        return from_json(data)
+    except ValueError as error:  # json names line and column
         raise DumpError(f"manifest.json: not JSON: {short(str(error))}") from error
 
 

@@ -23,12 +23,12 @@ MAX_HEADER = 10_000_000  # bytes: some ten thousand tensors; the taps of a call 
 
 
 class DumpError(ValueError):
-    """A dump that cannot be judged: says which file or entry, what was expected and found."""
+    """The dump cannot be judged. The message says which file or entry, what was expected and found."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """A checked file; `stamp` tells whether it is still the one whose header was read."""
+    """A checked file. `stamp` tells whether it is still the one whose header was read."""
 
     path: Path
     name: str
@@ -37,7 +37,7 @@ class Tensors:
 
     @staticmethod
     def open(root: Path, name: object) -> Tensors:
-        """The file `name` inside the folder `root`; DumpError for anything out of order. No tensor is read."""
+        """The file `name` inside the folder `root`; no tensor is read. Raises DumpError for anything wrong."""
         path, shown = confined(root, name), short(name)
         try:
             with opened(path) as handle:
@@ -50,10 +50,10 @@ class Tensors:
         return Tensors(path, str(name), entries, seen)
 
     def read(self, name: str) -> Array:
-        """The tensor in its own type, NaN and all."""
+        """The tensor in its own type, NaN included."""
         entry = self.entries[name]
         size = math.prod(entry.shape)
-        raw = np.dtype(np.uint8) if entry.dtype == np.bool_ else entry.dtype  # a bool of 2 would be neither
+        raw = np.dtype(np.uint8) if entry.dtype == np.bool_ else entry.dtype  # so that a bool of 2 is seen
         out = np.empty(size, raw)  # no larger than the file, whose header has been checked
         try:
             with opened(self.path) as handle:
@@ -69,14 +69,14 @@ class Tensors:
 
 
 def truths(array: Array, what: str) -> Array:
-    """uint8 as bool; DumpError for any other number than 0 and 1."""
+    """An array of 0 and 1 as bool. Raises DumpError for any other number."""
     if array.size and int(array.max()) > 1:
         raise DumpError(f"{what}: expected 0 and 1 for a bool, found {int(array.max())}")
     return array.astype(np.bool_)
 
 
 def confined(root: Path, name: object) -> Path:
-    """root / name, a file that is inside of root wherever links lead; DumpError for any other."""
+    """The file root / name, inside root even after links. Raises DumpError for any other."""
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable():
         raise DumpError(f"a file is called {short(name)}, expected a path inside the folder")
     path = PurePosixPath(name)

@@ -17,7 +17,7 @@ Put = Callable[[str, Array], None]
 
 
 def tensors(path: Path, arrays: Mapping[str, Array]) -> None:
-    """One safetensors file of arrays that are there already."""
+    """Write one safetensors file of arrays that are all in memory."""
     with streaming(path, {name: (array.dtype, array.shape) for name, array in arrays.items()}) as put:
         for name, array in arrays.items():
             put(name, array)
@@ -25,8 +25,9 @@ def tensors(path: Path, arrays: Mapping[str, Array]) -> None:
 
 @contextmanager
 def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Iterator[Put]:
-    """A safetensors file whose tensors come one by one, in any order, by the function `put(name, array)` that the
-    block is given: the header is written first, each tensor in its place.
+    """Write a safetensors file whose tensors come one by one, in any order.
+
+    The block gets a function `put(name, array)`. The header is written first, then each tensor in its place.
 
     Args:
         path: the file; its folder is made if need be.

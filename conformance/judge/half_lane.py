@@ -1,6 +1,6 @@
-"""The local anchor of a half-precision lane: with bounds and oracles with defects beside truth and controls.
+"""The local anchor of a half-precision lane. Bounds and oracles with defects walk beside truth and controls.
 
-A tap is measured on the way, and the case is judged when it has been walked (`measure/half.py`, `patterns.py`).
+Each tap is measured on the way, and the case is judged once it has been walked (`measure/half.py`, `patterns.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from conformance.cases.plan import kind_of
+from conformance.cases.plan import kind_of, parts_of
 from conformance.judge import patterns
 from conformance.judge.meeting import Array, Ended, Meeting, Place
 from conformance.measure import half, limits
@@ -22,6 +22,7 @@ from conformance.measure.match import Signature
 from conformance.measure.ratio import exactly, kept, not_finite, refused
 from conformance.measure.sums import moments
 from conformance.oracle.worst_case import SMALLEST, ceiling
+from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
 
@@ -30,24 +31,29 @@ class HalfLane:
     """bfloat16 or float16 under the local anchor.
 
     Args:
-        whole: the peer shows every tap. Bounds and patterns are those of single operations: only then they walk along.
-        at_once: judge each tap by itself as soon as it is met; else all of a case together, at the end.
+        config: of the model, whose attention heads are looked at one by one.
+        whole: whether the peer shows every tap. Only then do bounds and patterns walk along, which are of single
+            operations.
+        at_once: whether each tap is judged by itself as soon as it is met; else the whole case is judged at the end.
     """
 
-    def __init__(self, dtype: DType, distances: Distances, *, whole: bool, at_once: bool = False) -> None:
-        self._dtype, self._distances, self._backend = dtype, distances, distances.backend
+    def __init__(
+        self, dtype: DType, distances: Distances, config: Config, *, whole: bool, at_once: bool = False
+    ) -> None:
+        self.dtype, self._distances, self._backend = dtype, distances, distances.backend
+        self._config = config
         self._whole, self._at_once = whole, at_once
         self._measured: list[Measured] = []
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         if not self._whole:
             return ours
-        more = [ceiling(self._backend, self._dtype), *patterns.oracles(self._backend, self._dtype)]
+        more = [ceiling(self._backend, self.dtype), *patterns.oracles(self._backend, self.dtype)]
         return [*ours, *(ours[0].with_numerics(nx) for nx in more)]
 
     def look(self, meeting: Meeting) -> Finding:
         tap, call, peer = meeting.tap, meeting.call, meeting.peer
-        finding = refused(tap, call, peer, meeting.truth, meeting.valid, self._dtype)
+        finding = refused(tap, call, peer, meeting.truth, meeting.valid, self.dtype)
         keep = kept(tap, meeting.truth, meeting.valid)
         if finding is not None or tap.exact:
             return finding or exactly(tap, call, peer, meeting.truth, keep, self._distances)
@@ -60,7 +66,8 @@ class HalfLane:
             meeting.controls,
             None if tap.name == "loss" else bound,
             patterns.rows(faulty, tap.name) if faulty else list[Array](),
-            SMALLEST[self._dtype],
+            SMALLEST[self.dtype],
+            parts_of(self._config, tap, meeting.truth.size // keep.size),
         )
         broken = not_finite(tap, call, peer, self._distances) if not np.isfinite(found.errors[0]).all() else None
         if broken is not None:
@@ -68,10 +75,10 @@ class HalfLane:
         tokens = np.argwhere(keep) if keep.ndim else np.zeros((1, 0), int)
         of = Measured(tap, call, found.of(keep.reshape(-1)), tokens)
         self._measured.append(of)
-        return half.judged([of], self._dtype)[0][0] if self._at_once else Finding(tap.name, call, "pass")
+        return half.judged([of], self.dtype)[0][0] if self._at_once else Finding(tap.name, call, "pass")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
-        findings, k, unclear = half.judged(self._measured, self._dtype)
+        findings, k, unclear = half.judged(self._measured, self.dtype)
         now = {**found, **{(f.call, f.tap): f for f in findings}}
         signatures = patterns.signatures(self._measured)
         for signature in signatures:
@@ -80,18 +87,19 @@ class HalfLane:
 
 
 def _blamed(signature: Signature, found: Mapping[Place, Finding]) -> Iterator[tuple[Place, Finding]]:
-    """The finding with which a defect that was named fails the first of its taps; none if something else did."""
+    """The finding by which a named defect, or one akin to it, fails the first of its taps; none where one of them fails
+    already."""
     places = [p for p in found if fnmatchcase(p[1], signature.tap) or kind_of(p[1]) == signature.tap]
-    if not signature.named or any(not found[p].passed for p in places):
+    if not (signature.named or signature.akin) or any(not found[p].passed for p in places):
         return
-    size, where = f"{signature.coefficient:.2f} ± {signature.error:.2f}", signature.tap
+    detail = signature.part if signature.named else f"akin to a defect: {signature.part}, and something else beside it"
     yield (
         places[0],
         replace(
             found[places[0]],
             status="signature",
             judged=signature.coefficient,
-            limit=limits.PATTERN_NAMED[0],
-            detail=f"{size} of the pattern of {signature.defect} at {where}",
+            limit=limits.PATTERN_PART,
+            detail=detail,
         ),
     )

@@ -1,8 +1,8 @@
-"""The judgement of one peer on one case: both anchors, every tap, and who is to blame.
+"""Judges one peer on one case: both anchors, every tap, and who is to blame.
 
-Local: after each tap is judged, all of our runs go on with the peer's own value, so a fault lights the row where it
-happens and no other. Cumulative: everyone starts from the ids; judged along the residual stream, where an error that
-no single operation owns up to would show.
+Local: after each judged tap, all of our runs go on with the peer's own value. So a mistake fails in its own row and no
+other. Cumulative: every run starts from the ids, and the residual stream is judged. There an error shows that no single
+operation has.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ Progress = Callable[[str], None]
 def judge(
     peer: Peer, target: Target, case: Case, progress: Progress = lambda _: None, *, until_culprit: bool = False
 ) -> Judgement:
-    """Run `case` on an opened peer and on the reference, and compare, on the target's backend. A peer that raises is
-    reported, not passed.
+    """Run `case` on an opened peer and on the reference, and compare them on the target's backend.
+
+    A peer that raises is reported and does not pass.
 
     Args:
-        until_culprit: stop at the first failing local tap, and leave the cumulative anchor out.
+        until_culprit: whether to stop at the first failing local tap, without the cumulative anchor.
     """
     case, dtype = case.given(peer.dtype), cast(DType, peer.dtype)
     with Dump(target.backend) as dump:
@@ -66,7 +67,7 @@ def judge(
 
 
 def _in_order(target: Target, case: Case, dump: Dump) -> None:
-    """PeerFault for what no peer may show: calls that the case has not, names that are no tap of the call."""
+    """Raises PeerFault for calls that the case does not have, and for names that are no tap of their call."""
     plan = plan_of(target.config, case)
     if dump.calls > len(case.calls):
         raise PeerFault(f"it made {dump.calls} calls, expected {len(case.calls)}")
@@ -91,7 +92,7 @@ def _compared(
     seen = [(call, tap) for call, tap in plan if shown(tap.name)]
     # A mask is compared and never handed on: without it every other operation still has the peer's own input.
     whole = all(shown(tap.name) for _, tap in plan if not tap.exact)
-    half = HalfLane(dtype, compared, whole=whole, at_once=until_culprit) if dtype in HALF else None
+    half = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit) if dtype in HALF else None
     progress(f"{case.name}: local anchor of {peer.name}")
     lane = half or SingleLane(dtype, compared)
     local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
@@ -113,18 +114,19 @@ def _compared(
         limits=local.limits,
         unclear=local.unclear,
         masks=local.masks,
+        wider=local.wider,
     )
     return _explained(found, target, case, dump, dtype)
 
 
 def _of_reading(peer: Peer) -> list[Finding]:
-    """What was found while a dump was read."""
+    """The findings that were made while a dump was read."""
     found = optional(peer, "findings")
     return [f for f in found if isinstance(f, Finding)] if isinstance(found, list) else []
 
 
 def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: DType) -> Judgement:
-    """With the culprit's pattern compared with those of the catalogue."""
+    """The judgement, with the culprit's error compared with the patterns of the catalogue."""
     culprit = found.culprit
     if culprit is None or culprit not in found.local:
         return found
@@ -134,7 +136,7 @@ def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: 
 
 
 def _too_little(config: Config, case: Case, shown: Shown) -> str:
-    """What a peer of few taps has to show and does not, in words; "" where it shows enough."""
+    """Which taps the peer has to show and does not, in words; "" where it shows enough."""
     least = dict.fromkeys(tap.name for _, tap in plan_of(config, case) if required(tap))
     missing = [name for name in least if not shown(name)]
-    return f"it shows too few taps to judge by: without {', '.join(missing[:8])}" if missing else ""
+    return f"it shows too few taps to be judged; missing: {', '.join(missing[:8])}" if missing else ""

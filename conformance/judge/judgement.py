@@ -1,4 +1,4 @@
-"""What came of one peer on one case: the value that reports are made of."""
+"""The judgement of one peer on one case: the value that reports are made of."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ class Judgement:
 
     Args:
         local, cumulative: findings in the order of the computation.
-        error: why the peer could not be judged (it raised); then there are no findings.
-        seconds: peer and reference, for the report.
+        error: why the peer could not be judged to the end (it raised, say); findings from before it remain.
+        seconds: what took how long ("peer", "reference", "exact").
         dtype: the peer's.
-        exact: findings of the exact lane (weights, probes), which are of a peer and not of a case.
+        exact: findings about bits: of the exact lane (weights, probes), or made while a dump was read.
         named: defects looked for by their pattern.
         logits: see `LogitTest.figures`.
-        limits: of a half-precision lane, what the ratios were held against.
+        limits: of a half-precision lane, the limits of its ratios.
         unclear: kinds of tap where rounding noise could hide anything.
         skipped: why the peer did not run the case, with a link.
         known: a known deviation's reason and link, where one covers what was found.
-        masks: of failing masks: expected and found rows.
+        masks: the first failing masks as rows of text, expected and found.
+        wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
     """
 
     peer: str
@@ -46,18 +47,21 @@ class Judgement:
     skipped: str = ""
     known: str = ""
     masks: list[dict[str, Any]] = field(default_factory=list)
+    wider: dict[str, str] = field(default_factory=dict)
 
     @property
     def culprit(self) -> Finding | None:
-        """The first failing local tap; the first failing cumulative one when every operation is right by itself. After
-        the peer raised, what is missing comes last: it is no fault of its own."""
+        """The first failing finding: of the exact lane, then local, then cumulative.
+
+        After the peer raised, missing taps come last: they are missing because it raised.
+        """
         failing = [f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed]
         faults = [f for f in failing if f.status != "missing"] if self.error else failing
         return next(iter(faults or failing), None)
 
     @property
     def deviates(self) -> bool:
-        """A fault was found that is not known. What is merely missing after the peer raised is no fault of its own."""
+        """Whether there is a culprit that is not known. A tap that is missing because the peer raised is none."""
         culprit = self.culprit
         return culprit is not None and not self.known and not (self.error and culprit.status == "missing")
 
@@ -69,10 +73,10 @@ class Judgement:
 
     @property
     def partly(self) -> list[Signature]:
-        """Patterns of defects that are there in part: what they are of is not known, so it is no pass."""
+        """Patterns of defects that are there in part. Their cause is not known, so the judgement is no pass."""
         return [signature for signature in self.named if signature.partly]
 
     def worst(self, anchor: str = "local") -> Finding | None:
-        """The finding with the largest ratio that was judged; a fault without a ratio counts as the largest."""
+        """The finding with the largest ratio that was judged; a failure without a ratio counts as the largest."""
         found: list[Finding] = getattr(self, anchor)
         return max(found, key=lambda f: (not f.passed, np.nan_to_num(f.judged, nan=np.inf)), default=None)

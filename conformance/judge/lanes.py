@@ -1,4 +1,4 @@
-"""The two lanes that need truth and controls alone: float32 by the worst token, and any type from the ids on."""
+"""Two lanes that need truth and controls alone: local float32 by the worst token, cumulative by the median token."""
 
 from __future__ import annotations
 
@@ -23,46 +23,50 @@ class SingleLane:
     """float32 under the local anchor: a tap is judged on the spot, by its worst token."""
 
     def __init__(self, dtype: DType, distances: Distances) -> None:
-        self._dtype, self._distances = dtype, distances
+        self.dtype, self._distances = dtype, distances
         self._unclear: dict[str, None] = {}
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         return ours
 
     def look(self, meeting: Meeting) -> Finding:
-        found = measured(meeting, self._dtype, self._distances)
+        found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
             return found
         if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
         limit = limits.LIMITS["local"]
-        return judged_values(meeting.tap, meeting.call, found, self._dtype, limit, "worst")
+        return judged_values(meeting.tap, meeting.call, found, self.dtype, limit, "worst")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
         return Ended(unclear=list(self._unclear))
 
 
 class CumulativeLane:
-    """From the ids on, in any type: a tap is judged at the end, by its median token, once it is known how large an
-    error is typical of it over all calls."""
+    """Any type under the cumulative anchor: a tap is judged at the end, by its median token.
+
+    Only then is it known how large an error is typical of the tap over all calls.
+    """
 
     def __init__(self, dtype: DType, distances: Distances) -> None:
-        self._dtype, self._distances = dtype, distances
+        self.dtype, self._distances = dtype, distances
         self._pending: list[tuple[Tap, int, Errors]] = []
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         return ours
 
     def look(self, meeting: Meeting) -> Finding:
-        found = measured(meeting, self._dtype, self._distances)
+        found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
             return found
         self._pending.append((meeting.tap, meeting.call, found))
         return Finding(meeting.tap.name, meeting.call, "pass")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
-        """Of a stack that has few tokens the largest typical error along it counts: one chain of roundings can be
-        short by luck."""
+        """Judge every tap by the error that is typical of it.
+
+        In a stack of few tokens the largest typical error along it counts: one chain's error can be small by luck.
+        """
         parts, along = defaultdict[str, list[Errors]](list), defaultdict[str, float](float)
         for tap, _, errors in self._pending:
             parts[tap.name].append(errors)
@@ -74,11 +78,11 @@ class CumulativeLane:
             few = sum(len(part.legal) for part in parts[tap.name]) < limits.FEW_NUMBERS
             most = along[tap.module] if few and tap.module else usual[tap.name]
             limit = limits.LIMITS["cumulative"]
-            changed[call, tap.name] = judged_values(tap, call, errors, self._dtype, limit, "median", most)
+            changed[call, tap.name] = judged_values(tap, call, errors, self.dtype, limit, "median", most)
         return Ended(changed)
 
 
 def measured(meeting: Meeting, dtype: DType, distances: Distances) -> Finding | Errors:
-    """The errors of a tap, or the finding of one that cannot be compared, is a mask, or is not finite."""
+    """The errors of a tap; its finding, where it cannot be compared, is a mask, or is not finite."""
     m = meeting
     return errors_of(m.tap, m.call, m.peer, m.truth, m.controls, m.valid, dtype, distances)

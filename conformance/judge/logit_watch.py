@@ -1,4 +1,4 @@
-"""The language model's logits, judged as a distribution while a case is walked under the local anchor."""
+"""Judges the language model's logits as a distribution, while a case is walked under the local anchor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from t5g2ref.ops import softcap
 
 
 class LogitWatch:
-    """The peer's distribution beside those that ours make of its last hidden states.
+    """Compares the peer's distribution with those that our runs make of its last hidden states.
 
     Args:
         ours: truth and controls, which know the final softcap and the peer's type.
@@ -30,8 +30,11 @@ class LogitWatch:
         self._test = LogitTest()
 
     def look(self, meeting: Meeting, usable: bool) -> None:
-        """Where the peer shows `lm_head`, ours of before it count: what is handed on there is the peer's own, and would
-        compare the head with itself."""
+        """Take in one tap.
+
+        Where the peer shows `lm_head`, our own values of it count. The value handed on there is the peer's, which would
+        compare the head with itself.
+        """
         own = [meeting.truth, *meeting.controls]
         if meeting.tap.name == "lm_head":
             self._before = own
@@ -48,7 +51,7 @@ class LogitWatch:
         return self._test.figures()
 
     def judged(self, found: Mapping[Place, Finding]) -> dict[Place, Finding]:
-        """The finding with which the distribution fails the logits of the last call, if nothing else did."""
+        """The finding by which the distribution fails the last call's logits; none where they fail already."""
         figures = self.figures()
         limit = limits.LIMITS["half" if self._dtype in HALF else "local"] ** 2  # a divergence is quadratic in the error
         place = max((p for p in found if p[1] == "logits"), default=None)
@@ -60,6 +63,6 @@ class LogitWatch:
                 place: replace(found[place], status="values", judged=figures["kl_ratio"], limit=limit, detail=detail)
             }
         if figures["wrong"] > 0:
-            detail = f"another first choice at {figures['wrong']:.0f} positions where the margin certifies the truth's"
+            detail = f"wrong first choice at {figures['wrong']:.0f} positions where the margin certifies the truth's"
             return {place: replace(found[place], status="exact", detail=detail)}
         return {}

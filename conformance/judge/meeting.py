@@ -1,4 +1,4 @@
-"""What meets at one tap, and what a lane makes of it: the words that the walk and its lanes share."""
+"""What meets at one tap, and what a lane makes of it: the types that the walk and its lanes share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
+from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
 from t5g2ref.taps import Tap
 
@@ -22,9 +23,9 @@ class Meeting:
 
     Args:
         peer: the peer's array; None where it shows none.
-        truth: the float64 oracle's.
-        controls: of the legal runs in the peer's type.
-        others: of what else a lane lets walk beside them.
+        truth: the float64 run's array.
+        controls: the arrays of the legal runs in the peer's type.
+        others: the arrays of what else walks beside them, such as bounds.
         valid: NumPy bool over the tap's token axes, False on padding; None where nothing is padded.
     """
 
@@ -43,11 +44,11 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a lane says once the case has been walked.
+    """What a lane concludes once the case has been walked.
 
     Args:
-        changed: findings that stand in place of those given on the way.
-        limits: of a half-precision lane, what its ratios were held against.
+        changed: findings that replace those given on the way.
+        limits: of a half-precision lane, the limits of its ratios.
         signatures: defects looked for by their pattern.
         unclear: kinds of tap where rounding noise could hide anything.
     """
@@ -59,13 +60,17 @@ class Ended:
 
 
 class Lane(Protocol):
-    """How one tap after the other is judged in one number type, from one anchor."""
+    """Judges one tap after the other, in one number type and under one anchor."""
+
+    @property
+    def dtype(self) -> DType:
+        """The peer's number type."""
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
-        """The models that walk: truth and controls, and whatever else this lane needs beside them."""
+        """The models that walk: truth and controls, and what else this lane needs beside them."""
 
     def look(self, meeting: Meeting) -> Finding:
-        """The finding of a tap; a pass that may still change where the lane judges at the end."""
+        """The finding of a tap. A pass may still change where the lane judges at the end."""
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
-        """What is judged over all taps. `found` has every finding so far, in the order of the computation."""
+        """Judge what needs all taps. `found` has every finding so far, in the order of the computation."""

@@ -1,13 +1,15 @@
-"""Which catalogued defect a culprit is: oracles with a fault, anchored on the peer's values, held against its error.
+"""Names the catalogued defect that a culprit is. It needs the peer's dump alone, so the peer may be anybody's.
 
-For every fault that can first show at the culprit's kind of tap, the float64 oracle with that fault is walked up to the
-culprit, and so is the clean one; at every tap before, both go on with the peer's value, so that between them and the
-peer lies one operation. With e = peer − clean and s = faulty − clean over the valid tokens, the fault is named when
-e is s: coefficient c = ⟨s, e⟩ / ⟨s, s⟩ near 1, and little of ‖e‖ left in ‖e − c·s‖. A float32 peer with that very
-fault has both to 1e-4: there c has to be within a thousandth and its own spread, and 2 % may be left. In a half type
-rounding is mixed in: there c is within a tenth, and a fifth of ‖e‖ (4 % of the squared error) is the most that leaves
-the label safe. Where the tap is a handful of numbers (a loss) nothing is left over by chance, and the coefficient has
-to be within a hundredth. Only the dump is looked at: the peer may be anybody's.
+Some defects can show first at the culprit's kind of tap. For each, the float64 oracle with that fault walks up to the
+culprit, and so does the clean one. At every tap before, both go on with the peer's value, so that one operation lies
+between them and the peer. Let e = peer − clean and s = faulty − clean, over the valid tokens. The defect is named when
+e is s: the coefficient c = ⟨s, e⟩ / ⟨s, s⟩ is near 1, and ‖e − c·s‖ is a small part of ‖e‖.
+
+* In float32, a peer with that very defect has both to 1e-4. So c has to be within a thousandth and its own spread, and
+  2 % of ‖e‖ may be left.
+* In a half type, rounding is mixed in. So c has to be within a tenth, and a fifth of ‖e‖ (4 % of the squared error) may
+  be left. With more, the name would not be safe.
+* Where the tap is a handful of numbers (a loss), nothing is left over by chance. So c has to be within a hundredth.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ Host = np.ndarray[Any, Any]
 
 
 class _Reached(Exception):
-    """The walk is at the culprit; this is the oracle's value there."""
+    """Raised at the culprit, with the oracle's value there."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class _Reached(Exception):
 
 
 def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> list[Signature]:
-    """What the catalogue makes of the first failing local tap: one entry a defect that can show there, the named first.
+    """A signature for each defect that can show at the first failing local tap, the named ones first.
 
     Args:
         dump: the peer's, still open.
@@ -67,7 +69,7 @@ def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding
         if faulty is not None:
             signature = judge(fault.id, faulty)
             found[fault.id] = min(found.get(fault.id, signature), signature, key=_fit)
-    return _best(list(found.values()), dtype)
+    return _best(list(found.values()), _least(target.backend.host(peer), clean, dtype))
 
 
 def candidates(tap: str) -> list[Fault]:
@@ -88,7 +90,7 @@ def kind_of(tap: str) -> str:
 
 
 def _misfit(s: Signature) -> float:
-    """What is left of the error, relative to it, when the pattern is taken once."""
+    """How much of the error is left when the pattern is taken from it once."""
     return float(np.hypot(s.residual, s.coefficient - 1))
 
 
@@ -96,15 +98,24 @@ def _fit(signature: Signature) -> tuple[bool, float]:
     return not signature.named, _misfit(signature)
 
 
-def _best(found: list[Signature], dtype: DType) -> list[Signature]:
+def _least(peer: Host, clean: Host, dtype: DType) -> float:
+    """The smallest misfit that means anything. In a half type all patterns are held against the same rounded values: by
+    what one fits worse than another, beyond a rounding of the value itself, they are told apart."""
+    if dtype not in HALF or peer.shape != clean.shape:
+        return limits.NAME_SAME * unit_roundoff(dtype)
+    error = _norm(peer.astype(np.float64) - clean)
+    return unit_roundoff(dtype) * _norm(clean) / error if error > 0 else 0.0
+
+
+def _best(found: list[Signature], least: float) -> list[Signature]:
     """In the order of their fit; of those that fit, the ones that fit clearly worse than the best are not named."""
-    least = max(limits.NAME_SAME * unit_roundoff(dtype), min((_misfit(s) for s in found if s.named), default=0.0))
+    least = max(least, min((_misfit(s) for s in found if s.named), default=0.0))
     kept = [replace(s, verdict="absent") if s.named and _misfit(s) > limits.NAME_ALIKE * least else s for s in found]
     return sorted(kept, key=_fit)
 
 
 class _Walk:
-    """Oracles with a fault, up to the culprit."""
+    """Walks oracles with a fault up to the culprit."""
 
     def __init__(self, target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> None:
         self._dump, self._place = dump, (culprit.call, culprit.tap)
@@ -116,14 +127,14 @@ class _Walk:
         self._setting = Setting(target.config, {**target.rounded(dtype), **head}, case, truth, half_of(dtype))
 
     def value(self, injection: Injection) -> Host | None:
-        """What the oracle with the fault has at the culprit; None where it does not come so far on this input."""
+        """The faulty oracle's value at the culprit; None where it does not come that far on this input."""
         backend = self._setting.nx.backend
         try:
             with backend.scope(), np.errstate(all="ignore"):
                 injection.run(self._setting, lambda call: Trace(lambda name, value: self._anchored(call, name, value)))
         except _Reached as reached:
             return backend.host(reached.value)
-        except Exception:  # a fault need not fit the peer's values: then it is not the peer's
+        except Exception:  # a fault that cannot run on the peer's values is not the peer's
             return None
         return None
 
@@ -140,7 +151,7 @@ Judge = Callable[[str, Host], Signature]
 
 
 def _judge_of(tap: Tap, peer: Host, clean: Host, case: Case, culprit: Finding, dtype: DType) -> Judge:
-    """What turns an oracle's value into a signature, by the culprit's status."""
+    """A function that makes a signature of a faulty oracle's value: by shape, bits, NaN or numbers."""
 
     def made(defect: str, verdict: str, coefficient: float, residual: float, error: float = 0.0) -> Signature:
         return Signature(defect, culprit.tap, coefficient, error, residual, verdict)
@@ -201,7 +212,7 @@ def _regressed(
 
 
 def _kept(tap: Tap, value: Host, valid: Host | None) -> Host:
-    """(valid tokens, features)."""
+    """The values of valid tokens, as (valid tokens, features)."""
     moved = np.moveaxis(value, tap.token_axes, range(len(tap.token_axes)))
     rows = moved.reshape(int(np.prod(moved.shape[: len(tap.token_axes)])), -1)
     if valid is None:

@@ -1,14 +1,16 @@
-"""Defects of rounding, looked for by their pattern: oracles with a defect walk beside the truth.
+"""Looks for defects of rounding by their pattern: oracles with a defect walk beside the truth.
 
-At a tap where a defect can show, the peer's error is regressed on the defect's pattern (oracle with it − oracle), on
-the errors of the legal profiles and on the patterns of the other defects that show there, all in units of the
-worst-case bound. A coefficient of 1 is the defect; a legal peer is at 0, whatever its rounding.
+At a tap where a defect can show, the peer's error is regressed on three things: the defect's pattern (oracle with
+it − oracle), the errors of the legal profiles, and the patterns of other defects there. All are in units of the
+worst-case bound. A coefficient of 1 is the defect; a legal peer is at 0, whatever its rounding. How sure it is comes
+from clusters (`measure/regression.py`), and from what the pattern's coefficient is in the error of legal runs.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from conformance.defects.rounding import twins
 from conformance.measure import limits
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
+from conformance.measure.regression import Fit, clustered, fit
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EXACT, Numerics
@@ -31,10 +34,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "D51": ("attention",),
     "D52": ("act_fn", "activation_fn"),
 }
-"""Defect → endings of the taps where it shows."""
+"""Defect → endings of the names of taps where it shows."""
 
 MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",))
-"""Each is one oracle: the defects of one never show at the same tap, since every tap starts from the peer's value."""
+"""Each is one oracle. Its defects never show at the same tap, since every tap starts from the peer's value."""
 
 
 def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
@@ -53,8 +56,11 @@ def shown_at(name: str) -> list[str | None]:
 
 
 def signatures(measured: Sequence[Measured]) -> list[Signature]:
-    """One entry a defect: the first tap that names it; else the kind of tap, all layers together, that does; else
-    likewise where a part of it is; else where there was the most power to tell."""
+    """One signature for each defect, from the place that tells most.
+
+    That is the first tap that names it, else the first kind of tap that does, over all layers. Else it is the first
+    place where a part of it is, else the place with the most power.
+    """
     found: dict[str, list[Signature]] = defaultdict(list)
     pools: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
@@ -67,46 +73,69 @@ def signatures(measured: Sequence[Measured]) -> list[Signature]:
 
 
 def _telling(entries: Sequence[Signature]) -> Signature:
-    """Single taps come first, in the order of the computation."""
-    telling = [s for s in entries if s.named] or [s for s in entries if s.partly]
+    """The signature that tells most. Single taps come first, in the order of the computation."""
+    telling = next((t for v in ("named", "akin", "partly") if (t := [s for s in entries if s.verdict == v])), [])
     return telling[0] if telling else min(entries, key=lambda s: s.error)
 
 
 def _collect(found: dict[str, list[Signature]], place: str, members: Sequence[Measured]) -> None:
+    """The defects that can show at a place; of an attention also the heads that have one by themselves."""
     defects = [d for d in shown_at(members[0].tap.name) if d is not None]
-    for signature in regression(defects, place, members):
+    grams = [m.moments.gram for m in members]
+    here = regression(defects, place, grams)
+    if place.endswith("self_attn.attention") and not any(s.named for s in here):
+        for head in range(grams[0].shape[2]):
+            alone = regression(defects, place, [gram[:, :, head] for gram in grams])
+            here += [replace(s, head=head) for s in alone if s.named]
+    for signature in here:
         found[signature.defect].append(signature)
 
 
-def regression(defects: Sequence[str], place: str, members: Sequence[Measured]) -> list[Signature]:
-    """Joint least squares over all elements of these taps."""
-    gram = np.sum([m.moments.gram.sum(axis=2) for m in members], axis=0)
-    count = sum(m.moments.features * m.moments.norm.size for m in members)
+def regression(defects: Sequence[str], place: str, grams: Sequence[Any]) -> list[Signature]:
+    """What is of each defect in the peer's error at these taps: its coefficient beside the legal profiles' errors.
+
+    A coefficient has two errors. One is the peer's own. The other is by how much a legal run's rounding moves it.
+    """
+    gram = clustered(grams)
     legal = gram.shape[0] - 1 - len(defects)
-    target, normal = gram[0, 1:], gram[1:, 1:]
-    scale = np.sqrt(np.maximum(np.diag(normal), 1e-300))
-    inverse = np.linalg.pinv(normal / np.outer(scale, scale), rcond=1e-9, hermitian=True) / np.outer(scale, scale)
-    coefficients = inverse @ target
-    left = max(0.0, float(gram[0, 0] - coefficients @ target))
-    # the noise is at least a legal run's own: a peer that equals a control to the bit says nothing of its power
-    noise = max(left, float(np.diag(normal)[:legal].min())) / max(1, count - normal.shape[0])
-    result = []
-    for i, defect in enumerate(defects, start=legal):
-        error = float(np.sqrt(noise * max(0.0, inverse[i, i]))) if normal[i, i] > 0 else float("inf")
-        residual = float(np.sqrt(left / gram[0, 0])) if gram[0, 0] > 0 else 0.0
-        result.append(_signature(defect, place, float(coefficients[i]), error, residual))
-    return result
+    controls, patterns = range(1, 1 + legal), range(1 + legal, len(gram))
+    peer = fit(gram, 0, [*controls, *patterns])
+    chance = [fit(gram, control, patterns) for control in controls]
+    rounding = max(f.whole for f in chance)
+    found = []
+    for i, defect in enumerate(defects):
+        usual = max(float(f.coefficients[i]) for f in chance)
+        noise = max(float(f.errors[i]) for f in chance)
+        own = float(peer.errors[legal + i])
+        known = gram.shape[2] >= limits.CLUSTERS and bool(gram[patterns[i], patterns[i]].any()) and noise > 0
+        coefficient, error = float(peer.coefficients[legal + i]), max(own, noise) if known else float("inf")
+        verdict = _verdict(coefficient, usual, noise if known else float("inf"), error, _explains(peer, rounding))
+        residual = float(np.sqrt(peer.left / peer.whole)) if peer.whole > 0 else 0.0
+        found.append(Signature(defect, place, coefficient, error, residual, verdict))
+    return found
 
 
-def _signature(defect: str, place: str, coefficient: float, error: float, residual: float) -> Signature:
-    power = error > 0 and 1 / error >= limits.PATTERN_POWER
-    low, high = limits.PATTERN_NAMED
-    named = power and low <= coefficient <= high and coefficient >= limits.PATTERN_POWER * error
-    partly = power and abs(coefficient) >= max(limits.PATTERN_PART, limits.PATTERN_POWER * error)
-    verdict = "named" if named else "partly" if partly else "absent" if power else "no power"
-    return Signature(defect, place, coefficient, error, residual, verdict)
+def _explains(peer: Fit, rounding: float) -> bool:
+    """Whether no more is left of the peer's error than a legal run has, and a part of what was above that."""
+    above = max(0.0, peer.whole - rounding)
+    return peer.left <= rounding * limits.PATTERN_ROUNDING + limits.PATTERN_LEFT * above
+
+
+def _verdict(coefficient: float, usual: float, noise: float, error: float, explains: bool) -> str:
+    """See `Signature`. `usual`: of the pattern in the error of a legal run; `noise`: how far chance moves it."""
+    if not noise * limits.PATTERN_POWER <= 1:
+        return "no power"
+    beyond = coefficient - max(0.0, usual)
+    if beyond < max(limits.PATTERN_PART, limits.PATTERN_POWER * noise):
+        return "absent"
+    low, high = limits.PATTERN_AKIN
+    sure = error * limits.PATTERN_POWER <= min(1.0, coefficient)
+    if not sure or not low <= coefficient <= high:
+        return "partly"
+    near = min(limits.PATTERN_NEAR * error, limits.PATTERN_AWAY)
+    return "named" if explains and abs(coefficient - 1) <= near else "akin"
 
 
 def rows(values: Sequence[Any], name: str) -> list[Any]:
-    """Of the oracles' values at a tap, those that show something there."""
+    """The values of those oracles whose defects can show at this tap."""
     return [value for value, defect in zip(values, shown_at(name), strict=True) if defect is not None]

@@ -1,4 +1,4 @@
-"""A session: every peer on every checkpoint and case, one model in memory at a time."""
+"""Judges every peer on every checkpoint and case, with one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Plan = list[tuple[Target, Case]]
 
 
 class Session:
-    """Every peer on every case, one model in memory at a time; each result goes into `found` as it comes."""
+    """Judges every peer on every case. Each judgement goes into `found` as soon as it is made."""
 
     def __init__(
         self, plan: Plan, found: Found, reporter: Reporter, *, exact: bool, cases: bool, asked: bool = False
@@ -54,7 +54,7 @@ class Session:
             release(self._plan[0][0].backend)
 
     def _wholly(self, peer: Peer) -> None:
-        """One peer on every checkpoint, until it is closed."""
+        """Judge one peer on every checkpoint, then close it."""
         for target in self._targets:
             self._on(peer, target)
         try:
@@ -63,7 +63,7 @@ class Session:
             self.notes.append(f"{peer.name}: {fault}")
 
     def _on(self, peer: Peer, target: Target) -> None:
-        """One peer on one checkpoint. What it cannot load is an error of each case, and no end of the run."""
+        """Judge one peer on one checkpoint. If it cannot load that, each case has this error and the run goes on."""
         before = fingerprint(target, peer)
         opened = self._guarded(peer, target, "", partial(self._open, peer, target))
         refused = opened.error if opened is not None else ""
@@ -78,12 +78,12 @@ class Session:
         for case in (case for of, case in self._plan if of is target and self.cases):
             self._one(peer, target, case.name, refused, partial(judge, peer, target, case, self._reporter.say))
         if fingerprint(target, peer) != before:
-            detail = "the peer changed the weights that it was given in place: nothing that was judged here counts"
+            detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"
             spoiled = Finding("weights", 0, "exact", detail=detail)
             self._found.append((target.name, Judgement(peer.name, "exact", exact=[spoiled], dtype=peer.dtype)))
 
     def _open(self, peer: Peer, target: Target) -> None:
-        """PeerUnavailable ends the run of one peer alone; beside others it is an error of that peer."""
+        """Open the peer. PeerUnavailable ends the run where it is the only peer; else it is that peer's error."""
         known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, target, passing=known)
         self.versions[peer.name] = _versions(peer)
@@ -91,8 +91,8 @@ class Session:
         self.notes += [note for note in said if note not in self.notes]
 
     def _unprobed(self, peer: Peer, target: Target) -> None:
-        """The exact lane of a peer that can only be read: left out with a word where nobody asked for it."""
-        why = "a dump can be read and not asked: neither its weights nor masks by probing were judged"
+        """Leave the exact lane of a dump out: with a note, or as a skip where it was asked for."""
+        why = "a dump can only be read: neither its weights nor masks by probing were judged"
         if self._asked:
             self._found.append((target.name, Judgement(peer.name, "exact", skipped=why, dtype=peer.dtype)))
         elif (note := f"{peer.name}: {why}") not in self.notes:
@@ -107,12 +107,12 @@ class Session:
         self._reporter.step()
 
     def _guarded(self, peer: Peer, target: Target, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` gives; where there is no room for it, a judgement with that error, and the memory given back."""
+        """What `work` gives; after a peer's or a backend's error, a judgement with it, and the memory released."""
         try:
             return work()
         except (BackendError, PeerFault) as error:
             failed = Judgement(peer.name, name, error=str(error), dtype=peer.dtype)
-        gc.collect()  # arrays in the frames of the error, which a collector that knows host memory alone would leave
+        gc.collect()  # the error's frames hold device arrays, which do not trigger Python's own collection
         release(target.backend)
         return failed
 
@@ -127,14 +127,14 @@ def _exactly(peer: Peer, target: Target, progress: Callable[[str], None]) -> Jud
         raise
     except BaseException as raised:  # whatever a foreign program raises is a finding, not our crash
         findings, error = [], said(raised)
-    if not error:  # a probe that the peer raised on, or skipped, is no fault: it is not known
+    if not error:  # a probe that raised or was skipped proves nothing against the peer
         error = next((f.detail for f in findings if f.status == "missing" and not f.tap.startswith("weights")), "")
     seconds = {"exact": time.perf_counter() - began}
     return Judgement(peer.name, "exact", error=error, exact=findings, seconds=seconds, dtype=peer.dtype)
 
 
 def fingerprint(target: Target, peer: Peer) -> list[int]:
-    """A sum of the bits of every tensor that the truth and a peer in memory may share."""
+    """A sum of the bits of each tensor that truth and peer may share in memory."""
     xp = target.backend.xp
     with target.backend.scope():
         weights = target.rounded(cast(DType, peer.dtype)).values()
@@ -144,7 +144,7 @@ def fingerprint(target: Target, peer: Peer) -> list[int]:
 
 
 def _versions(peer: Peer) -> dict[str, str]:
-    """Names and versions as the peer tells them; PeerFault where they are no text."""
+    """Names and versions as the peer tells them. Raises PeerFault where they are no text."""
     found = call("versions()", peer.versions)
     if not isinstance(found, dict) or not all(isinstance(word, str) for pair in found.items() for word in pair):
         raise PeerFault(f"versions() gave {line(repr(found))}, expected names and versions as text")

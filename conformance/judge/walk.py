@@ -1,7 +1,7 @@
-"""One peer's dump against the reference, tap by tap, as the reference walks through the case.
+"""Compares one peer's dump with the reference, tap by tap, as the reference walks through the case.
 
-Under the local anchor all of our runs go on with the peer's own value after every tap that it shows; under the
-cumulative one they are left alone. How a tap is judged is the lane's affair (`lanes.py`, `half_lane.py`).
+Under the local anchor, all of our runs go on with the peer's own value after every tap that it shows, except masks.
+Under the cumulative anchor they keep their own. The lane judges each tap (`lanes.py`, `half_lane.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from conformance.judge.meeting import Array, Ended, Lane, Meeting, Place
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
+from conformance.measure.ratio import wider
 from conformance.oracle.run_case import program
 from conformance.oracle.side_by_side import walk
 from t5g2ref.model import T5Gemma2
@@ -27,7 +28,7 @@ from t5g2ref.taps import Tap
 
 PICTURES = 4  # of failing masks that a judgement keeps
 SIDE = 64  # rows and columns of such a picture at most
-UNUSABLE = ("missing", "shape", "dtype", "nan")  # values that nothing can go on with
+UNUSABLE = ("missing", "shape", "dtype", "nan")  # statuses of values that no run can go on with
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Found:
         limits, signatures, unclear: see `meeting.Ended`.
         logits: figures of the language model's logits; see `LogitTest.figures`.
         masks: the first failing masks as rows of text, expected and found.
+        wider: taps whose values have more bits than the peer's type, each with the type that was found.
     """
 
     findings: list[Finding]
@@ -47,19 +49,20 @@ class Found:
     unclear: list[str] = field(default_factory=list)
     logits: dict[str, float] = field(default_factory=dict)
     masks: list[dict[str, Any]] = field(default_factory=list)
+    wider: dict[str, str] = field(default_factory=dict)
 
 
 class Culprit(Exception):
-    """The walk was to stop at the first failing tap, and this is it."""
+    """Raised at the first failing tap, where the walk has to stop there."""
 
 
 class Walk:
-    """Meets truth and controls at each tap of the plan and holds the peer's value against them.
+    """Meets truth and controls at each tap of the plan, and compares the peer's value with them.
 
     Args:
-        plan: the (call, tap) pairs that the peer says it shows, in order; the others are not judged.
-        local: the anchor: whether our runs go on with the peer's values.
-        until_culprit: stop at the first tap that fails.
+        plan: the (call, tap) pairs that the peer shows, in order; others are not judged.
+        local: whether our runs go on with the peer's values: the local anchor.
+        until_culprit: whether to stop at the first tap that fails.
     """
 
     def __init__(
@@ -77,11 +80,12 @@ class Walk:
         self._local, self._until = local, until_culprit
         self._found: dict[Place, Finding] = {}
         self._masks: list[dict[str, Any]] = []
+        self._wider: dict[str, str] = {}
         self._own = 0  # how many of the walkers are truth and controls
         self._watch: LogitWatch | None = None
 
     def run(self, ours: list[T5Gemma2]) -> Found:
-        """Walk the reference's models, the truth first and then the controls, and say what was found."""
+        """Walk the reference's models (the truth, then the controls) and return what was found."""
         backend, self._own = self._dump.backend, len(ours)
         if self._local and self._case.task == "lm":
             self._watch = LogitWatch(backend, ours)
@@ -95,13 +99,14 @@ class Walk:
                 turns=has_device(backend),
             )
         except Culprit:
-            return Found([self._found[place] for place in self._taps if place in self._found], masks=self._masks)
+            found = [self._found[place] for place in self._taps if place in self._found]
+            return Found(found, masks=self._masks, wider=self._wider)
         return self._ended()
 
     def _ended(self) -> Found:
         unmet = [place for place in self._taps if place not in self._found]
         if unmet:
-            raise RuntimeError(f"the reference never came by {len(unmet)} declared taps, first {unmet[:1]}")
+            raise RuntimeError(f"the reference never reached {len(unmet)} declared taps, first {unmet[:1]}")
         ended: Ended = self._lane.end({place: self._found[place] for place in self._taps})
         self._found |= ended.changed
         figures: dict[str, float] = {}
@@ -109,16 +114,18 @@ class Walk:
             self._found |= self._watch.judged(self._found)
             figures = self._watch.figures()
         findings = [self._found[place] for place in self._taps]
-        return Found(findings, ended.limits, ended.signatures, ended.unclear, figures, self._masks)
+        return Found(findings, ended.limits, ended.signatures, ended.unclear, figures, self._masks, self._wider)
 
     def _meet(self, call: int, name: str, values: list[Array]) -> list[Array]:
-        """The finding of one tap, and the values that our runs go on with."""
+        """Judge one tap, and return the values that our runs go on with."""
         tap, peer = self._taps[call, name], self._dump.get(call, name)
         valid = validity(self._case, call, tap, values[0].shape)
         meeting = Meeting(tap, call, peer, values[0], values[1 : self._own], values[self._own :], valid)
         finding = self._found[call, name] = self._lane.look(meeting)
         if finding.status == "mask" and len(self._masks) < PICTURES:
             self._masks.append(picture(finding, *map(self._dump.backend.host, (meeting.truth, peer))))
+        if peer is not None and wider(tap, peer, self._lane.dtype):
+            self._wider.setdefault(name, str(peer.dtype))
         if self._until and not finding.passed:
             raise Culprit
         usable = self._local and finding.status not in UNUSABLE and not tap.exact
@@ -127,15 +134,17 @@ class Walk:
         return self._handed_on(meeting, values, usable)
 
     def _handed_on(self, meeting: Meeting, values: list[Array], usable: bool) -> list[Array]:
-        """The peer's value for all; where it is of no use each keeps its own, but for what only walks along (bounds,
-        oracles with defects), which goes on with the truth's."""
+        """The peer's value for every run; where it is not usable, each keeps its own.
+
+        What only walks along (bounds, oracles with defects) then goes on with the truth's.
+        """
         if usable:
             return [self._dump.backend.xp.asarray(meeting.peer, dtype=value.dtype) for value in values]
         return [*values[: self._own], *[meeting.truth] * len(meeting.others)]
 
 
 def picture(finding: Finding, expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """A failing mask's batch row as text, a line a query: "x" for a key that may be seen."""
+    """A failing mask's batch row as text, a line for each query: "x" for a key that may be seen."""
     row, top = finding.token[0], max(0, finding.token[1] - SIDE + 1)
     shown = [
         ["".join(".x"[int(key)] for key in line[:SIDE]) for line in mask[row][top : top + SIDE]]

@@ -58,11 +58,28 @@ BIAS_ERRORS = 6.0
 PATTERN_POWER = 8.0
 """Standard errors that a defect would have to be, for its absence to be said."""
 
-PATTERN_NAMED = (0.5, 1.5)
-"""A coefficient between them is the defect's, if it is sure."""
+PATTERN_NEAR = 4.0
+"""Standard errors within which 1 has to lie, for a coefficient to be the defect's."""
+
+PATTERN_AWAY = 0.25
+"""The most that it may be away from 1, however large the error: a root in float16 has 0.68 of D02's pattern."""
+
+PATTERN_AKIN = (0.5, 1.5)
+"""A sure coefficient between them that is not the defect's is something like it: the peer deviates all the same."""
 
 PATTERN_PART = 0.1
-"""A sure coefficient of so much outside of them is a part of it (some heads, some tokens); legal runs reached 0.03."""
+"""A sure coefficient of so much beyond a legal run's is a part of the defect (some heads, some tokens). A negative one
+is none. Legal runs reached 0.064 on `tiny`."""
+
+PATTERN_ROUNDING = 1.1
+"""Of the largest legal squared error, what the pattern has to leave at most. Defects of the catalogue left 1.05."""
+
+PATTERN_LEFT = 0.25
+"""Of the squared error above a legal one, what may be left besides: a defect hangs on roundings that may fall
+otherwise in the peer. Faults that only resemble a defect leave half and more."""
+
+CLUSTERS = 8
+"""Tokens, or heads, that a coefficient's error needs: fewer say nothing of it."""
 
 # The name of a defect: the peer's error held against the oracle's with that defect, at the culprit
 

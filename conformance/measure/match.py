@@ -21,7 +21,10 @@ class Signature:
         coefficient: of the defect's pattern in the peer's error; 1 is all of it, 0 none.
         error: the coefficient's standard error; 1 / error is the power: how many of them the defect would be.
         residual: ‖what the pattern leaves‖ / ‖peer − oracle‖.
-        verdict: "named", "partly" (sure, and neither all of it nor nothing), "absent" or "no power".
+        verdict: "named" (1 within the errors, and it explains what legal rounding does not), "akin" (about all of it,
+            and something else is wrong as well), "partly" (sure, and neither all of it nor nothing), "absent" or
+            "no power".
+        head: the attention head, where it is in that one and not in all.
     """
 
     defect: str
@@ -30,6 +33,7 @@ class Signature:
     error: float
     residual: float
     verdict: str
+    head: int | None = None
 
     @property
     def named(self) -> bool:
@@ -38,7 +42,17 @@ class Signature:
     @property
     def part(self) -> str:
         """How much of the pattern is where, in words."""
-        return f"{self.coefficient:.2f} ± {in_words(self.error, 2)} of the pattern of {self.defect} is at {self.tap}"
+        size = f"{self.coefficient:.2f} ± {in_words(self.error, 2)}"
+        return f"{size} of the pattern of {self.defect} is at {self.tap}{self.of_head}"
+
+    @property
+    def of_head(self) -> str:
+        """The head in words, where it is one."""
+        return "" if self.head is None else f", head {self.head}"
+
+    @property
+    def akin(self) -> bool:
+        return self.verdict == "akin"
 
     @property
     def partly(self) -> bool:

@@ -26,6 +26,8 @@ from conformance.measure.words import in_words
 from t5g2ref.dtypes import HALF, unit_roundoff
 from t5g2ref.taps import Tap
 
+WIDER = {"float32": ("float64",), **dict.fromkeys(HALF, ("float32", "float64"))}
+
 
 def examine(
     tap: Tap,
@@ -115,7 +117,7 @@ def refused(
         return fault("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
     if tuple(peer.shape) != tuple(truth.shape):
         return fault("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
-    if str(peer.dtype) not in (expected := _dtypes(tap, dtype)):
+    if str(peer.dtype) not in (expected := _dtypes(tap, dtype)) and not wider(tap, peer, dtype):
         return fault("dtype", f"expected {' or '.join(expected)}, found {peer.dtype}")
     if not kept(tap, truth, valid).any() or not truth.size:
         return fault("missing", "no valid token to compare: an empty comparison is not a pass")
@@ -133,6 +135,12 @@ def _dtypes(tap: Tap, dtype: str) -> tuple[str, ...]:
     if tap.exact:
         return ("bool",)
     return ("float32", dtype) if tap.name == "loss" and dtype in HALF else (dtype,)
+
+
+def wider(tap: Tap, peer: Any, dtype: str) -> bool:
+    """Whether a value has more bits than the peer's declared type. It is judged, and said; fewer bits are a fault."""
+    found = "" if peer is None or tap.exact else str(peer.dtype)
+    return found not in _dtypes(tap, dtype) and found in WIDER.get(dtype, ())
 
 
 def not_finite(tap: Tap, call: int, peer: Any, distances: Distances) -> Finding | None:

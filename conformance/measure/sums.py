@@ -31,7 +31,8 @@ class Moments:
         top: (1 + controls, tokens) largest |error| / bound.
         gain, shift: (1 + controls, tokens) sums of (error / bound), times the truth's sign and as it is.
         square: (1 + controls, tokens) sums of (error / bound)².
-        gram: (rows, rows, tokens) sums of products of (error or pattern) / bound; (0, 0, tokens) where no pattern is.
+        gram: (rows, rows, parts, tokens) sums of products of (error or pattern) / bound over a part of a token, such as
+            a head; (0, 0, parts, tokens) where no pattern is.
         features: numbers of one token.
         bounded: whether there was a bound; without one `top` and what follows it are 0 and say nothing.
     """
@@ -62,6 +63,7 @@ def moments(
     bound: Array | None,
     patterns: Sequence[Array],
     smallest: float,
+    parts: int = 1,
 ) -> Moments:
     """The sums of one tap; all arrays have one shape, whose `axes` count tokens.
 
@@ -69,19 +71,21 @@ def moments(
         bound: of every element's error; None where there is none: `top` is then 0, and error / bound is 0.
         patterns: what oracles with a defect have here.
         smallest: below it the type's grid is no longer relative: added to the bound.
+        parts: equal pieces of a token whose errors are independent of each other's: an attention's heads.
     """
     rows = [_rows(a, axes) for a in (truth, peer, *controls, *patterns)]
     limits = None if bound is None else _rows(bound, axes)
     piece = PIECE if backend.xp is np else DEVICE_PIECE
     step = max(1, piece // (max(1, rows[0].shape[1]) * len(rows)))
-    parts = []
+    pieces = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is looked for afterwards
         for t in range(0, len(rows[0]), step):
             piece_of = [row[t : t + step] for row in rows]
             limit = None if limits is None else limits[t : t + step]
-            parts.append(_sums(backend.xp, piece_of, limit, 1 + len(controls), bool(patterns), smallest))
-        flat = backend.host(parts[0] if len(parts) == 1 else backend.xp.concatenate(parts, axis=1))
-    found = _named(flat, 1 + len(controls), len(patterns), rows[0].shape[1])
+            split = parts if patterns else 0
+            pieces.append(_sums(backend.xp, piece_of, limit, 1 + len(controls), split, smallest))
+        flat = backend.host(pieces[0] if len(pieces) == 1 else backend.xp.concatenate(pieces, axis=1))
+    found = _named(flat, 1 + len(controls), len(patterns), parts, rows[0].shape[1])
     return replace(found, bounded=bound is not None)
 
 
@@ -92,7 +96,7 @@ def _rows(array: Array, axes: tuple[int, ...]) -> Array:
     return array.transpose(order).reshape(tokens, -1)
 
 
-def _sums(xp: Any, rows: list[Array], limit: Array | None, errors: int, patterned: bool, smallest: float) -> Array:
+def _sums(xp: Any, rows: list[Array], limit: Array | None, errors: int, parts: int, smallest: float) -> Array:
     """(columns, tokens): what `_named` takes apart again. Few calls on stacked arrays: taps are many and small."""
     truth = rows[0].astype(np.float64)
     apart = xp.stack([_wide(row) - truth for row in rows[1:]])
@@ -106,9 +110,10 @@ def _sums(xp: Any, rows: list[Array], limit: Array | None, errors: int, patterne
         own.sum(axis=2),
         (own * own).sum(axis=2),
     ]
-    if patterned:
-        by_token = scaled.transpose(1, 0, 2)
-        found.append(xp.matmul(by_token, by_token.transpose(0, 2, 1)).reshape(len(truth), -1).T)
+    if parts:
+        by_part = scaled.reshape(len(scaled), len(truth), parts, -1).transpose(1, 2, 0, 3)  # (tokens, parts, rows, …)
+        products = xp.matmul(by_part, by_part.swapaxes(-1, -2))
+        found.append(products.transpose(2, 3, 1, 0).reshape(-1, len(truth)))
     return xp.concatenate(found)
 
 
@@ -117,10 +122,10 @@ def _wide(row: Array) -> Array:
     return (row.astype(np.float32) if row.dtype.itemsize < 4 else row).astype(np.float64)
 
 
-def _named(flat: Host, errors: int, patterns: int, features: int) -> Moments:
+def _named(flat: Host, errors: int, patterns: int, parts: int, features: int) -> Moments:
     norm, rest = flat[0], flat[1:]
     names = ("errors", "top", "gain", "shift", "square")
     blocks: dict[str, Any] = {name: rest[i * errors : (i + 1) * errors] for i, name in enumerate(names)}
     rows = errors + patterns if patterns else 0
-    gram = rest[len(names) * errors :].reshape(rows, rows, flat.shape[1])
+    gram = rest[len(names) * errors :].reshape(rows, rows, parts, flat.shape[1])
     return Moments(norm=norm, gram=gram, features=features, **blocks)

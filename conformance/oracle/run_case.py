@@ -12,7 +12,7 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
-from t5g2ref.numerics import EAGER, EXACT, RUNNING, SDPA, Numerics, Profile
+from t5g2ref.numerics import EAGER, EXACT, FLASH, RUNNING, SDPA, Numerics, Profile
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
@@ -22,7 +22,7 @@ TraceOfCall = Callable[[int], Trace]
 def legal(dtype: DType) -> tuple[Profile, ...]:
     """The controls' profiles: the legal ways of doing it in `dtype`. In float32 fused and unfused scores are the
     same."""
-    return (SDPA, RUNNING) if dtype == "float32" else (SDPA, EAGER, RUNNING)
+    return (SDPA, RUNNING) if dtype == "float32" else (SDPA, EAGER, RUNNING, FLASH)
 
 
 def models(

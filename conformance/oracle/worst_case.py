@@ -4,8 +4,8 @@
 walk gives every operation the peer's own values, so that one operation lies between two taps and its bound is the
 textbook one (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, chapters 2 and 3): one rounding of the
 result to the half type, plus what sums and functions in float32 may lose before. Attention also may round its scores
-twice, as an unfused one does. An error above the bound is no matter of statistics: nobody who rounds where this model
-rounds can have it.
+twice, as an unfused one does, and a product may be rounded before its bias is added. An error above the bound is no
+matter of statistics: nobody who rounds where this model rounds can have it.
 
 A product that is itself reduced in the half type (split-K on some GPUs) is not legal here: it is worse than this bound,
 and is shown as what it is.
@@ -54,9 +54,11 @@ class Ceiling(Numerics):
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         w, abs_ = self.weight(weight).T, self.xp.abs
         y, size = self.xp.matmul(x, w), self.xp.matmul(abs_(x), abs_(w))
+        first = 0.0
         if bias is not None:
+            first = self.u * (1 + self.u) * abs_(y)  # a GPU library may round the product before it adds the bias
             y, size = y + self.weight(bias), size + abs_(self.weight(bias))
-        return self.u * abs_(y) + (x.shape[-1] + LOOSE) * SINGLE * size
+        return first + self.u * abs_(y) + (x.shape[-1] + LOOSE) * SINGLE * size
 
 
 def ceiling(backend: Backend, half: DType) -> Ceiling:

@@ -1,4 +1,4 @@
-"""Peers of other packages, found by their entry points in the group `conformance.peers`.
+"""Finds peers of other packages by their entry points in the group `conformance.peers`.
 
 A package that has a port declares in its pyproject.toml
 
@@ -30,8 +30,10 @@ def names() -> list[str]:
 
 
 def find(name: str, backend: Backend = NUMPY) -> Peer | None:
-    """The peer `ENTRY[:ARGUMENT]`; None where no package has that entry point. PeerUnavailable, with the reason, where
-    one has and it does not work."""
+    """The peer `ENTRY[:ARGUMENT]`; None where no package has that entry point.
+
+    Raises PeerUnavailable, with the reason, where a package has it and it does not work.
+    """
     entry, _, argument = name.partition(":")
     points = list(entry_points(group=GROUP, name=entry))
     if not points:
@@ -50,7 +52,7 @@ def find(name: str, backend: Backend = NUMPY) -> Peer | None:
 
 
 def _checked(peer: object, what: str) -> Peer:
-    """The object, if it is a peer by its looks."""
+    """The object, if it has a peer's members. Raises PeerUnavailable for any other."""
     if lacking := [method for method in METHODS if not callable(getattr(peer, method, None))]:
         raise PeerUnavailable(f"{what} gave a {type(peer).__name__} without {', '.join(lacking)}()")
     name = getattr(peer, "name", None)

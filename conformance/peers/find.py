@@ -1,4 +1,4 @@
-"""A peer by its name. Its module is imported when it is asked for, and never before."""
+"""Finds a peer by its name. A peer's module is imported when it is asked for, and never before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from t5g2ref.dtypes import RUN_IN
 
 _TYPES = "|".join(RUN_IN)
 FORMS = {
-    f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "float32 and the judge's device where nothing is said",
+    f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
     "process:[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
     "dir:FOLDER": "what a program wrote, as `check` reads it",
@@ -29,17 +29,19 @@ _NAMES = {  # module: its names, whose groups are the arguments of its `create`
 
 
 BUILT_IN = ("transformers:", "t5g2ref:")
-"""How names begin that mean the same peer however they are spelt."""
+"""Beginnings of names that mean the same peer in a short and a long form."""
 
 
 def names(dtype: str = "float32") -> list[str]:
-    """The peers that are judged where none is named, in this type."""
+    """The peers that are judged by default, in this type."""
     return [f"transformers:{attention}:{dtype}" for attention in ("eager", "sdpa")]
 
 
 def create(name: str, backend: Backend = NUMPY) -> Peer:
-    """The peer of that name, for a judge on `backend`. Raises PeerUnavailable when it is unknown, its packages are not
-    installed, or its device is not there."""
+    """The peer of that name, for a judge on `backend`.
+
+    Raises PeerUnavailable where the name is unknown, its packages are not installed, or its device is not there.
+    """
     for module, pattern in _NAMES.items():
         if match := pattern.fullmatch(name):
             return _created(name, module, *match.groups(), backend)

@@ -1,7 +1,7 @@
 """A folder of files as a peer: manifest.json, and a safetensors file for each call. Any program may have written it.
 
-Nothing of it is trusted and nothing is guessed. A broken manifest, a missing file or an unknown name is an error before
-anything is judged. A wrong number is a finding.
+Nothing in it is trusted, and nothing is guessed. A broken manifest, a missing file or an unknown name is an error
+before anything is judged. A wrong number is a finding.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class DumpPeer(OptionalMembers):
     """A dump under judgement.
 
     Attributes:
-        taps: names that the dump shows in the case that was run last; the others are not judged.
-        findings: faults of that case: ids that are not the case's, and arrays that have not their declared layout.
+        taps: names that the dump shows in the case that was run last; others are not judged.
+        findings: what is wrong in that case's files: ids that are not the case's, arrays without their declared layout.
     """
 
-    probed = False  # it can be read and not asked
+    probed = False  # a dump can only be read
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.name, self.dtype = manifest.peer.name, manifest.peer.dtype
@@ -46,13 +46,13 @@ class DumpPeer(OptionalMembers):
         return self._manifest.peer.versions
 
     def accepts(self, target: Target) -> bool:
-        """Whether the dump says that it is of this checkpoint: by fingerprint where it has one, else by name."""
+        """Whether the dump is of this checkpoint, by its fingerprint if it has one, else by name."""
         if not self._manifest.fingerprint:
             return self._manifest.checkpoint == target.name
         return self._manifest.fingerprint == fingerprint(fingerprints(target.weights, target.backend))
 
     def open(self, target: Target) -> None:
-        """Check every entry and every header; PeerUnavailable names the first that is wrong."""
+        """Check every entry and every header. Raises PeerUnavailable, which names the first that is wrong."""
         try:
             if not self.accepts(target):
                 shown, mark = self._manifest.checkpoint, self._manifest.fingerprint[:12] or "none"
@@ -72,8 +72,11 @@ class DumpPeer(OptionalMembers):
         self._target = None
 
     def run(self, case: Case, dump: Dump) -> None:
-        """Read the case's files. Skip for a case that the dump does not hold; DumpError, once all that there is has
-        been put into `dump`, where the ids are others or the least that a dump has to show is not there."""
+        """Read the case's files into `dump`.
+
+        Raises Skip for a case that the dump does not hold. Raises DumpError for ids of another input, or where a
+        required tap is missing, but only after everything was put into `dump`.
+        """
         assert self._target is not None, "open() comes first"
         if case.name not in self._manifest.cases:
             raise Skip("the dump does not hold this case")
@@ -84,8 +87,10 @@ class DumpPeer(OptionalMembers):
 
 
 def opened(shower: Shower, folder: Path, calls: list[Shown]) -> list[File]:
-    """A case's files, each with tap → tensor: as the manifest has it, else every tensor under its own name. DumpError
-    for a file, a name or a layout that is wrong, and for too few or too many of them."""
+    """A case's files, each with tap → tensor: as the manifest has it, else every tensor under its own name.
+
+    Raises DumpError for a wrong file, name or layout, and for too few or too many files.
+    """
     if len(calls) != len(shower.case.calls):
         expected = f"expected {len(shower.case.calls)} calls, found {len(calls)}"
         raise DumpError(f"case {shower.case.name}: {expected}; see `calls` in the export's manifest")
@@ -102,7 +107,7 @@ def opened(shower: Shower, folder: Path, calls: list[Shown]) -> list[File]:
 
 
 def create(path: str | Path) -> DumpPeer:
-    """The peer of a dump folder; PeerUnavailable where its manifest is none."""
+    """The peer of a dump folder. Raises PeerUnavailable where its manifest cannot be used."""
     folder = Path(path)
     try:
         return DumpPeer(folder, read(folder))

@@ -1,4 +1,4 @@
-"""Calls into code that is not ours: what it raises is that peer's fault, what it warns of is kept, the run goes on."""
+"""Calls code that is not ours: what it raises becomes a PeerFault, its warnings are kept, and the run goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST, LINES = 1000, 20  # characters of a foreign line, and lines, that are show
 
 
 class PeerFault(RuntimeError):
-    """What a peer did that a peer may not do, in a line."""
+    """The peer raised, or did what no peer may do. The message says what, in a line."""
 
 
 def line(value: object) -> str:
@@ -28,7 +28,7 @@ def line(value: object) -> str:
 
 
 def said(error: BaseException) -> str:
-    """An exception as a person reads it; lines behind the first are indented, so that none is taken for ours."""
+    """An exception in words. Lines after the first are indented, so that none is taken for ours."""
     try:
         first, *more = str(error).splitlines() or [""]
     except Exception:
@@ -38,14 +38,17 @@ def said(error: BaseException) -> str:
 
 
 OURS = r"(t5g2ref|conformance)(\.|$)"
-"""Modules whose warnings are ours to mend: they meet the filters that the caller set."""
+"""Modules whose warnings are ours to mend: the caller's filters apply to them."""
 _HOMES = (Path(__file__).resolve().parents[1], Path(t5g2ref.__file__).resolve().parent)
 
 
 @contextmanager
 def warnings_kept(who: str, notes: list[str]) -> Iterator[None]:
-    """Warnings that arise in code that is not ours go into `notes`, each once, and nowhere else: a peer's new release
-    may warn of anything, which is no fault of its numbers and may not spoil a progress bar or a test."""
+    """Put warnings of code that is not ours into `notes`, each once, and nowhere else.
+
+    A peer's new release may warn of anything. That says nothing about its numbers, and must not spoil a progress bar or
+    a test.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", module=rf"(?!{OURS})")
         try:
@@ -61,11 +64,11 @@ def warnings_kept(who: str, notes: list[str]) -> Iterator[None]:
 
 
 def call(what: str, function: Callable[..., T], *args: object, passing: tuple[type[BaseException], ...] = ()) -> T:
-    """What `function` gives. Whatever it raises, `SystemExit` too, is a PeerFault, but for an interruption and what is
-    named in `passing`.
+    """What `function` gives. Whatever it raises, even `SystemExit`, becomes a PeerFault.
 
     Args:
-        what: said before the words of the fault, where they do not do alone.
+        what: the call's name, put before the error's own words; "" where these are enough.
+        passing: errors that are raised as they are, as an interruption is.
     """
     passed: tuple[type[BaseException], ...] = (KeyboardInterrupt, *passing)
     try:

@@ -1,4 +1,4 @@
-"""A program of any language as a peer: it is started, and asked in lines of JSON on its standard input.
+"""A program in any language as a peer: it is started, and asked in lines of JSON on its standard input.
 
     → {"hello": "t5g2ref", "version": 1, "checkpoint": "/path" or null, "folder": "/tmp/…"}
     ← {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}, "taps": ["*"], "layouts": {}, "stored": {}}
@@ -6,8 +6,8 @@
     ← {"done": ["0.safetensors", …]}  one file a call, inside `out`, tensors named as the taps are
     ← {"skip": "no pictures yet", "link": "https://…"}   or   {"error": "out of memory"}
 
-Inputs, runs and calls are as `export` writes them, and files are read as `check` reads a dump's. The end of its input
-means that it may go.
+Inputs, runs and calls are as `export` writes them, and files are read as `check` reads a dump's. When its input ends,
+the program should end too.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class ProcessPeer(OptionalMembers):
 
     Args:
         command: split as a shell would, and run without one.
-        dtype: what it runs in; it has to say the same.
+        dtype: the type that it runs in; its greeting has to say the same.
         timeout: seconds for each answer.
 
     Attributes:
-        taps, findings: see `DumpPeer`; before a case has been run, `taps` are the patterns that the process gave.
+        taps: the patterns that the process gave in its greeting.
+        findings: see `DumpPeer`.
     """
 
     timeout: float
@@ -68,7 +69,7 @@ class ProcessPeer(OptionalMembers):
         return self._declared.versions
 
     def open(self, target: Target) -> None:
-        """Start the process and greet it. PeerUnavailable when it cannot be started or does not answer as it has to."""
+        """Start the process and greet it. Raises PeerUnavailable where it does not start or answers wrongly."""
         self.close()
         self._target = target
         self._folder = tempfile.TemporaryDirectory(prefix="conformance-process-")
@@ -87,7 +88,7 @@ class ProcessPeer(OptionalMembers):
         self._channel = self._target = None
 
     def run(self, case: Case, dump: Dump) -> None:
-        """Ask for the case and read its files. Skip where it says so; ProcessError or DumpError otherwise."""
+        """Ask for the case and read its files. Raises Skip where it skips; ProcessError or DumpError where it fails."""
         assert self._target is not None, "open() comes first"
         channel, folder = self._running(self._target), Path(self._folder.name) / "case"
         shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +130,7 @@ class ProcessPeer(OptionalMembers):
 
 
 def _done(answer: dict[str, Any]) -> list[Shown]:
-    """The files of an answer; Skip or ProcessError where it has none."""
+    """The files of an answer. Raises Skip or ProcessError where it has none."""
     if "skip" in answer:
         raise Skip(answer["skip"], answer.get("link", ""))
     if "error" in answer:
@@ -141,7 +142,7 @@ def _done(answer: dict[str, Any]) -> list[Shown]:
 
 
 def create(name: str, timeout: float = TIMEOUT) -> ProcessPeer:
-    """The peer `process:[DTYPE:]COMMAND`; PeerUnavailable where there is no command in it."""
+    """The peer `process:[DTYPE:]COMMAND`. Raises PeerUnavailable where there is no command in it."""
     match = _NAME.fullmatch(name)
     assert match is not None
     dtype, command = match.groups()

@@ -1,4 +1,4 @@
-"""What the judge asks of a peer, and how a peer says that it skips a case."""
+"""What a peer has to have and may have, and how it says that it skips a case."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from conformance.target import Target
 
 
 class Skip(Exception):
-    """Raised by a peer's `run` for a case that it does not do: shown, counted, and never a pass.
+    """Raised by a peer's `run` for a case that it does not do. A skip is shown, counted, and never a pass.
 
     Args:
         reason: why.
-        link: where that is said (an issue, a page); "" for nowhere.
+        link: the page or issue that says so; "" for none.
     """
 
     def __init__(self, reason: str, link: str = "") -> None:
@@ -31,13 +31,13 @@ TIMEOUT = 600.0  # seconds for each answer of a peer that is asked from outside
 
 
 class Peer(Protocol):
-    """What every implementation under judgement has. What it may have beside that is `OptionalMembers`'."""
+    """What every implementation under judgement has to have. `OptionalMembers` are what it may have."""
 
     name: str
     dtype: str
 
     def versions(self) -> dict[str, str]:
-        """Names and versions of what was run, for the report."""
+        """Names and versions of what runs, for the report."""
 
     def open(self, target: Target) -> None:
         """Load the checkpoint, with the peer's own loader where it has one."""
@@ -50,38 +50,38 @@ class Peer(Protocol):
 
 
 class OptionalMembers:
-    """What a peer may have beside the protocol, with what counts where it has nothing. A base class for peers."""
+    """What a peer may have beside the protocol, each with its default. Peers may use it as a base class."""
 
     taps: tuple[str, ...] | None = None
     """Patterns of the tap names that it shows; None for all."""
 
     findings: Sequence[Finding] = ()
-    """Faults that were found while the case that was run last was read."""
+    """What was found wrong while the files of the last case were read."""
 
     probed: bool = True
     """Whether it can be asked; a dump can only be read, so it has no exact lane."""
 
     notes: Sequence[str] = ()
-    """What has to be said of it beside the verdict, a line each."""
+    """Caveats to print beside the verdict, a line each."""
 
     weights: Callable[[], Iterable[tuple[str, Any]]] | None = None
-    """Gives canonical name and array of every tensor as the peer holds it after loading."""
+    """Gives the canonical name and the array of every tensor, as the peer holds it after loading."""
 
     timeout: float | None = None
-    """Seconds for each of its answers, which a command line may set; None where nothing is waited for."""
+    """Seconds that it may take for each answer; --timeout sets them. None where there is nothing to wait for."""
 
     def accepts(self, target: Target) -> bool:
-        """Whether the checkpoint is one that it can be judged on."""
+        """Whether it can be judged on this checkpoint."""
         return True
 
 
 def optional(peer: object, name: str) -> Any:
-    """A member that a peer may have, or the default: peers of other packages need no base class."""
+    """An optional member of a peer, or its default: peers of other packages need no base class."""
     return getattr(peer, name, getattr(OptionalMembers(), name))
 
 
 def shows(peer: Peer) -> Shown:
-    """Whether the peer says that it shows a tap: by its patterns, or all of them where it has none."""
+    """A function that says whether the peer shows a tap, by its patterns; without patterns it shows all."""
     patterns: Iterable[str] | None = optional(peer, "taps")
     if patterns is None:
         return lambda _: True

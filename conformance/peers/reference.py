@@ -22,11 +22,11 @@ from t5g2ref.trace import Trace
 
 
 class ReferencePeer(OptionalMembers):
-    """`t5g2ref` with the rounding points of a fused attention, every tap shown.
+    """`t5g2ref` with the rounding points of a fused attention. It shows every tap.
 
     Args:
-        backend: "numpy", "cupy" or "cupy:1".
-        dtype: the half types are emulated on NumPy.
+        backend: where it computes.
+        dtype: the type that it runs in; NumPy emulates the half types.
     """
 
     def __init__(self, backend: Backend, dtype: DType) -> None:
@@ -40,14 +40,14 @@ class ReferencePeer(OptionalMembers):
         return self._nx.backend.describe()
 
     def open(self, target: Target) -> None:
-        """The judge's weights, rounded to the type, as arrays of this backend."""
+        """Take the judge's weights, rounded to the type, as arrays of this backend."""
         backend = self._nx.backend
         with backend.scope():
             self._weights = {n: self._nx.array(to_backend(w, backend)) for n, w in target.rounded(self.dtype).items()}
         self._target = target
 
     def weights(self) -> Iterator[tuple[str, Any]]:
-        """What is computed with, in the peer's type."""
+        """The weights that are computed with, in the peer's type."""
         exact = HALF[self.dtype] if self._nx.emulated else None
         for name, value in self._weights.items():
             yield name, value if exact is None else value.astype(exact)
@@ -70,15 +70,17 @@ class ReferencePeer(OptionalMembers):
         program(case)(model, trace_of)
 
     def _shown(self, dump: Dump, name: str, value: Any) -> Any:
-        """Put the value there as an array of the peer's type, which it has already unless the type is emulated: the
-        conversion is exact. A mask is bool, and a loss is wide."""
+        """Put the value into `dump`, in the peer's type, and return it as it was.
+
+        Only an emulated type needs a conversion, which is exact. A mask stays bool, and a loss stays wide.
+        """
         exact = self._nx.emulated and name != "loss" and value.dtype != bool
         dump.put(name, value.astype(HALF[self.dtype]) if exact else value)
         return value
 
 
 def create(name: str, dtype: DType, backend: Backend) -> ReferencePeer:
-    """The peer; on the judge's own backend where the names are the same. PeerUnavailable where it is not to be had."""
+    """The peer, on the judge's own backend if `name` is its name. Raises PeerUnavailable for a missing backend."""
     try:
         return ReferencePeer(backend if backend.name == name else find(name), dtype)
     except BackendError as error:

@@ -1,4 +1,4 @@
-"""What a fault may be where nothing named it: the defects that its figures do not exclude, three at most."""
+"""Defects that an unnamed culprit may be: those that its figures do not exclude, three at most."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Collection, Iterable
 from conformance.defects.catalogue import DEFECTS, first_seen_at
 
 MOST = 3
-NONE = "nothing that the catalogue knows: every defect that shows here first was tried, and has another pattern"
+NONE = "no defect of the catalogue: each that can show here first was tried, and its pattern does not fit"
 
 
 def candidates(tap: str, exposed: Collection[str], tried: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines for a person, one a defect.
+    """A line for each defect, and one for how many more there are.
 
     Args:
-        tap: of the first failing finding.
-        exposed: ids that the case can show.
-        tried: (id, verdict) of each defect whose pattern was looked for; one that is "absent" is excluded.
+        tap: the culprit's.
+        exposed: ids of the defects that the case exposes.
+        tried: (id, verdict) of each defect whose pattern was looked for; "absent" excludes it.
     """
     known = first_seen_at(tap, exposed)
     absent = {defect for defect, verdict in tried if verdict == "absent"}

@@ -1,5 +1,7 @@
-"""The report document (JSON, schema 2) as JUnit and HTML read it: rows by name, groups of taps, numbers that JSON has
-as words. Nothing here knows a Python object of the judge: what is rendered can have been written elsewhere."""
+"""Reads the report document (JSON, schema 2) for JUnit and HTML: rows by name, groups of taps, numbers in words.
+
+Nothing here knows a Python object of the judge, so a document written by another program renders as well.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ _STACKS = {"encoder.text_model": "encoder", "decoder": "decoder"}
 
 
 class DocumentError(ValueError):
-    """The document is not one of this schema; the message says what was expected and what to do."""
+    """The document is not of this schema. The message says what was expected and what to do."""
 
 
 def checked(document: Document) -> Document:
-    """The document, if it is of the schema that is understood here; else a DocumentError."""
+    """The document itself. Raises DocumentError for one of another schema."""
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, Mapping) else type(document).__name__
         raise DocumentError(f"expected a report of schema {SCHEMA}, found {found!r}: write it again with --json")
@@ -30,7 +32,7 @@ def checked(document: Document) -> Document:
 
 
 def number(value: object) -> float:
-    """A number of the document; "nan", "inf" and "-inf" are words there. What is no number is a NaN."""
+    """A number of the document, which has "nan", "inf" and "-inf" as words. Anything else becomes NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return math.nan
     try:
@@ -40,7 +42,7 @@ def number(value: object) -> float:
 
 
 def rows(document: Document, judgement: Document, lane: str) -> list[Row]:
-    """The findings of one lane ("exact", "local" or "cumulative"), each a dict by the document's `columns`."""
+    """The findings of the exact lane ("exact") or of an anchor ("local", "cumulative"), as dicts by column."""
     columns = document["columns"]
     return [dict(zip(columns, row, strict=True)) for row in judgement.get(lane, ())]
 
@@ -50,13 +52,13 @@ def failing(findings: Iterable[Row]) -> list[Row]:
 
 
 def severity(row: Row) -> tuple[bool, float]:
-    """Sorts the worst last: what fails above what passes, a NaN above every number."""
+    """A sort key that puts the worst last: failures after passes, NaN after every number."""
     judged = number(row.get("judged"))
     return row["status"] != "pass", math.inf if math.isnan(judged) else judged
 
 
 def group_of(tap: str) -> str:
-    """The part of the model that a tap belongs to, as a person would say it: "encoder layer 3" or "projector"."""
+    """The part of the model that a tap belongs to, in words: "encoder layer 3" or "projector"."""
     if tap.startswith(_TOWER):
         return "vision"
     if tap.startswith(_PROJECTOR):
@@ -75,7 +77,7 @@ def _within(stack: str, rest: str) -> str:
 
 
 def grouped(findings: Iterable[Row]) -> dict[str, list[Row]]:
-    """Findings by group, groups in the order in which the computation first comes by them."""
+    """Findings by group; the groups stand in the order of the computation."""
     groups: dict[str, list[Row]] = {}
     for row in findings:
         groups.setdefault(group_of(str(row["tap"])), []).append(row)
@@ -83,14 +85,14 @@ def grouped(findings: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def named(judgement: Document) -> list[Document]:
-    """The defects that were recognised by their pattern."""
+    """The defects that were named by their pattern."""
     return [s for s in judgement.get("named", ()) if s.get("verdict") == "named"]
 
 
 def state(judgement: Document) -> str:
     """What became of one peer on one case: "pass", "fail", "known", "error", "skip" or "unclear".
 
-    Fails closed: what is neither passed nor explained is a failure.
+    It fails closed: a judgement that neither passed nor is explained is a failure.
     """
     if judgement.get("passed") and not judgement.get("deviates"):
         return "pass"
@@ -105,8 +107,10 @@ def state(judgement: Document) -> str:
 
 
 def culprits(document: Document, wanted: str = "fail") -> Iterator[list[Document]]:
-    """Judgements of one state, those with the same first bad tap together, whatever peer, checkpoint or case showed
-    it: one finding is one entry."""
+    """Judgements of one state, grouped by culprit: the same first bad tap is one entry.
+
+    Peer, checkpoint and case make no difference.
+    """
     alike: dict[tuple[str, ...], list[Document]] = {}
     for judgement in document["judgements"]:
         if state(judgement) == wanted:
@@ -122,13 +126,13 @@ def in_words(value: object, digits: int = 3) -> str:
 
 
 def in_table(value: object, digits: int = 3) -> str:
-    """A number of the document in a table; a dash where there is none. That a value is a NaN, its row's status says."""
+    """A number of the document in a table. A NaN is a dash: its row's status says why."""
     x = number(value)
     return "–" if math.isnan(x) else words.in_table(x, digits)
 
 
 def in_parts(value: object) -> str:
-    """A number that is near 0 or 1, to a thousandth."""
+    """A number that is usually near 0 or 1, to a thousandth."""
     x = number(value)
     return f"{x:.3f}".replace("-0.000", "0.000").replace("-", "−") if abs(x) < 100 else in_words(x)
 
@@ -142,12 +146,12 @@ STATUSES = {
     "exact": "bits differ where none may",
     "values": "its error is too large for this precision",
     "mask": "it lets the wrong keys through",
-    "ceiling": "an error above what any legal rounding can do",
+    "ceiling": "its error is larger than any legal rounding can make",
     "bias": "its errors lean to one side",
     "tail": "its largest errors are too large",
     "signature": "its errors hold the pattern of a catalogued defect",
 }
-"""Status of a finding: what that means."""
+"""Status of a finding → what it means."""
 
 
 def blame(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The result as a JSON document of a versioned schema: JUnit and the page are made from it."""
+"""Writes the result as a JSON document of a versioned schema. JUnit and the page are made from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 2
 
 
 def as_json(result: Result) -> str:
-    """The whole result; numbers that JSON cannot hold (NaN, infinity) become strings."""
+    """The whole result as JSON. Numbers that JSON cannot hold (NaN, infinity) become strings."""
     document = {
         "schema": SCHEMA,
         "verdict": result.verdict,

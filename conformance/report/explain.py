@@ -1,4 +1,4 @@
-"""The text of `explain`: its topics, its version, and the same text as HTML for the page."""
+"""The text of `explain`: its topics, its version, and the text as HTML for the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def version() -> str:
 
 
 def as_html() -> str:
-    """The text as HTML for the report: headings one level down, each section's anchor is explain-TOPIC."""
+    """The text as HTML for the page: headings one level down, each section with the id explain-TOPIC."""
     from markdown_it import MarkdownIt
 
     text = TEXT.read_text(encoding="utf-8")

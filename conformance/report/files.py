@@ -1,4 +1,4 @@
-"""The files of a report: JSON, JUnit and HTML, all from one document."""
+"""Writes the files of a report: JSON, JUnit and HTML, all from one document."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ RENDERERS = {"junit": "conformance.report.junit", "html": "conformance.report.ht
 
 
 def check(outputs: Mapping[str, Path]) -> None:
-    """What would fail at the end of a long run fails before it: UsageError for files that cannot be,
-    Unavailable where a package that writes them is missing."""
+    """Check before a long run that its files can be written at the end.
+
+    Raises UsageError for a path that will not do, and Unavailable where a package is missing.
+    """
     for name, path in outputs.items():
         check_writable(f"--{name}", path)
     if len({path.resolve() for path in outputs.values()}) < len(outputs):
-        raise UsageError(f"--{' and --'.join(outputs)} name one file; give each its own")
+        raise UsageError(f"--{' and --'.join(outputs)} name the same file; give each its own")
     for name in set(outputs) - {"json"}:
         try:
             importlib.import_module(RENDERERS[name])
@@ -31,7 +33,7 @@ def check(outputs: Mapping[str, Path]) -> None:
 
 
 def write(result: Result, outputs: Mapping[str, Path]) -> None:
-    """The files that were asked for. OSError names one that could not be written, once the others have been."""
+    """Write the files that were asked for. Raises OSError, which names one that failed, once all have been tried."""
     document, failed = as_json(result) if outputs else "", list[OSError]()
     for name, path in outputs.items():
         text = document + "\n"
@@ -54,14 +56,14 @@ def write_one(option: str, path: Path, text: str) -> None:
 
 
 FILES = {
-    "json": "write everything that was found",
-    "junit": "the same for a CI system",
-    "html": "the same as one page, plots and masks included",
+    "json": "write everything that was found, as JSON",
+    "junit": "write it as JUnit XML, for a CI system",
+    "html": "write it as one page, with plots and masks",
 }
 
 
 def check_writable(option: str, path: Path | None) -> None:
-    """UsageError where a file that is to be written at the end of a long run could not be."""
+    """Raises UsageError for a path where no file can be written when the run ends."""
     if path is None:
         return
     if not path.parent.is_dir():

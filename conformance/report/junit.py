@@ -34,7 +34,7 @@ LISTED = 12  # failing taps that one failure spells out
 
 @dataclass(frozen=True)
 class Test:
-    """One test case: `outcome` is "pass", "failure", "error" or "skipped"; `weight` its share of the case's time."""
+    """One test case. `outcome` is "pass", "failure", "error" or "skipped"; `weight` is its share of the time."""
 
     name: str
     outcome: str = "pass"
@@ -68,7 +68,10 @@ def render(document: Document) -> str:
 
 
 def clean(text: object) -> str:
-    """Without the characters that XML 1.0 forbids even when escaped: most controls, surrogates, U+FFFE and U+FFFF."""
+    """The text without the characters that XML 1.0 forbids even when escaped.
+
+    These are most control characters, surrogates, U+FFFE and U+FFFF.
+    """
     return "".join(c if _legal(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
@@ -86,7 +89,7 @@ def _properties(suite: ET.Element, document: Document) -> None:
 
 
 def _cases(suite: ET.Element, document: Document, judgement: Document) -> None:
-    """A judgement's test cases, its time shared out among them by the number of taps, to the millisecond."""
+    """Add a judgement's test cases. Its time is shared among them by their number of taps."""
     tests = list(_tests(document, judgement))
     seconds = [number(s) for s in judgement.get("seconds", {}).values()]
     left, weight = round(1000 * sum(s for s in seconds if 0 < s < 1e9)), sum(test.weight for test in tests)
@@ -108,7 +111,7 @@ def _put(suite: ET.Element, place: str, test: Test, milliseconds: int) -> None:
 
 
 def _count(element: ET.Element) -> None:
-    """The attributes by which CI systems count; they are counted, so they add up."""
+    """Set the attributes that CI systems read, counted from the test cases so that they add up."""
     cases = list(element.iter("testcase"))
     element.set("tests", str(len(cases)))
     for outcome, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
@@ -118,7 +121,7 @@ def _count(element: ET.Element) -> None:
 
 
 def _tests(document: Document, judgement: Document) -> Iterator[Test]:
-    """The test cases of one judgement; there is always one, and one that is not passed where the judgement is not."""
+    """The test cases of one judgement, at least one. If the judgement is no pass, one of them is no pass."""
     tests = [] if judgement.get("skipped") else list(_groups(document, judgement))
     if judgement.get("skipped"):
         tests.append(Test("run", "skipped", str(judgement["skipped"])))
@@ -127,7 +130,7 @@ def _tests(document: Document, judgement: Document) -> Iterator[Test]:
     tests += _signatures(judgement)
     if state(judgement) != "pass" and all(test.outcome == "pass" for test in tests):
         unclear = ", ".join(map(str, judgement.get("unclear", ())))
-        why = f"rounding noise could hide anything at: {unclear}" if unclear else "it was not passed"
+        why = f"rounding noise could hide anything at: {unclear}" if unclear else "it did not pass"
         tests.append(Test("verdict", "skipped" if state(judgement) == "unclear" else "failure", why))
     yield from tests or [Test("run")]
 
@@ -154,7 +157,7 @@ def _judged(name: str, found: list[Row], judgement: Document) -> Test:
 
 
 def _message(row: Row, judgement: Document) -> str:
-    """The first bad tap of a group in words, and the defect where one was recognised."""
+    """The first bad tap of a group in words, and the defect where one was named."""
     culprit = judgement.get("culprit") or {}
     first = (culprit.get("tap"), culprit.get("call")) == (row["tap"], row["call"])
     defects = "".join(f"; it is {_defect(s)}" for s in named(judgement)) if first else ""
@@ -167,7 +170,7 @@ def _defect(signature: Document) -> str:
 
 
 def _listed(bad: list[Row]) -> str:
-    """The failing taps of a group, in order; the largest of them is always among those spelled out."""
+    """The first failing taps of a group, a line each. The worst of them is always listed."""
     shown = bad[:LISTED]
     worst = max(bad, key=severity)
     lines = [blame(row) for row in (shown if worst in shown else [*shown, worst])]
@@ -175,7 +178,10 @@ def _listed(bad: list[Row]) -> str:
 
 
 def _signatures(judgement: Document) -> list[Test]:
-    """Defects looked for by their pattern: a failure for each that was recognised, skipped where none could be."""
+    """A test case for the defects looked for by their pattern: it fails where one was named.
+
+    It is skipped where a part of a pattern was found, or where the input could not tell.
+    """
     looked = judgement.get("named") or ()
     found = named(judgement)
     if found and judgement.get("known") and not judgement.get("deviates"):
@@ -183,7 +189,7 @@ def _signatures(judgement: Document) -> list[Test]:
     if found:
         return [Test("signatures", "failure", "; ".join(_defect(s) for s in found))]
     if parts := [str(s["defect"]) for s in looked if s.get("verdict") == "partly"]:
-        return [Test("signatures", "skipped", f"a part of a pattern, neither all of it nor none: {', '.join(parts)}")]
+        return [Test("signatures", "skipped", f"a part of a pattern: no proof, and no pass: {', '.join(parts)}")]
     blind = [str(s["defect"]) for s in looked if s.get("verdict") == "no power"]
     if looked and len(blind) == len(looked):
         return [Test("signatures", "skipped", f"this input has no power to tell: {', '.join(blind)}")]
@@ -191,8 +197,10 @@ def _signatures(judgement: Document) -> list[Test]:
 
 
 def _known(root: ET.Element, document: Document) -> None:
-    """The peer's own list of known deviations: seen is skipped; one that is no longer there fails, so that the list
-    stays true."""
+    """Add a suite with an entry for each known deviation.
+
+    One that was seen is skipped. One that is gone fails, so that the list stays true.
+    """
     if not document.get("known"):
         return
     suite = ET.SubElement(root, "testsuite", {"name": "known deviations"})

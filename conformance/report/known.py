@@ -1,16 +1,16 @@
-"""Known deviations of a peer: a TOML file with a reason and a link for each, shown and not failed while they last.
+"""Known deviations of a peer, from a TOML file with a reason and a link for each. They are shown and do not fail.
 
     [[deviation]]
     peer = "transformers:*"             # glob
     case = "window*"                    # glob
-    tap = "decoder.layers.*.mlp.act_fn" # glob; a part between two dots for each of the tap's
+    tap = "decoder.layers.*.mlp.act_fn" # globs, one for each part between two dots
     status = "values"                   # optional; without it any but missing, shape, dtype and nan
     reason = "GELU by a table"
     link = "https://github.com/…/issues/1"
     versions = { transformers = ">=5.20,<5.24" }  # optional
 
-An entry whose deviation is gone is reported, so that the file stays true. It excuses the taps that it names and nothing
-else, so that it cannot hide a new deviation.
+An entry whose deviation is gone is reported, so that the file stays true. An entry excuses only the taps that it
+names, so that it cannot hide a new deviation.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ SEEN, PASSED, NOT_RUN = "seen", "unexpected pass", "not run"
 
 
 class KnownError(UsageError):
-    """The file of known deviations cannot be used: names the entry, the key, what was expected and found."""
+    """The file of known deviations cannot be used. The message names the entry, the key, and what was expected."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """One entry of the file: see the module's page. `versions` maps packages to specifiers; all have to hold."""
+    """One entry of the file; the module's docstring explains the keys. All of its `versions` have to hold."""
 
     peer: str
     case: str
@@ -57,33 +57,34 @@ class Deviation:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def concerns(self, judgement: Judgement, versions: Mapping[str, str]) -> bool:
-        """Whether it is about this peer, in these versions, on this case."""
+        """Whether the entry is about this peer, in these versions, on this case."""
         named = fnmatchcase(judgement.peer, self.peer) and fnmatchcase(judgement.case, self.case)
         return named and all(_fits(versions.get(name), wanted) for name, wanted in self.versions.items())
 
     def is_at(self, finding: Finding) -> bool:
-        """Whether this failing finding is the one."""
+        """Whether the entry excuses this failing finding."""
         excused = self.status == finding.status if self.status else finding.status not in BY_NAME
         return self.names(finding.tap) and excused
 
     def names(self, tap: str) -> bool:
-        """Whether the entry is about a tap: part for part, so that `*` alone does not stand for everything."""
+        """Whether the entry names a tap. Parts are matched one by one, so `*` alone is not everything."""
         parts, wanted = tap.split("."), self.tap.split(".")
         return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 @dataclass
 class Known:
-    """The entries of a file, and what became of each as judgements were shown to it."""
+    """The entries of a file, and which of them were seen in the judgements so far."""
 
     entries: tuple[Deviation, ...] = ()
     _seen: set[int] = field(default_factory=set)
     _passed: set[int] = field(default_factory=set)
 
     def match(self, judgement: Judgement, versions: Mapping[str, str]) -> Deviation | None:
-        """The entry of the judgement's culprit, if entries cover all that is wrong with it; else None.
+        """The entry of the judgement's culprit, if entries cover everything that fails in it; else None.
 
-        Cumulative failures behind a covered local one are its consequence. Each judgement is to be shown once.
+        Cumulative failures behind a covered local one follow from it and need no entry. The call also notes which
+        entries were seen, so give it each judgement once.
         """
         about = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
         whole = not judgement.error and not judgement.skipped and not judgement.unclear and not judgement.partly
@@ -100,12 +101,12 @@ class Known:
         return next(entry for _, entry in about if entry.is_at(culprit))
 
     def applied(self, judgement: Judgement, versions: Mapping[str, str]) -> Judgement:
-        """The judgement, with reason and link where what is wrong is known."""
+        """The judgement, with the entry's reason and link where its deviation is known."""
         entry = self.match(judgement, versions)
         return judgement if entry is None else replace(judgement, known=f"{entry.reason} ({entry.link})")
 
     def check(self, targets: Iterable[Target]) -> None:
-        """KnownError for an entry about a tap that no checkpoint here has: it would never be seen, and never missed."""
+        """Raises KnownError for an entry whose tap no checkpoint here has: it could never be seen or missed."""
         tables = [taps.table(t.config, task=task, loss=True) for t in targets for task in ("lm", "sequence", "token")]
         names = {tap.name for table in tables for tap in table}
         for i, entry in enumerate(self.entries, 1):
@@ -113,13 +114,15 @@ class Known:
             if not exact and not any(entry.names(name) for name in names):
                 near = get_close_matches(entry.tap, names, 3)
                 raise KnownError(
-                    f"--known: deviation {i}: tap {entry.tap!r} is none of this checkpoint"
+                    f"--known: deviation {i}: {entry.tap!r} is no tap of this checkpoint"
                     + (f"; close: {', '.join(near)}" if near else "; see `list taps`")
                 )
 
     def states(self) -> list[dict[str, Any]]:
-        """Every entry as in the JSON document: "seen", "unexpected pass" (its taps were judged on a peer and versions
-        that it names, and passed everywhere), or "not run"."""
+        """Every entry for the JSON document, with its state: "seen", "unexpected pass" or "not run".
+
+        An unexpected pass: the entry's taps were judged, on a peer and versions that it names, and all passed.
+        """
         return [
             {
                 **{name: getattr(entry, name) for name in ("peer", "case", "tap", "status", "reason", "link")},
@@ -135,13 +138,13 @@ def _all(judgement: Judgement) -> list[Finding]:
 
 
 def _passes(entry: Deviation, judgement: Judgement) -> bool:
-    """Whether its tap was judged here, and right each time."""
+    """Whether the entry's taps were judged here and all passed."""
     at = [f for f in _all(judgement) if entry.names(f.tap)]
     return bool(at) and all(f.passed for f in at)
 
 
 def _causes(judgement: Judgement) -> list[Finding]:
-    """The failures that need an excuse: not the cumulative ones at or behind the first failing operation."""
+    """The failures that need an entry: all but the cumulative ones at or behind the first local failure."""
     order = {(f.call, f.tap): i for i, f in enumerate(judgement.local)}
     local = [f for f in judgement.local if not f.passed]
     first = order[local[0].call, local[0].tap] if local else len(order)
@@ -157,7 +160,7 @@ def _fits(version: str | None, specifier: str) -> bool:
 
 
 def load(path: Path) -> Known:
-    """The file's entries; KnownError for anything that is not as the module's page says."""
+    """The file's entries. Raises KnownError for anything that the module's docstring does not allow."""
     try:
         with opened(path) as handle:
             data = handle.read(MAX_BYTES + 1)
@@ -168,7 +171,7 @@ def load(path: Path) -> Known:
     try:
         raw = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise KnownError(f"--known {path}: no TOML: {error}") from error
+        raise KnownError(f"--known {path}: not TOML: {error}") from error
     entries = raw.pop("deviation", [])
     if raw:
         raise KnownError(f"--known {path}: has {next(iter(raw))!r}, expected nothing but [[deviation]]")
@@ -183,7 +186,7 @@ def _entry(raw: object, where: str) -> Deviation:
     _names(raw, (*REQUIRED, "status", "versions"), where)
     for name in REQUIRED:
         if name not in raw:
-            raise KnownError(f"{where}: {name} is missing, expected it with {', '.join(REQUIRED)}")
+            raise KnownError(f"{where}: {name} is missing, expected each of {', '.join(REQUIRED)}")
     for name in (*REQUIRED, "status"):
         if name in raw and not _is_line(raw[name]):
             raise KnownError(f"{where}: {name} is {raw[name]!r}, expected a line of text")

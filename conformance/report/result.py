@@ -26,14 +26,15 @@ class Result:
         exposes: case name → defect ids.
         hidden: defect id → why this run could not have seen it.
         versions: of the peers.
-        selected, available: cases chosen (0: the exact lane alone) and cases there are, for each target together.
+        selected, available: how many cases were chosen (0 for the exact lane alone) and how many there are, on all
+            targets together.
         seconds, peak_bytes: of the whole command.
-        interrupted: how far it came, when someone stopped it.
+        interrupted: how far the run came before someone stopped it; "" for a whole run.
         titles: case name → what it is.
         peers: peer name → how it was asked for.
-        known: the entries of a file of known deviations, each with what became of it.
+        known: the entries of the file of known deviations, each with its state.
         notes: caveats printed beside the verdict.
-        command: as it was given, to be given again.
+        command: the command line, for whoever reproduces the report.
     """
 
     judgements: list[tuple[str, Judgement]]
@@ -54,8 +55,10 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """CONFORMS, DEVIATES, or INCOMPLETE when a peer could not be judged on something it was asked, and when a
-        known deviation is no longer seen."""
+        """CONFORMS, DEVIATES or INCOMPLETE.
+
+        INCOMPLETE: a peer could not be judged on all that was asked, or a known deviation is no longer seen.
+        """
         if any(j.deviates for _, j in self.judgements):
             return "DEVIATES"
         judged = all(j.passed or j.known for _, j in self.judgements)
@@ -77,7 +80,7 @@ class Result:
         return {"CONFORMS": 0, "DEVIATES": 1, "INCOMPLETE": 3}[self.verdict]
 
     def worst(self, anchor: str = "local", dtype: str | None = None) -> Place | None:
-        """The place with the largest ratio over everything, or over the peers in one type."""
+        """The place with the largest ratio, over all peers or over those in one type."""
         judged = [(t, j) for t, j in self.judgements if dtype in (None, j.dtype)]
         places = [(t, j, w) for t, j in judged if (w := j.worst(anchor)) is not None]
         return max(places, key=lambda p: (not p[2].passed, np.nan_to_num(p[2].judged, nan=np.inf)), default=None)
@@ -105,20 +108,20 @@ class Result:
 
 
 def _unjudged(judgement: Judgement) -> str:
-    """Why a judgement that found no fault is no pass either."""
+    """Why a judgement that does not deviate is no pass either."""
     if judgement.skipped:
         return f"{judgement.peer} skips case {judgement.case}: {judgement.skipped}"
     if judgement.error:
         return f"{judgement.peer} could not be judged on case {judgement.case}"
     if judgement.partly:
         part = judgement.partly[0].part
-        return f"{part}, neither all of it nor none ({judgement.peer}, {judgement.case})"
+        return f"{part}: no proof, and no pass ({judgement.peer}, {judgement.case})"
     if judgement.unclear:
         return f"rounding noise could hide anything at {judgement.unclear[0]} ({judgement.peer}, {judgement.case})"
     return f"nothing of {judgement.peer} was compared in case {judgement.case}"
 
 
 def environment(backend: Backend = NUMPY) -> dict[str, str]:
-    """What judged: versions, and the backend with its device where it is not NumPy."""
+    """The judge's versions, and its backend and device where that is not NumPy."""
     found = {"t5g2ref": __version__, "numpy": np.__version__, "python": platform.python_version()}
     return found if backend is NUMPY else found | {"backend": backend.name} | backend.describe()

@@ -1,4 +1,4 @@
-"""The result as text: a table, each finding explained, what could not be seen. Lines are wrapped once."""
+"""The result as text: a table, each culprit explained, what could not be seen. Lines are wrapped once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
-LABEL = 18  # columns in front of what a line says
+LABEL = 18  # columns of the label in front of a line
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
-    """The table, the failures explained, what was not exposed, the figures. The verdict line is the caller's."""
+    """Print the table, the failures explained, the figures, and what was not exposed; not the verdict's line."""
     for target in dict.fromkeys(name for name, _ in result.judgements):
         console.print(Text(f"checkpoint {target}: worst ratio, local / cumulative", "italic"))
         console.print(_table([j for name, j in result.judgements if name == target]))
@@ -43,7 +43,7 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
 
 
 def _findings(result: Result) -> Iterator[list[tuple[str, Judgement]]]:
-    """Failing judgements, those with the same first bad tap together."""
+    """Failing judgements, grouped by culprit: the same first bad tap is one group."""
     alike: dict[tuple[str, str, str], list[tuple[str, Judgement]]] = {}
     for target, judgement in result.judgements:
         culprit = judgement.culprit
@@ -53,8 +53,10 @@ def _findings(result: Result) -> Iterator[list[tuple[str, Judgement]]]:
 
 
 def _wrapped(line: str, width: int, hang: int = LABEL) -> str:
-    """One line of text in lines of the width, later ones indented. Only a word longer than a line is
-    broken; foreign text keeps its own lines."""
+    """A line of text, wrapped to the width and indented after its first line.
+
+    Only a word longer than a line is broken. Foreign text keeps its own lines.
+    """
     broken = [
         textwrap.fill(part, width, subsequent_indent=" " * hang, break_on_hyphens=False) for part in line.split("\n")
     ]
@@ -80,7 +82,7 @@ def _table(judgements: list[Judgement]) -> Table:
 
 
 def _cell(judgement: Judgement | None) -> str:
-    """Worst local and worst cumulative ratio; of the exact lane how many of its findings are right."""
+    """Worst local and worst cumulative ratio; for the exact lane, how many findings passed."""
     if judgement is None:
         return ""
     if judgement.exact and not judgement.local:
@@ -89,7 +91,7 @@ def _cell(judgement: Judgement | None) -> str:
 
 
 def _place(judgements: list[Judgement]) -> str:
-    """Where the worst local ratio is, or the first fault, or why there is none."""
+    """Where the worst local ratio is; where a peer did not pass, the culprit or the reason."""
     for j in judgements:
         if not j.passed:
             other = _shortened(j.partly[0].tap) if j.partly else "unclear"
@@ -118,19 +120,19 @@ def _ratio(finding: Finding | None) -> str:
 
 
 def _cut(text: str) -> Text:
-    """One line whatever the width: its column gives way first, and its end is left out."""
+    """Text that stays on one line: where there is no room, its end is left out."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _shortened(tap: str) -> str:
-    """A tap's name that fits: the tower's prefix says nothing that its layer does not."""
+    """A tap's name without the long prefixes, which say nothing that the rest does not."""
     for long, short in (("encoder.text_model.", "encoder."), ("encoder.vision_tower.encoder.", "vision.")):
         tap = tap.replace(long, short)
     return tap
 
 
 def _details(target: str, judgement: Judgement, anchor: str) -> Table:
-    """Every finding of one lane, each with the limit that it was held against."""
+    """Every finding of the exact lane or of one anchor, each with its limit."""
     what = {"exact": "exact lane", "local": "local ratio at every tap", "cumulative": "cumulative ratio by the median"}
     title = Text(f"{judgement.peer} on {judgement.case} ({target}): {what[anchor]}")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -148,17 +150,17 @@ def _details(target: str, judgement: Judgement, anchor: str) -> Table:
 
 
 def _unasked(judgement: Judgement) -> bool:
-    """Whether no fault was found because nothing, or too little, could be compared."""
+    """Whether there is no culprit, or only a tap that is missing because the peer raised."""
     culprit = judgement.culprit
     return culprit is None or bool(judgement.error and culprit.status == "missing")
 
 
 def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[Text]:
-    """What could not be judged, every reason once, with its cases."""
+    """What could not be judged: each reason once, with its cases."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for target, j in judgements:
         unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
-        part = "; ".join(f"{s.part}: neither all of it nor none" for s in j.partly)
+        part = "; ".join(f"{s.part}: no proof, and no pass" for s in j.partly)
         why = j.skipped or j.error or unclear or part or "nothing was compared"
         groups.setdefault((j.peer, target, why), []).append(j.case)
     for (peer, target, why), cases in groups.items():
@@ -170,7 +172,7 @@ def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[T
 
 
 def _explained(alike: list[tuple[str, Judgement]], exposes: tuple[str, ...], width: int) -> Text:
-    """One finding, by the judgement that shows it first, and where else it is."""
+    """One culprit, by the judgement that shows it first, and where else it shows."""
     (target, judgement), *more = alike
     assert judgement.culprit is not None
     text = Text(f"\n{judgement.peer} fails case {judgement.case} on {target}\n", "bold red")
@@ -188,7 +190,7 @@ def _elsewhere(more: list[tuple[str, Judgement]]) -> Iterator[str]:
 
 
 def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
-    """The lines about a fault: where, what, how large, which defect."""
+    """The lines about a culprit: where, what, how large, which defect."""
     where = next(name for name in ("exact", "local", "cumulative") if culprit in getattr(judgement, name))
     kind = "exact" if where == "exact" else "local"
     found: list[Finding] = getattr(judgement, kind)
@@ -210,19 +212,23 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
 
 
 def _named(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
-    """The defect by its name; where there is none, those that the figures do not exclude."""
+    """The defect that was named; where none was, those that the figures do not exclude."""
     named = [s for s in judgement.named if s.named]
     for s in named:
-        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern"
+        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern{s.of_head}"
         yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
-    if not named:
+    akin = [s for s in judgement.named if s.akin]
+    for s in akin if not named else ():
+        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern"
+        yield f"  it is akin to   {s.defect} {DEFECTS.get(s.defect, '')}, and is not it ({size})"
+    if not named and not akin:
         tried = [(s.defect, s.verdict) for s in judgement.named]
         for label, line in zip(chain(["it may be"], repeat("")), candidates(culprit.tap, exposes, tried), strict=False):
             yield f"  {label:15} {line}"
 
 
 def _summary(result: Result, width: int) -> Text:
-    """Figures, caveats printed beside the verdict, and what could not be seen; each line wrapped once."""
+    """Figures, caveats, and what could not be seen; each line wrapped once."""
     text = Text()
     for dtype in result.dtypes:
         text.append("".join(_wrapped(line, width, 4) + "\n" for line in _figures(result, dtype)))
@@ -246,7 +252,7 @@ def _summary(result: Result, width: int) -> Text:
 
 
 def _figures(result: Result, dtype: str) -> Iterator[str]:
-    """The largest ratios of the peers in one type; in half precision also what was held against the worst case."""
+    """The largest ratios of the peers in one type; in half precision also the largest error, and k."""
     for name, tokens in (("local", "each"), ("cumulative", "median")):
         place = result.worst(name, dtype)
         if place is not None and not math.isnan(place[2].judged):

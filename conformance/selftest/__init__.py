@@ -1,1 +1,1 @@
-"""Is the judge any good? Puts faults into a peer, and sees what the judge makes of them."""
+"""Is the judge any good? Faults are put into a peer, and the judge has to find them."""

@@ -1,6 +1,6 @@
-"""How often the judge accuses a peer that did nothing wrong: runs of other weights, inputs and legal ways of computing.
+"""Counts how often the judge accuses a peer that did nothing wrong, over weights, inputs and legal ways of computing.
 
-Nothing in these runs is wrong, so every DEVIATES is a false alarm, and every INCOMPLETE a run without use.
+Nothing in these runs is wrong. So every DEVIATES is a false alarm, and every INCOMPLETE is a run that says nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OWN = [(order, profile) for order in ORDERS for profile in (SDPA, EAGER)] + [("b
 
 
 def plan(runs: int) -> Iterator[tuple[int, str, DType, str]]:
-    """(seed, geometry, type, variant) of every run; each third one transformers."""
+    """(seed, geometry, type, variant) of every run; one in three is of transformers."""
     for seed in range(runs):
         dtype = TYPES[seed % 3]
         if seed % 9 >= 6:  # all three types
@@ -52,7 +52,7 @@ def peer_of(variant: str, dtype: DType) -> Peer:
 
 
 def one(seed: int, geometry: str, dtype: DType, variant: str, count: int) -> dict[str, Any]:
-    """Judge one run, on so many of the cases; the dict goes into the JSON."""
+    """Judge one run on `count` of the cases; the dict goes into the JSON."""
     config = Config.load(bundled(geometry))
     made = Synthetic(config, seed, massive=dtype != "float16")
     target = Target(f"{geometry}, seed {seed}", config, {name: made[name] for name in made})

@@ -19,7 +19,7 @@ class FaultyPeer(ReferencePeer):
 
     Args:
         injection: the fault; none by default.
-        profile: where it rounds and how it sums, for a legal run of another kind.
+        profile: where it rounds and how it sums; another one makes another legal run.
     """
 
     def __init__(
@@ -47,5 +47,5 @@ class FaultyPeer(ReferencePeer):
                 return Trace(lambda name, value: self._shown(dump, name, value))
 
             setting = Setting(config, {**self._weights, **head}, case, self._nx, half_of(self.dtype))
-            with np.errstate(all="ignore"):  # what a fault makes infinite is for the judge to find
+            with np.errstate(all="ignore"):  # the judge has to find what a fault makes infinite
                 self._injection.run(setting, trace_of)

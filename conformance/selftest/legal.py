@@ -1,4 +1,4 @@
-"""Legal runs, which have to conform: every profile, and orders of summation that the controls do not have."""
+"""Legal runs, which have to conform: every profile, and orders of summation that no control has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reversed(Numerics):
 
 @dataclass(frozen=True)
 class Pieces(Numerics):
-    """Sums in pieces of so many terms, added one after the other."""
+    """Sums in pieces of `terms` terms, added one after the other."""
 
     terms: int = 5
 
@@ -76,4 +76,4 @@ LEGAL: dict[str, tuple[Profile, Injection]] = {
     "pieces": (SDPA, ORDERS["chunks of 5"]),
     "blocks": (EAGER, ORDERS["rows of 3"]),
 }
-"""Name → rounding points, and what else is done otherwise: the runs of a self-test."""
+"""Name → (rounding points, order of summation): the legal runs of a self-test."""

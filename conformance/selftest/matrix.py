@@ -1,4 +1,4 @@
-"""Says what a self-test found: the kill matrix, what failed, and what the cases should declare."""
+"""Reports a self-test: the kill matrix, what failed, and what the cases should declare."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Outcome:
     """Everything that a self-test found.
 
     Args:
-        faults, trials: side by side.
-        cases: the columns.
+        faults, trials: side by side, one trial for each fault.
+        cases: the columns of the matrix.
         legal: (name, lane, target, case, what was found) of every legal run; "" where it conforms.
-        whole: every fault was run in every case, so that what the cases declare can be checked.
+        whole: whether every fault was run in every case, so that what the cases declare can be checked.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -45,13 +45,13 @@ class Outcome:
         yield from zip(self.faults, self.trials, strict=True)
 
     def failures(self) -> list[str]:
-        """Everything that is wrong with the judge, a line each."""
+        """Everything that the judge got wrong, a line each."""
         found = [line for fault, trial in self.pairs() for line in wrong(fault, trial)]
         found += [f"legal run {n} in {lane} on {t}, case {c}: {what}" for n, lane, t, c, what in self.legal if what]
         return found + (self.undeserved() if self.whole else [])
 
     def undeserved(self) -> list[str]:
-        """Pairs that a case declares and that are not killed there."""
+        """Defects that a case declares and that are not killed there, a line each."""
         lines = []
         for case in self.cases:
             for defect in case.exposes:
@@ -68,7 +68,7 @@ class Outcome:
         return lines
 
     def undeclared(self) -> dict[str, list[str]]:
-        """Case → ids that are killed there and that it does not declare."""
+        """Case → ids of defects that are killed there, though it does not declare them."""
         found = {}
         for case in self.cases:
             killed = {f.id for f, t in self.pairs() if f.catalogued and t.cells.get(case.name) in (EXPECTED, ELSEWHERE)}
@@ -76,7 +76,7 @@ class Outcome:
         return {name: ids for name, ids in found.items() if ids}
 
     def rounding(self) -> list[str]:
-        """Effects that were taken for rounding where nobody declares the defect."""
+        """Faults whose effect passed for rounding, in cases that do not declare the defect."""
         declared = {case.name: case.exposes for case in self.cases}
         return [
             f"{fault.key} in {case}"
@@ -114,7 +114,7 @@ class Outcome:
 
 
 def wrong(fault: Fault, trial: Trial) -> list[str]:
-    """What the judge got wrong about a fault in its own case."""
+    """What the judge got wrong about a fault in its own case, a line each."""
     at = f"{fault.key} in {fault.case}"
     if not trial.injected:
         return [f"{at} was not injected: the peer shows the same with it and without"]
@@ -130,7 +130,7 @@ def wrong(fault: Fault, trial: Trial) -> list[str]:
 
 
 def show(outcome: Outcome) -> None:
-    """The matrix and the summary, on stdout."""
+    """Print the matrix and the summary."""
     put = partial(console().print, highlight=False, soft_wrap=True)
     put(_numbers(outcome.cases))
     put(_header(outcome.cases))

@@ -37,17 +37,17 @@ Values = dict[tuple[int, str], Host]
 
 @dataclass
 class Trial:
-    """What came of one fault.
+    """What the judge made of one fault.
 
     Args:
         key: the fault's.
         cells: case → one of STRONGER; only the cases that were run.
-        culprit: of its own case, as (tap, status, call).
+        culprit: that of its own case, as (tap, status, call).
         ratio: what the culprit was judged by.
-        named: ids that the judge gave it.
+        named: ids of the defects that the judge named.
         failing: every failing local tap as (tap, call, status, judged).
         error: the peer's, where it raised.
-        injected: whether the peer shows anything in its own case that it does not show without the fault.
+        injected: whether the fault changes anything that the peer shows in the fault's own case.
     """
 
     key: str
@@ -67,7 +67,7 @@ class Bench:
     """The targets, and what healthy peers show on them.
 
     Args:
-        targets: name → target; `fault.target` picks one, the first where it is not there.
+        targets: name → target. `fault.target` picks one, or the first where that name is not there.
     """
 
     def __init__(self, targets: dict[str, Target]) -> None:
@@ -75,7 +75,7 @@ class Bench:
         self._healthy: dict[tuple[str, str, str], Values] = {}
 
     def target(self, fault: Fault, name: str = "") -> Target:
-        """The target that a fault is tried on, with the configuration that it gives to truth and peer alike."""
+        """The target that a fault is tried on, with the config that the fault gives to truth and peer alike."""
         chosen = self.targets.get(name or fault.target, next(iter(self.targets.values())))
         config = fault.given(chosen.config)
         return chosen if config == chosen.config else replace(chosen, config=config)
@@ -84,7 +84,7 @@ class Bench:
         return case_list.build(self.target(fault).config)
 
     def try_out(self, fault: Fault, everywhere: bool) -> Trial:
-        """The fault in its own case; `everywhere`: in every other as well, in a half type where it is declared."""
+        """Try the fault in its own case; `everywhere`: in the others too, in a half type only if they declare it."""
         trial, target = Trial(fault.key), self.target(fault)
         for case in self.cases(fault):
             if case.name == fault.case:
@@ -96,7 +96,7 @@ class Bench:
         return trial
 
     def judged(self, fault: Fault, target: Target, case: Case) -> Judgement:
-        """The whole judgement of the peer with the fault."""
+        """The whole judgement of the peer with this fault."""
         peer = FaultyPeer(fault.inject, target.backend, cast(DType, fault.lane))
         peer.open(target)
         return judge(cast(Any, peer), target, case)
@@ -113,13 +113,13 @@ class Bench:
         return trial
 
     def _injected(self, fault: Fault, target: Target, case: Case) -> bool:
-        """Whether the fault makes a difference. One that does not has not got in, and says nothing of the judge."""
+        """Whether the fault changes what the peer shows. One that does not says nothing about the judge."""
         watched = _Watched(fault, target, case, self.healthy(target, case, fault.lane), whole=False)
         with _shown(watched, target, case):
             return watched.unlike is not None
 
     def _other_target(self, fault: Fault, name: str, found: str) -> str:
-        """What the other bundled geometry shows, if more."""
+        """The stronger of what was found and what the other bundled geometry shows."""
         other = {"tiny": "tiny-even", "tiny-even": "tiny"}.get(fault.target, "")
         if other not in self.targets:
             return found
@@ -143,11 +143,11 @@ class Bench:
                 found = Walk(case, dump, plan, lane, local=True, until_culprit=True).run(ours)
             culprit = next((f for f in found.findings if not f.passed), None)
             if culprit is not None and culprit.status != "missing":
-                break  # what was shown until the first difference is enough, unless that was no more than rounding
+                break  # what came before the first difference is enough, unless that was mere rounding
         return _letter(fault, culprit)
 
     def healthy(self, target: Target, case: Case, lane: str = "float32") -> Values:
-        """What the peer without a fault shows, made once for each case of a target in a type."""
+        """What the peer without a fault shows, made once for each target, case and type."""
         key = (target.name, case.name, lane)
         if key not in self._healthy or target not in self.targets.values():
             with _shown(FaultyPeer(backend=target.backend, dtype=cast(DType, lane)), target, case) as dump:
@@ -158,11 +158,14 @@ class Bench:
 
 
 class _From:
-    """The lane that judges from the first tap that differs from the healthy peer's on: what is the same to the bit
-    conforms as that does, which the legal runs prove."""
+    """A lane that judges only from the first tap that differs from the healthy peer's.
+
+    What has the same bits conforms as the healthy peer does, which the legal runs prove.
+    """
 
     def __init__(self, first: tuple[int, str], lane: SingleLane) -> None:
         self._lane, self._first, self._reached = lane, first, first[0] < 0
+        self.dtype = lane.dtype
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         return self._lane.members(ours)
@@ -176,11 +179,11 @@ class _From:
 
 
 class _Enough(Exception):
-    """The peer need not go on."""
+    """Raised where the peer need not go on."""
 
 
 class _Watched(FaultyPeer):
-    """The peer with the fault, held against the healthy one's values as it shows its own.
+    """The peer with the fault, compared with the healthy one's values as it shows its own.
 
     Attributes:
         unlike: the first tap where a value that counts differs; None where none does.
@@ -214,14 +217,14 @@ class _Watched(FaultyPeer):
 
     def _like(self, known: Host | None, value: Host, place: tuple[int, str]) -> bool:
         mine = _valid(value, self._taps[place], self._case, place[0]) if place in self._taps else value
-        if known is None or mine.dtype != known.dtype or not np.isfinite(value).all():  # NaN is a fault on padding too
+        if known is None or mine.dtype != known.dtype or not np.isfinite(value).all():  # NaN is wrong on padding too
             return False
         return np.array_equal(mine, known, equal_nan=mine.dtype != bool)
 
 
 @contextmanager
 def _shown(peer: FaultyPeer, target: Target, case: Case) -> Iterator[Dump]:
-    """What the peer shows, until it raised if it did."""
+    """What the peer shows, up to where it raised if it did."""
     peer.open(target)
     with Dump(target.backend) as dump:
         with suppress(Exception):
@@ -236,7 +239,7 @@ def _letter(fault: Fault, culprit: Finding | None) -> str:
 
 
 def _values(target: Target, case: Case, dump: Dump) -> Values:
-    """Every tap that is shown, on the host; of the taps of a padded batch the valid tokens."""
+    """Every tap that is shown, on the host; where a batch is padded, only its valid tokens."""
     found = {}
     for call, tap in plan_of(target.config, case):
         value = dump.get(call, tap.name)

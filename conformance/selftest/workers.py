@@ -1,4 +1,4 @@
-"""Does the self-test's work, one fault or legal run at a time, in this process or in several."""
+"""Runs the jobs of a self-test, each a fault or a legal run, in this process or in several."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from t5g2ref import bundled
 from t5g2ref.backend import find
 from t5g2ref.dtypes import DType
 
-FEW_CASES = ("short", "padded-left-cached", "image")  # of legal runs in half types: each kind of tap once
+FEW_CASES = ("short", "padded-left-cached", "image")  # of legal runs in half types: they have each kind of tap
 
 
 Job = tuple[str, ...]
 
 
 def _results(given: tuple[Any, ...], jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
-    """(job, result) as they come, in this process where one is enough."""
+    """(job, result) as they come; one process is this one."""
     if processes == 1:
         bench = _bench(*given)
         yield from ((job, _do(bench, job)) for job in jobs)
@@ -96,7 +96,7 @@ def _do(bench: Bench, job: Job) -> Any:
 
 
 def _conforming(target: Target, name: str, lane: DType) -> list[tuple[str, str, str, str, str]]:
-    """A legal run of every case, and what it was blamed for."""
+    """A legal run of every case, with what it was blamed for; "" for nothing."""
     profile, injection = LEGAL[name]
     peer = FaultyPeer(injection, target.backend, lane, profile)
     peer.open(target)

@@ -7,7 +7,6 @@ before all names, shapes and ties are known to be right, and every error names t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +18,7 @@ from t5g2ref.checkpoint.file import SafetensorsFile, short
 from t5g2ref.checkpoint.tensor import WeightsError, convert, element
 from t5g2ref.checkpoint.write import INDEX, SINGLE, save
 from t5g2ref.config import Config
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import from_json
 from t5g2ref.files import opened
 from t5g2ref.params import TIED, Head, Shape, canonical, shapes, tree
 from t5g2ref.weights import Weights
@@ -120,8 +119,8 @@ def _read_index(path: Path) -> dict[str, str]:
     if len(data) > _MAX_INDEX:
         raise WeightsError(f"{path}: larger than {_MAX_INDEX} bytes; download it again")
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        raw = from_json(data)
+    except ValueError as error:
         raise WeightsError(f"{path}: not JSON: {error}; download it again") from error
     names = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(names, dict) or not names:

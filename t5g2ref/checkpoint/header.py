@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import from_json
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 FLOATS: dict[str, np.dtype[Any]] = {
@@ -75,8 +75,8 @@ def parse_header(data: bytes, size: int, codes: Mapping[str, np.dtype[Any]]) -> 
     and cover the rest of the file with neither overlap nor hole.
     """
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        raw = from_json(data)
+    except ValueError as error:
         raise HeaderError(f"the header is not JSON: {short(str(error))}") from error
     if not isinstance(raw, dict):
         raise HeaderError(f"the header is a JSON {type(raw).__name__}, expected an object")

@@ -77,7 +77,15 @@ class Section:
         return value
 
 
-def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def from_json(data: bytes) -> Any:
+    """The value of a JSON text from outside; ValueError where it is none, nests too deep or repeats a key."""
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """`json`'s object_pairs_hook, with a ValueError for a repeated key: readers differ in which one wins."""
     out: dict[str, Any] = {}
     for key, value in pairs:
@@ -98,8 +106,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; a config.json has a few thousand")
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        raw = from_json(data)
+    except ValueError as error:
         raise ConfigError(f"{file}: not JSON: {error}; download config.json again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: holds a JSON {type(raw).__name__}, expected an object; download it again")

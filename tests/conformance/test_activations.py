@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import normal, same_bits
-from standin import FREE, Device, devices  # noqa: F401 (a fixture)
+from standin import FREE, Device
 from strict_arrays import StrictArray
 
 from conformance import activations as module
@@ -140,7 +140,7 @@ def test_two_dumps_do_not_share_files(temporary: Path) -> None:
 # Arrays on a device
 
 
-def test_a_judge_on_the_host_takes_them_down(devices: None) -> None:  # noqa: F811
+def test_a_judge_on_the_host_takes_them_down(devices: None) -> None:
     device, value = Device(), normal("down", 3, 4, dtype="float32")
     with Dump() as dump:
         dump.new_call()
@@ -152,7 +152,7 @@ def test_a_judge_on_the_host_takes_them_down(devices: None) -> None:  # noqa: F8
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
-def test_a_judge_on_the_device_holds_them_there(dtype: str, devices: None) -> None:  # noqa: F811
+def test_a_judge_on_the_device_holds_them_there(dtype: str, devices: None) -> None:
     device, kind = Device(), {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
     value = device.xp.asarray(normal("up", 3, 4).astype(kind))
     with Dump(device) as dump:
@@ -167,7 +167,7 @@ def test_a_judge_on_the_device_holds_them_there(dtype: str, devices: None) -> No
 def test_a_host_s_arrays_are_given_to_a_device(
     memory: int,
     dtype: str,
-    devices: None,  # noqa: F811
+    devices: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From memory and from a file; as often as they are asked for."""
@@ -184,7 +184,7 @@ def test_a_host_s_arrays_are_given_to_a_device(
 
 def test_what_the_device_has_no_room_for_goes_to_the_host(
     temporary: Path,
-    devices: None,  # noqa: F811
+    devices: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And from there to files; nothing is lost or changed, and the judge sees it on the device all the same."""
@@ -202,7 +202,7 @@ def test_what_the_device_has_no_room_for_goes_to_the_host(
             same_bits(device.host(found), value)
 
 
-def test_the_device_s_share(devices: None) -> None:  # noqa: F811
+def test_the_device_s_share(devices: None) -> None:
     device = Device()
     with Dump(device) as dump:
         dump.new_call()

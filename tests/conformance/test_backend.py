@@ -1,49 +1,35 @@
-"""The judge on another array library: the same verdicts, few launches and waits, and peers named with type and device.
+"""The judge on another array library: the same verdicts, few launches and waits, weights that are made there.
 
 A stand-in device (`standin.py`) refuses to mix with host arrays and counts the waits; the real one is for test_gpu.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import same_bits
-from standin import Device, devices  # noqa: F401 (a fixture)
-from test_ratio import SHAPES
+from judging import Faulty, judged
+from one_tap import MASK, SHAPES, VALUES
+from standin import Device
 
 from conformance import checkpoints
-from conformance.activations import Dump
 from conformance.arrays import to_backend, to_host
-from conformance.cases import catalogue as cases
 from conformance.checkpoints import resolve
-from conformance.errors import PeerUnavailable
-from conformance.judge.judge import judge
-from conformance.judge.judgement import Judgement
 from conformance.measure.distance import Distances, Fused, distances
 from conformance.measure.finding import Finding
 from conformance.measure.ratio import examine
-from conformance.oracle.run_case import models
-from conformance.peers.find import FORMS, create, names
 from conformance.peers.reference import ReferencePeer
 from conformance.target import Target
 from t5g2ref import bundled, params
-from t5g2ref.backend import NUMPY, Backend, BackendError, find
+from t5g2ref.backend import NUMPY, BackendError
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType, to_grid
-from t5g2ref.taps import Tap
 
 TYPES = ("float32", "bfloat16", "float16")
-SOME = ("short", "padded-left-cached", "images", "far-positions", "loss", "sequence-single")
-VALUES = Tap("decoder.norm", "B T D", "decoder", "norm:out")
-MASK = Tap("decoder.layers.0.self_attn.mask", "B T S", "decoder", "self_attn:mask")
 
 
 @pytest.fixture(scope="module")
@@ -52,109 +38,9 @@ def target() -> Target:
 
 
 @pytest.fixture
-def far(devices: None) -> Target:  # noqa: F811
+def far(devices: None) -> Target:
     """The same checkpoint on the stand-in device."""
     return resolve("tiny-even", synthetic=False, backend=Device())[0]
-
-
-class Faulty(ReferencePeer):
-    """The reference with one value changed, and gone on with."""
-
-    def __init__(self, backend: Backend, dtype: DType, tap: str, factor: float) -> None:
-        super().__init__(backend, dtype)
-        self._tap, self._factor = tap, factor
-
-    def _shown(self, dump: Dump, name: str, value: Any) -> Any:
-        if name == self._tap:
-            value = self._nx.cast(self._nx.wide(value) * self._factor)  # what is shown is what is gone on with
-        return super()._shown(dump, name, value)
-
-
-def judged(peer: Any, target: Target, name: str) -> Judgement:
-    (case,) = cases.select(cases.build(target.config), [name])
-    peer.open(target)
-    try:
-        return judge(peer, target, case)
-    finally:
-        peer.close()
-
-
-# The reference as a peer
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("dtype", TYPES)
-def test_the_reference_conforms(dtype: str, name: str, target: Target) -> None:
-    """It is one of the controls but for the BLAS's threads; a half type's arrays are shown in that type."""
-    result = judged(create(f"t5g2ref:numpy:{dtype}"), target, name)
-    assert result.peer == f"t5g2ref:numpy:{dtype}"
-    assert result.passed, result.culprit
-    assert max(finding.median for finding in result.local + result.cumulative) < 2.0
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("tap", ["encoder.text_model.layers.1.mlp.act_fn", "decoder.layers.2", "logits"])
-def test_a_fault_in_it_is_found_at_its_tap(tap: str, dtype: DType, target: Target) -> None:
-    result = judged(Faulty(NUMPY, dtype, tap, 1.5), target, "short")
-    assert result.deviates
-    assert result.culprit is not None
-    assert result.culprit.tap == tap
-    assert result.culprit.status in ("values", "ceiling")
-    assert [f.tap for f in result.local if not f.passed] == [tap], "one fault lights one row"
-
-
-def test_half_arrays_keep_their_values(target: Target) -> None:
-    """Emulated on float32 arrays, they are shown as the type's own, which is exact; masks and losses are not."""
-    (case,) = cases.select(cases.build(target.config), ["loss"])
-    shown: dict[str, list[Any]] = {}
-    for dtype in ("float32", "bfloat16"):
-        peer = create(f"t5g2ref:numpy:{dtype}")
-        peer.open(target)
-        with Dump() as dump:
-            peer.run(case, dump)
-            shown[dtype] = [(name, dump.get(0, name)) for name in dump.names(0)]
-    kinds = {name: str(value.dtype) for name, value in shown["bfloat16"]}
-    assert kinds.pop("loss") == "float32"
-    assert {kind for name, kind in kinds.items() if name.endswith(".mask")} == {"bool"}
-    assert {kind for name, kind in kinds.items() if not name.endswith(".mask")} == {"bfloat16"}
-    assert {str(value.dtype) for _, value in shown["float32"]} == {"float32", "bool"}
-
-
-# The weights and inputs that everyone runs with
-
-
-def test_rounded_weights(target: Target) -> None:
-    assert target.rounded("float32") is target.weights
-    half = target.rounded("bfloat16")
-    assert list(half) == list(target.weights)
-    assert all(half[name] is value for name, value in target.weights.items()), "the checkpoint is on this grid"
-    assert target.rounded("bfloat16") is half, "made once"
-
-
-def test_weights_off_the_grid_are_rounded_for_truth_and_controls(target: Target) -> None:
-    off = np.array([1 + 2**-10, -3.0, 0.5], np.float32)
-    name = next(name for name, value in target.weights.items() if value.shape != off.shape)
-    other = Target("x", target.config, {**target.weights, name: np.full_like(target.weights[name], off[0])})
-    (case,) = cases.select(cases.build(target.config), ["token"])
-    for dtype in ("bfloat16", "float16"):
-        weights = other.rounded(dtype)
-        same_bits(weights[name], to_grid(other.weights[name], dtype))
-        assert (weights[name] is other.weights[name]) == (dtype == "float16")  # 1 + 2⁻¹⁰ is a float16
-        head = models(other.config, weights, case, dtype)[0].weights.score.out_proj.weight
-        same_bits(head, to_grid(case.head(target.config.decoder.hidden_size)["score.out_proj.weight"], dtype))
-
-
-def test_pictures_are_given_in_the_type(target: Target) -> None:
-    every = {case.name: case for case in cases.build(target.config)}
-    for case in every.values():
-        assert case.given("float32") is case
-        pictures = any(run.pixel_values is not None for run in case.runs)
-        assert (case.given("bfloat16") is case) == (not pictures)
-    run = every["image"].runs[0]
-    given = every["image"].given("bfloat16").runs[0].pixel_values
-    assert given is not None
-    assert run.pixel_values is not None
-    same_bits(given, to_grid(run.pixel_values, "bfloat16"))
 
 
 # The stand-in device
@@ -195,7 +81,7 @@ def test_one_wait_and_few_launches_a_tap(far: Target) -> None:
 
 
 @pytest.mark.parametrize("letters", SHAPES)
-def test_fused_distances(letters: str, devices: None) -> None:  # noqa: F811
+def test_fused_distances(letters: str, devices: None) -> None:
     axes, shape, _ = SHAPES[letters]
     rng, device = np.random.default_rng(7), Device()
     truth = rng.normal(size=shape)
@@ -228,7 +114,7 @@ def test_a_signalling_nan_fails_without_a_warning() -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("status", "change"), GATES)
-def test_gates_on_a_device(status: str, change: Any, dtype: str, devices: None) -> None:  # noqa: F811
+def test_gates_on_a_device(status: str, change: Any, dtype: str, devices: None) -> None:
     """The same finding as NumPy's, word for word; token 9 is padding, and a NaN there fails too."""
     device, kind = Device(), HALF.get(dtype, np.float32)
     truth = np.random.default_rng(3).normal(size=(2, 5, 16))
@@ -245,7 +131,7 @@ def test_gates_on_a_device(status: str, change: Any, dtype: str, devices: None) 
     assert (seen.detail, seen.token, seen.tokens) == (expected.detail, expected.token, expected.tokens)
 
 
-def test_masks_on_a_device(devices: None) -> None:  # noqa: F811
+def test_masks_on_a_device(devices: None) -> None:
     device = Device()
     truth, valid = np.tri(4, 6, dtype=bool)[None].repeat(2, axis=0), np.array([[True] * 4, [True] * 2 + [False] * 2])
     peer = truth.copy()
@@ -266,7 +152,7 @@ def test_masks_on_a_device(devices: None) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "bool", "int64"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_there_and_back(shape: tuple[int, ...], dtype: Any, devices: None) -> None:  # noqa: F811
+def test_there_and_back(shape: tuple[int, ...], dtype: Any, devices: None) -> None:
     device = Device()
     value = np.asarray(np.random.default_rng(1).normal(size=shape) * 9).astype(HALF.get(dtype, dtype))
     there = to_backend(value, device)
@@ -275,133 +161,6 @@ def test_there_and_back(shape: tuple[int, ...], dtype: Any, devices: None) -> No
     assert to_backend(there, device) is there
     assert to_backend(value, NUMPY) is value
     same_bits(to_backend(there, NUMPY), value)
-
-
-# Names
-
-
-def test_peers_that_are_judged_unasked() -> None:
-    assert names() == ["transformers:eager:float32", "transformers:sdpa:float32"]
-    assert names("bfloat16") == ["transformers:eager:bfloat16", "transformers:sdpa:bfloat16"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("transformers", "transformers:", "transformers:flash", "transformers:sdpa:", "transformers:sdpa:float64"),
-        *("transformers:sdpa::cuda", "transformers:sdpa:float32:tpu", "transformers:sdpa:float32:cuda:"),
-        *("t5g2ref", "t5g2ref:numpy", "t5g2ref:numpy:float64", "t5g2ref:numpy:1:float32", "t5g2ref:cupy:x:float32"),
-        *("t5g2ref:numpy:float32:cuda", "nobody", "", "TRANSFORMERS:SDPA", "transformers:sdpa\n"),
-    ],
-)
-def test_names_that_mean_nothing(name: str) -> None:
-    with pytest.raises(PeerUnavailable) as caught:
-        create(name)
-    assert str(caught.value) == f"no peer is called {name!r}; there are: {', '.join(FORMS)}"
-
-
-def test_a_peer_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError) as why:
-        find("cupy")
-    with pytest.raises(PeerUnavailable) as caught:
-        create("t5g2ref:cupy:float32")
-    assert str(caught.value) == f"peer t5g2ref:cupy:float32: {why.value}"
-
-
-def test_the_judge_s_own_backend_is_shared(devices: None) -> None:  # noqa: F811
-    """Two of one device would keep two pools of memory."""
-
-    class Named(Device):
-        name = "cupy:1"
-
-    backend = Named()
-    peer = create("t5g2ref:cupy:1:bfloat16", backend)
-    assert isinstance(peer, ReferencePeer)
-    assert peer._nx.backend is backend
-    assert peer.versions() == backend.describe()
-
-
-# The command
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`command(*arguments)` → exit status, lines on stdout, stderr."""
-    pytest.importorskip("rich", reason="needs rich: the report is printed with it")
-    from conformance import __main__ as module
-
-    def call(*arguments: str) -> tuple[int, list[str], str]:
-        capsys.readouterr()
-        status = module.main(list(arguments))
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err
-
-    return call
-
-
-def test_the_report_names_the_backend(
-    command: Any,
-    devices: None,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    from conformance.commands import request as running
-
-    device, file = Device(), tmp_path / "out.json"
-    monkeypatch.setattr(running, "find", {"stand-in": device}.__getitem__)
-    options = ("--ckpt", "tiny-even", "--case", "short", "--json", str(file), "--peer", "t5g2ref:numpy:float16")
-    status, lines, _ = command("--backend", "stand-in", *options)
-    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 21 cases)")
-    assert "backend stand-in, device none at all, stand-in 1.0" in " ".join(" ".join(lines).split())
-    environment = json.loads(file.read_text())["environment"]
-    assert {"backend": "stand-in", "device": "none at all", "stand-in": "1.0"}.items() <= environment.items()
-    assert [" ".join(line.split()) for line in lines[1:4]] == ["t5g2ref", "numpy", "case float16 worst place (local)"]
-
-
-def test_the_report_on_numpy_says_no_more_than_before(command: Any, tmp_path: Path) -> None:
-    file = tmp_path / "out.json"
-    options = ("--ckpt", "tiny-even", "--case", "short", "--json", str(file), "--peer", "t5g2ref:numpy:float32")
-    assert command("--backend", "numpy", *options)[0] == 0
-    assert set(json.loads(file.read_text())["environment"]) == {"t5g2ref", "numpy", "python"}
-
-
-def test_a_peer_in_two_spellings_is_judged_once(command: Any) -> None:
-    peers = ("--peer", "t5g2ref:numpy:float32") * 2
-    _, lines, _ = command("--ckpt", "tiny-even", "--case", "short", *peers)
-    assert any(line.startswith("2 comparisons,") for line in lines)  # the case and the exact lane
-
-
-@pytest.mark.parametrize("name", ["tpu", "numpy:1", "cupy:x", "", "NumPy"])
-def test_unknown_backend(name: str, command: Any) -> None:
-    status, lines, err = command("--backend", name)
-    assert (status, lines) == (2, [])
-    assert err.startswith(f"conformance: no backend is called {name!r}; there are: numpy, cupy")
-    assert len(err.splitlines()) == 1
-
-
-def test_backend_that_is_not_to_be_had(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    for arguments in (("--backend", "cupy"), ("--peer", "t5g2ref:cupy:float32")):
-        status, lines, err = command(*arguments)
-        assert (status, lines) == (2, [])
-        assert "CuPy is not installed" in err
-        assert len(err.splitlines()) == 1
-
-
-def test_every_form_of_name_is_listed(command: Any) -> None:
-    status, lines, _ = command("list", "peers")
-    assert status == 0
-    assert lines[:2] == names()
-    assert all(any(form in line for line in lines) for form in FORMS)
-
-
-def test_the_new_pages_import_no_library() -> None:
-    """Neither a peer's framework nor a device's: those come with a backend or with a peer's module."""
-    pages = ("measure.distance", "arrays", "activations", "checkpoints", "peers.find", "peers.reference")
-    imports = ", ".join(f"conformance.{page}" for page in pages)
-    code = f"import sys, {imports}\nassert not {{'torch', 'cupy'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
 # Synthetic tensors, made ahead
@@ -436,7 +195,7 @@ def test_an_error_in_making_one_is_raised() -> None:
         list(checkpoints._made(Tensors(50, bad=7), lambda *_: None))
 
 
-def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:  # noqa: F811
+def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:
     class Full(Device):
         def require(self, bytes_needed: int, what: str) -> None:
             raise BackendError(f"{bytes_needed} bytes for {what}")
@@ -448,7 +207,7 @@ def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:  # no
         assert str(caught.value) == f"{size} bytes for the weights of {name} in float32"
 
 
-def test_synthetic_weights_on_a_device_are_the_same(devices: None) -> None:  # noqa: F811
+def test_synthetic_weights_on_a_device_are_the_same(devices: None) -> None:
     folder, device = str(bundled("tiny-even")), Device()
     (here,), (there,) = (resolve(folder, synthetic=True, backend=backend) for backend in (NUMPY, device))
     assert there.backend is device

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import python
 
 pytest.importorskip("torch", reason="needs torch: the examples are programs on it")
 pytest.importorskip("transformers", reason="needs transformers: it is the port of the examples")
@@ -68,9 +67,7 @@ def dumped(cases: Path, dump: Path, *start: str) -> None:
     """The program as a user runs it, far from our packages."""
     program = [*start, str(FOLDER / "hooks_dump.py"), str(cases), TINY, str(dump)]
     given = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *program], cwd=dump.parent, env=given, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = python(*program, timeout=300, cwd=dump.parent, env=given)
     assert done.returncode == 0, done.stderr
 
 

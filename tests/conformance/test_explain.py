@@ -77,8 +77,15 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert limits.BIAS_ERRORS == 6
     assert limits.UNCLEAR_ERROR == limits.ROUNDING_FLOOR == 0.25
     assert "off by a quarter of the value" in TEXT
-    low, high = limits.PATTERN_NAMED
-    assert f"c is between {low:g} and {high:g} and at least {limits.PATTERN_POWER:g} standard errors" in TEXT
+    low, high = limits.PATTERN_AKIN
+    assert (
+        f"c is at least {limits.PATTERN_POWER:g} standard errors from 0; 1 lies within {limits.PATTERN_NEAR:g}" in TEXT
+    )
+    assert f"A sure c between {low:g} and {high:g}" in TEXT
+    assert f"at least {limits.PATTERN_PART:g} and {limits.PATTERN_POWER:g} standard errors beyond" in TEXT
+    assert f"fewer than {limits.CLUSTERS} tokens say nothing" in TEXT
+    assert limits.PATTERN_LEFT == 0.25
+    assert "a quarter of what the peer has above" in TEXT
     assert f"below {limits.PATTERN_POWER:g} its absence is not claimed" in TEXT
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 import pytest
-from standin import Device, devices  # noqa: F401  # a fixture
+from standin import Device
 
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's threads share the cores by it")
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from judging import judged
 
 from conformance.activations import Dump
 from conformance.arrays import to_backend
 from conformance.cases.case import Case
 from conformance.cases.catalogue import build
 from conformance.checkpoints import resolve
-from conformance.judge.judge import judge
-from conformance.judge.judgement import Judgement
 from conformance.peers.find import create
 from conformance.peers.protocol import Peer
 from conformance.peers.reference import ReferencePeer
@@ -60,14 +59,6 @@ def torch(peer_installed: None) -> Any:
     if not torch.cuda.is_available():
         pytest.skip("needs a torch that sees the CUDA device")
     return torch
-
-
-def judged(peer: Peer, target: Target, case: Case) -> Judgement:
-    peer.open(target)
-    try:
-        return judge(peer, target, case)
-    finally:
-        peer.close()
 
 
 def conforms(peer: Peer, target: Target, case: Case) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from helpers import normal, same_bits
-from standin import Device, devices  # noqa: F401 (a fixture)
+from judging import judged
+from processes import python
+from standin import Device
 
 pytest.importorskip("torch", reason="needs torch: its tensors are exchanged")
 pytest.importorskip("transformers", reason="needs transformers: it is judged")
@@ -25,8 +24,6 @@ from conformance.cases import catalogue as cases
 from conformance.cases.case import Case
 from conformance.checkpoints import resolve
 from conformance.errors import PeerUnavailable
-from conformance.judge.judge import judge
-from conformance.judge.judgement import Judgement
 from conformance.peers.find import create
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
 from conformance.peers.torch.transformers import TransformersPeer
@@ -44,15 +41,6 @@ KINDS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.fl
 @pytest.fixture(scope="module")
 def target() -> Target:
     return resolve("tiny", synthetic=False)[0]
-
-
-def judged(peer: Any, target: Target, name: str) -> Judgement:
-    (case,) = cases.select(cases.build(target.config), [name])
-    peer.open(target)
-    try:
-        return judge(peer, target, case)
-    finally:
-        peer.close()
 
 
 # Judged
@@ -81,7 +69,7 @@ def test_synthetic_weights_conform(dtype: str) -> None:
         assert result.passed, result.culprit
 
 
-def test_the_judge_may_be_on_a_device_of_its_own(devices: None) -> None:  # noqa: F811
+def test_the_judge_may_be_on_a_device_of_its_own(devices: None) -> None:
     (target,) = resolve(str(bundled("tiny")), synthetic=True, backend=Device())
     for dtype in ("float32", "bfloat16"):
         result = judged(create(f"transformers:eager:{dtype}:cpu", target.backend), target, "short")
@@ -189,7 +177,7 @@ def test_type_and_device_of_a_name(
     count: int,
     shown: str,
     cards: Any,
-    devices: None,  # noqa: F811
+    devices: None,
 ) -> None:
     cards(count)
     peer = create(name, NUMPY if backend is None else on(backend))
@@ -226,7 +214,7 @@ def test_arrays_and_tensors(kind: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_device_s_array_comes_down_for_the_cpu(kind: str, devices: None) -> None:  # noqa: F811
+def test_a_device_s_array_comes_down_for_the_cpu(kind: str, devices: None) -> None:
     """By its own library: this torch may be one for the CPU alone."""
     value = normal("down", 3, 5).astype(KINDS[kind])
     tensor = from_array(to_backend(value, Device()), getattr(torch, kind), "cpu")
@@ -255,8 +243,8 @@ def test_torch_s_own_switches() -> None:
         with without_tf32():
             pass
         assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32"""
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=root)
+    done = python("-W", "error", "-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_tf32() -> None:

@@ -168,20 +168,33 @@ def test_softcapping_stands_where_the_logits_are_made() -> None:
     assert config.decoder.final_logit_softcapping is not None  # so that the test above has it under the truth
 
 
-def test_a_part_of_a_defect_is_no_pass() -> None:
-    """bfloat16 scores and softmax (D51) in one head of eight: sure, and neither all of it nor none."""
+def narrow_in_heads(chosen: Callable[[Any], Any]) -> Injection:
+    """bfloat16 scores and softmax (D51) in the query heads where `chosen` of their numbers is True."""
 
     def changed(s: Setting) -> Setting:
         wrong = rounding.twins("D51", s.half)["attention_weights"]
 
         def some_heads(definition: Any, nx: Numerics, q: Any, *rest: Any) -> Any:
             good, bad = definition(nx, q, *rest), wrong(definition, nx, q, *rest)
-            few = np.arange(good.shape[1] * good.shape[2]) < max(1, good.shape[1] * good.shape[2] // 5)
+            few = np.asarray(chosen(np.arange(good.shape[1] * good.shape[2])))
             return np.where(few.reshape(1, good.shape[1], good.shape[2], 1, 1), bad, good).astype(good.dtype)
 
         return replace(s, nx=replace(s.nx, backend=s.nx.backend.with_twins({"attention_weights": some_heads})))
 
-    found = judged(tiny(), "window", Injection(changed), "bfloat16")
+    return Injection(changed)
+
+
+def test_a_part_of_a_defect_is_no_pass() -> None:
+    """In a fifth of the heads: sure, and neither all of it nor none."""
+    found = judged(tiny(), "window", narrow_in_heads(lambda head: head < max(1, len(head) // 5)), "bfloat16")
     assert not found.passed
     assert found.culprit is not None or [s.defect for s in found.partly] == ["D51"]
     assert judged(tiny(), "window", HEALTHY, "bfloat16").passed
+
+
+def test_a_defect_of_one_head_is_named_there() -> None:
+    found = judged(tiny(), "window", narrow_in_heads(lambda heads: heads == 1), "bfloat16")
+    assert found.deviates
+    named = [s for s in found.named if s.named]
+    assert {(s.defect, s.head) for s in named} == {("D51", 1)}
+    assert named[0].part.endswith(", head 1")

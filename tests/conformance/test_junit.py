@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import pytest
 from documents import DEC, ENC, HOSTILE, document, everything, hostile, judgement, known, named, row
+from processes import ROOT
 
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge.judgement import Judgement
@@ -19,7 +19,7 @@ from conformance.report.document_write import as_json
 from conformance.report.junit import render
 from conformance.report.result import Result
 
-SCHEMA = Path(__file__).resolve().parents[2] / "conformance/report/schema/report-2.json"
+SCHEMA = ROOT / "conformance/report/schema/report-2.json"
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 

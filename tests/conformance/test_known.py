@@ -169,7 +169,7 @@ def test_without_a_file_nothing_is_known() -> None:
         ("", "expected at least one [[deviation]]"),
         ("deviation = 3", "expected at least one [[deviation]]"),
         ("deviation = [3]", "deviation 1 is 3, expected a table"),
-        ("[[deviation]\n", "no TOML"),
+        ("[[deviation]\n", "not TOML"),
         ('title = "x"\n' + ENTRY, "has 'title', expected nothing but [[deviation]]"),
         (ENTRY.replace("link =", "links ="), "deviation 1: has 'links', expected only peer, case, tap, reason, link"),
         (ENTRY.replace(f'link = "{LINK}"', ""), "deviation 1: link is missing"),
@@ -198,7 +198,7 @@ def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(KnownError, match="larger than 1048576 bytes"):
         load(tmp_path / "large")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(KnownError, match="no TOML"):
+    with pytest.raises(KnownError, match="not TOML"):
         load(tmp_path / "binary")
 
 
@@ -225,5 +225,5 @@ def test_a_tap_that_no_checkpoint_has(tmp_path: Path) -> None:
     entry = ENTRY.replace("decoder.layers.*.act_fn", "decoder.layers.*.mlp.act_fn")
     known(tmp_path, entry).check([tiny()])
     known(tmp_path, entry.replace("decoder.layers.*.mlp.act_fn", "weights.decoder.norm.weight")).check([tiny()])
-    with pytest.raises(KnownError, match=r"deviation 1: tap 'decoder\.layer\..*' is none of this"):
+    with pytest.raises(KnownError, match=r"deviation 1: 'decoder\.layer\..*' is no tap of this"):
         known(tmp_path, entry.replace("layers", "layer")).check([tiny()])

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: the faults are injected into transformers")
 pytest.importorskip("transformers", reason="needs transformers: the faults are injected into it")
 
-import test_faults_in_transformers as foreign
+import transformers_faults as foreign
 
 from conformance.activations import Dump
 from conformance.cases import catalogue as cases
@@ -136,7 +136,7 @@ def _signature(defect: str, verdict: str, coefficient: float, residual: float, e
 
 def test_clearly_worse_fits_are_not_named() -> None:
     signatures = [_signature("D46", "named", 1.0, r) for r in (1e-9, 5e-7, 1e-2)]  # two below the rounding
-    assert [s.verdict for s in naming._best(signatures, "float32")] == ["named", "named", "absent"]
+    assert [s.verdict for s in naming._best(signatures, 8 * 2.0**-24)] == ["named", "named", "absent"]
 
 
 def test_a_tap_that_nobody_shows_is_not_named(target: Any) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
+from processes import ROOT
 
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the picture has the judge's own limit")
 
 from conformance.measure.finding import FAULTS
 from conformance.oracle.run_case import legal
 
-ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 
 

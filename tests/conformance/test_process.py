@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 import textwrap
 import time
@@ -15,21 +13,18 @@ from typing import Any
 
 import pytest
 from dumping import TINY, case_of, tiny
+from processes import ROOT, python
 
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
 from conformance.activations import Dump
 from conformance.errors import PeerUnavailable
-from conformance.exchange import channel
-from conformance.exchange.channel import Channel, ProcessError
 from conformance.exchange.reading import DumpError
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.peers.process import ProcessPeer, create
 from conformance.peers.protocol import Skip
 from conformance.target import Target
-
-ROOT = Path(__file__).resolve().parents[2]
 
 HELLO = {"name": "port", "dtype": "float32", "versions": {"port": "2.0"}, "taps": ["*"]}
 
@@ -139,14 +134,7 @@ def test_the_public_command(start: Start) -> None:
     peer = start(honest("lambda t, c, calls: calls"), opened=False)
     name = peer.name.replace("process:", "process:float32:")
     arguments = ["--peer", name, "--ckpt", TINY, "--case", "short", "--lane", "fp32", "--no-progress"]
-    done = subprocess.run(
-        [sys.executable, "-m", "conformance", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python("-m", "conformance", *arguments, timeout=300)
     assert done.stdout.splitlines()[-1:] == ["VERDICT: CONFORMS (on 1 of 21 cases)"], done.stderr
     assert done.returncode == 0
 
@@ -272,80 +260,6 @@ def test_the_type_is_in_the_name() -> None:
     peer = create("process:bfloat16:port --fast:yes")
     assert (peer.dtype, peer.name) == ("bfloat16", "process:bfloat16:port --fast:yes")
     assert create("process:port").dtype == "float32"
-
-
-# Nothing is left running
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-
-
-def parent(tmp_path: Path, body: str) -> list[str]:
-    """A program with a child that ignores requests to end; both numbers are in `tmp_path / "pids"`."""
-    path = tmp_path / "parent.py"
-    path.write_text(
-        "import os, signal, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
-        "print(1, flush=True); time.sleep(300)'], stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\n"
-        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n{body}\n"
-    )
-    return [sys.executable, str(path)]
-
-
-def gone(tmp_path: Path) -> bool:
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(alive, pids))
-
-
-@pytest.mark.parametrize("body", ["time.sleep(300)", "sys.stdin.readline(); os._exit(0)"])
-def test_the_whole_group_is_ended(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "GRACE", 0.2)
-    process = Channel(parent(tmp_path, body))
-    with pytest.raises(ProcessError, match=r"no answer within 2 s|closed its standard output|2 s") as raised:
-        process.ask({"hello": 1}, 2)
-    assert "asked to 'hello'" in str(raised.value)
-    assert not process.running
-    assert gone(tmp_path)
-
-
-def test_an_interruption_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "GRACE", 0.2)
-    process = Channel(parent(tmp_path, "sys.stdin.readline(); print('{}', flush=True); time.sleep(300)"))
-    assert process.ask({"hello": 1}, 20) == {}
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Channel, "_exchange", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        process.ask({"again": 1}, 20)
-    assert gone(tmp_path)
-
-
-def test_the_end_of_python_ends_it(tmp_path: Path) -> None:
-    argv = parent(tmp_path, "sys.stdin.readline(); print('{}', flush=True); time.sleep(300)")
-    program = (
-        f"from conformance.exchange.channel import Channel\nc = Channel({argv!r})\nc.ask({{'hello': 1}}, 20)\n1 / 0"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False)
-    assert gone(tmp_path)
-
-
-def test_a_question_that_nobody_reads_does_not_hang() -> None:
-    process = Channel([sys.executable, "-c", "import time; time.sleep(300)"])
-    began = time.monotonic()
-    with pytest.raises(ProcessError, match=r"no answer within 0\.5 s"):
-        process.ask({"long": "x" * 1_000_000}, 0.5)
-    assert time.monotonic() - began < 5
 
 
 def test_a_dump_error_is_one(start: Start, target: Target) -> None:

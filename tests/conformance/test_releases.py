@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import tomllib
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ROOT
 
 from conformance.errors import PeerUnavailable
 from conformance.peers.guard import warnings_kept
@@ -32,7 +32,7 @@ def test_one_that_nobody_tested_is_said() -> None:
 
 
 def test_the_oldest_is_what_the_package_asks_for() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (wanted,) = (p for p in project["optional-dependencies"]["conformance"] if p.startswith("transformers"))
     assert wanted == f"transformers>={releases.OLDEST.removesuffix('.0')},<6"
 

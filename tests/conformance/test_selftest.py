@@ -178,7 +178,7 @@ def test_matrix_is_plain_and_narrow(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="none is called so"):
+    with pytest.raises(UsageError, match="no such fault"):
         selftest.main(options("--fault", "D99"))
     with pytest.raises(UsageError, match="there is no folder"):
         selftest.main(options("--json", str(tmp_path / "no" / "x.json")))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import ROOT
 
 from conformance.measure.words import in_table, in_words, of_the_value
 
-ROOM = Path(__file__).resolve().parents[2] / "conformance"
+ROOM = ROOT / "conformance"
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import ROOT
 from rich.console import Console
 
 from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path.append(str(ROOT / "tools"))
 
 import bench
 from benchmark import counts, report, timing
@@ -82,7 +83,7 @@ def test_bytes_of_a_step_by_hand() -> None:
 
 def test_only_a_toy_gets_short_lengths() -> None:
     assert counts.Lengths.of(CONFIG).source == 64
-    assert counts.Lengths.of(Config.load(Path(__file__).parents[2] / "t5g2ref/checkpoint/bundled/tiny")).source == 64
+    assert counts.Lengths.of(Config.load(ROOT / "t5g2ref/checkpoint/bundled/tiny")).source == 64
     from t5g2ref.config import preset
 
     assert counts.Lengths.of(preset("270m")) == counts.Lengths(512, 128, 32, 16, 16)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from elsewhere import TYPES, samples, store
 from helpers import generator, same_bits
-from test_cuda_device import TYPES, samples, store
 
 import t5g2ref
 from t5g2ref.backend import BackendError, find

@@ -9,42 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from geometry import small_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5g2ref.config import Config, Rope, Ropes, TextConfig, VisionConfig, preset
+from t5g2ref.config import Config, preset
 from t5g2ref.params import TIED, canonical, count, hub_name, shapes, tree
 from t5g2ref.weights import arrays
-
-
-def tiny() -> Config:
-    """Every size differs from every other, encoder from decoder too, so that no two can be mistaken."""
-    text = TextConfig(
-        vocab_size=211,
-        hidden_size=48,
-        intermediate_size=72,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=10,
-        max_position_embeddings=128,
-        rms_norm_eps=1e-6,
-        query_pre_attn_scalar=14,
-        sliding_window=5,
-        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
-        rope_parameters=Ropes(Rope(1e4), Rope(1e6, 8.0)),
-    )
-    other = replace(
-        text,
-        intermediate_size=74,
-        num_hidden_layers=2,
-        layer_types=text.layer_types[:2],
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=14,
-    )
-    vision = VisionConfig(20, 28, 2, 5, 32, 8)
-    return Config(text, other, vision, 4, 150, 151, 152, num_labels=7)
 
 
 def torch_shapes(config: Config, name: str) -> dict[str, tuple[int, ...]]:
@@ -60,8 +31,8 @@ def torch_shapes(config: Config, name: str) -> dict[str, tuple[int, ...]]:
 )
 @pytest.mark.usefixtures("peer_installed")
 def test_shapes_are_those_of_transformers(head: Any, name: str) -> None:
-    theirs = torch_shapes(tiny(), name)
-    ours = shapes(tiny(), head)
+    theirs = torch_shapes(small_config(), name)
+    ours = shapes(small_config(), head)
     aliases = {alias: ours[source] for alias, source in TIED.items() if head == "lm" or "lm_head" not in alias}
     if not any("vision_model" in key for key in theirs):  # from 5.18 or so on
         assert {hub_name(key, "transformers"): shape for key, shape in (ours | aliases).items()} == theirs
@@ -69,14 +40,14 @@ def test_shapes_are_those_of_transformers(head: Any, name: str) -> None:
 
 
 def test_order_and_corners() -> None:
-    names = list(shapes(tiny(), "classification"))
+    names = list(shapes(small_config(), "classification"))
     assert names[0] == "encoder.text_model.embed_tokens.weight"
     assert names[-2:] == ["score.out_proj.weight", "score.out_proj.bias"]
-    ours = shapes(tiny())
-    assert ours["encoder.multi_modal_projector.mm_input_projection_weight"] == (20, 48)  # (vision, text)
-    assert ours["encoder.vision_tower.embeddings.patch_embedding.weight"] == (20, 3, 8, 8)
-    assert ours["encoder.text_model.layers.2.self_attn.k_proj.weight"] == (30, 48)
-    assert ours["decoder.layers.1.self_attn.o_proj.weight"] == (48, 56)
+    ours = shapes(small_config())
+    assert ours["encoder.multi_modal_projector.mm_input_projection_weight"] == (36, 48)  # (vision, text)
+    assert ours["encoder.vision_tower.embeddings.patch_embedding.weight"] == (36, 3, 4, 4)
+    assert ours["encoder.text_model.layers.2.self_attn.k_proj.weight"] == (42, 48)
+    assert ours["decoder.layers.1.self_attn.o_proj.weight"] == (48, 80)
     assert not set(TIED) & set(ours)
     assert set(TIED.values()) <= set(ours)
 
@@ -118,7 +89,7 @@ def test_names(hub: str, newer: str) -> None:
 
 @pytest.mark.parametrize("layout", ["hub", "transformers"])
 def test_every_name_comes_back(layout: Any) -> None:
-    names = [*shapes(tiny(), "classification"), *TIED]
+    names = [*shapes(small_config(), "classification"), *TIED]
     keys = [hub_name(name, layout) for name in names]
     assert len(set(keys)) == len(names)
     assert [canonical(key) for key in keys] == names
@@ -135,12 +106,12 @@ def test_canonical_is_idempotent(key: str) -> None:
 
 
 def test_tree_is_a_walk_over_the_names() -> None:
-    flat = {name: object() for name in shapes(tiny())}
+    flat = {name: object() for name in shapes(small_config())}
     root = tree(flat)
     assert root.score is None
     assert dict(arrays(root)) == flat
     assert isinstance(root.encoder.text_model.layers, tuple)
-    assert (len(root.encoder.text_model.layers), len(root.decoder.layers)) == (3, 2)
+    assert (len(root.encoder.text_model.layers), len(root.decoder.layers)) == (5, 6)
     for name, value in flat.items():
         at = root
         for part in name.split("."):
@@ -150,7 +121,8 @@ def test_tree_is_a_walk_over_the_names() -> None:
 
 def test_tree_orders_layers_by_number() -> None:
     config = replace(
-        tiny(), decoder=replace(tiny().decoder, num_hidden_layers=11, layer_types=("full_attention",) * 11)
+        small_config(),
+        decoder=replace(small_config().decoder, num_hidden_layers=11, layer_types=("full_attention",) * 11),
     )
     names = sorted(shapes(config), reverse=True)
     root = tree({name: name for name in names})
@@ -160,14 +132,14 @@ def test_tree_orders_layers_by_number() -> None:
 
 
 def test_a_classifier_s_tree_has_its_head() -> None:
-    flat = {name: object() for name in shapes(tiny(), "classification")}
+    flat = {name: object() for name in shapes(small_config(), "classification")}
     root = tree(flat)
     assert root.score is not None
     assert root.score.out_proj.bias is flat["score.out_proj.bias"]
 
 
 def test_tree_is_read_only_and_says_what_it_has() -> None:
-    root = tree({name: name for name in shapes(tiny())})
+    root = tree({name: name for name in shapes(small_config())})
     mlp = root.decoder.layers[0].mlp
     with pytest.raises(AttributeError, match="gate"):
         _ = mlp.gate  # type: ignore[attr-defined]
@@ -190,13 +162,13 @@ def test_tree_is_read_only_and_says_what_it_has() -> None:
             lambda flat: flat.pop("decoder.layers.1.mlp.up_proj.weight"),
             "'decoder.layers.1.mlp.up_proj.weight' is missing",
         ),
-        (lambda flat: flat.update({"decoder.layers.3.norm": 1}), r"'decoder\.layers\.2\..*' is missing"),  # a gap
+        (lambda flat: flat.update({"decoder.layers.7.norm": 1}), r"'decoder\.layers\.6\..*' is missing"),  # a gap
         (lambda flat: flat.update({"decoder.layers.1.extra": 1}), r"'decoder\.layers\.1\.extra' is no parameter"),
         (lambda flat: flat.update({"lm_head": 1}), r"'lm_head' is no parameter of the model \(1 such names\)"),
     ],
 )
 def test_tree_refuses_names_that_make_none(change: Callable[[dict[str, Any]], Any], words: str) -> None:
-    flat = {name: object() for name in shapes(tiny())}
+    flat = {name: object() for name in shapes(small_config())}
     change(flat)
     with pytest.raises(ValueError, match=words):
         tree(flat)
@@ -204,5 +176,5 @@ def test_tree_refuses_names_that_make_none(change: Callable[[dict[str, Any]], An
 
 def test_shapes_and_classes_are_one() -> None:
     """Every field of every class of weights is a parameter or holds some, and no other name has a shape."""
-    flat = {name: object() for name in shapes(tiny(), "classification")}
+    flat = {name: object() for name in shapes(small_config(), "classification")}
     assert {name for name, _ in arrays(tree(flat))} == set(flat)

@@ -15,19 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import HALF
+from processes import ROOT
 
 pytest.importorskip("torch", reason="needs torch: its operations are compared")
 pytest.importorskip("transformers", reason="needs transformers: its modules are compared")
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path.append(str(ROOT / "tools"))
 
 import rounding_distance as distance
 
 pytestmark = pytest.mark.peer
 
 EQUAL = ("embedding", "RoPE rotation", "gate product", "residual add", "average pooling")
-ATTENTION = {"attention, eager": "eager", "attention, sdpa": "sdpa"}
+ATTENTION = {"attention, eager": "eager", "attention, sdpa": "flash"}
 FLOAT32 = ("cross-entropy",)  # both in float32: last bits only
+BIASED = ("linear with bias", "patch convolution")
 DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 TWO_SIDED = 2.5  # each up to the legal error from the truth, on either side; the largest of many, so not quite 2
 
@@ -42,20 +44,24 @@ def test_equal_to_the_bit(name: str, dtype: Any) -> None:
 @DTYPES
 @pytest.mark.parametrize("name", [n for n in distance.OPERATIONS if n not in (*EQUAL, *ATTENTION, *FLOAT32)])
 def test_all_but_a_few_roundings(name: str, dtype: Any) -> None:
+    """But where FLASH adds a bias after a rounding, as this library does not on a CPU."""
     for row in distance.compared(name, dtype):
-        assert row.same >= 0.98, row
+        twice = row.profile == "flash" and name in BIASED
+        assert row.same >= (0.7 if twice else 0.98), row
         assert row.legal <= TWO_SIDED, row
 
 
 @DTYPES
 def test_attention_follows_its_own_profile(dtype: Any) -> None:
-    """Eager rounds where EAGER says. torch's fused kernel rounds the softmax's numerators before their sum divides,
-    SDPA after: both are legal, and half of the elements differ."""
+    """Eager rounds where EAGER says. torch's fused kernel rounds the softmax's numerators before their sum divides, as
+    FLASH does; its exponential has its own last bits."""
     for name, profile in ATTENTION.items():
         rows = {row.profile: row for row in distance.compared(name, dtype)}
-        other = next(p for p in rows if p != profile)
-        assert rows[profile].same >= (0.99 if profile == "eager" else 0.45), rows[profile]
-        assert rows[profile].same > rows[other].same, "the profiles can be told apart"
+        least = 0.99 if profile == "eager" else {"bfloat16": 0.95, "float16": 0.7}[dtype]
+        assert rows[profile].same >= least, rows[profile]
+        assert all(rows[profile].same > row.same + 0.2 for p, row in rows.items() if p != profile), (
+            "they can be told apart"
+        )
         assert rows[profile].legal <= TWO_SIDED
 
 
@@ -90,7 +96,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(distance, "OPERATIONS", few)
     assert distance.main(["--dtype", "bfloat16", "--json", str(tmp_path / "rows.json")]) == 0
     shown = capsys.readouterr().out
-    assert "| embedding | 100 % | 0 | 0.00 | 100 % | 0 | 0.00 |" in shown
+    assert "| embedding | 100 % | 0 | 0.00 | 100 % | 0 | 0.00 | 100 % | 0 | 0.00 |" in shown
     rows = json.loads((tmp_path / "rows.json").read_text())["bfloat16"]
-    assert [(row["operation"], row["profile"]) for row in rows] == [(n, p) for n in few for p in ("eager", "sdpa")]
+    assert [(row["operation"], row["profile"]) for row in rows] == [
+        (n, p) for n in few for p in ("eager", "sdpa", "flash")
+    ]
     assert rows[0] == {"operation": "embedding", "profile": "eager", "same": 1.0, "ulps": 0, "legal": 0.0}

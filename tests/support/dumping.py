@@ -23,6 +23,7 @@ from t5g2ref.trace import Trace, recorder
 Array = np.ndarray[Any, Any]
 Calls = list[dict[str, Array]]
 TINY = str(bundled("tiny"))
+LAYER = "decoder.layers.3"  # the tap that most tests spoil
 
 
 def tiny(name: str = TINY) -> Target:
@@ -100,3 +101,20 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
+
+
+def at(name: str, change: Callable[[Array], Array], call: int = 0) -> Callable[[Calls], None]:
+    """Replace one array of a dump."""
+
+    def spoil(calls: Calls) -> None:
+        calls[call][name] = np.ascontiguousarray(change(calls[call][name]))
+
+    return spoil
+
+
+def without(*names: str, call: int = 0) -> Callable[[Calls], None]:
+    def spoil(calls: Calls) -> None:
+        for name in names:
+            del calls[call][name]
+
+    return spoil

@@ -1,4 +1,4 @@
-"""A device that every machine has: `strict.py`'s arrays behind what the suite asks of CuPy beyond the model's needs.
+"""A device that every machine has: `strict_arrays.py` behind what the suite asks of CuPy beyond the model's needs.
 
 Its arrays say that they lie on a device, come down by `get`, and are reduced by kernels written in C's expressions.
 """
@@ -9,8 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
-import strict_arrays as strict
 from strict_arrays import Strict, StrictArray, StrictBackend, unwrapped
 
 FREE = 1 << 30
@@ -59,7 +57,7 @@ class Kernel:
 
 
 class Device(StrictBackend):
-    """The stand-in as a backend, with emulated half types. Use it with `devices` in force."""
+    """The stand-in as a backend, with emulated half types. Use it with the fixture `devices` in force."""
 
     name = "stand-in"
 
@@ -71,16 +69,3 @@ class Device(StrictBackend):
 
     def describe(self) -> dict[str, str]:
         return {"device": "none at all", "stand-in": "1.0"}
-
-
-@pytest.fixture
-def devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`strict.py`'s arrays have what those of a device library have, beyond what the model uses."""
-    for name, keywords in {"view": (), "get": ()}.items():
-        monkeypatch.setitem(strict.METHODS, name, keywords)
-    monkeypatch.setitem(strict.FUNCTIONS, "empty", ("dtype",))
-    monkeypatch.setitem(strict.ARRAYS, "empty", 0)
-    monkeypatch.setattr(strict, "ATTRIBUTES", (*strict.ATTRIBUTES, "nbytes"))
-    interface = property(lambda array: {"version": 3, "typestr": array.dtype.str})
-    monkeypatch.setattr(StrictArray, "__cuda_array_interface__", interface, raising=False)
-    monkeypatch.setattr(StrictArray, "get", lambda array: array._library.asnumpy(array), raising=False)

@@ -2,7 +2,7 @@
 
 On a GPU two mistakes stay invisible until somebody measures or crashes: a host array among device arrays, and a place
 where the host waits for the device because Python wants to know a number. Here both show on any machine. What is let
-through is listed by name; `test_backends` holds the lists against the real CuPy. Stricter than CuPy on purpose:
+through is listed by name; `test_strict_arrays` holds the lists against the real CuPy. Stricter than CuPy on purpose:
 
 * a NumPy array is refused everywhere but in `asarray`; CuPy uploads one as an index or as the value of an assignment,
   and compares with one of no axes;

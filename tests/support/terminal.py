@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from processes import ROOT, python
+
 Done = subprocess.CompletedProcess[str]
 
 # Sends itself the signal when the module is about to be imported, then runs the command.
@@ -28,14 +28,11 @@ runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
 def shell(line: str) -> Done:
     """A line of bash, in which `$python` is this interpreter; the status is that of the command that failed."""
     environment = os.environ | {"python": sys.executable, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return _run(["bash", "-o", "pipefail", "-c", line], environment)
+    command = ["bash", "-o", "pipefail", "-c", line]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def stopped_at(module: str, signal: str, package: str, *arguments: str, before: str = "") -> Done:
     """`python -m PACKAGE …`, which gets the signal at the import of the module; `before` is code that is run first."""
     code = AT_IMPORT.format(module=module, signal=signal, package=package, before=before)
-    return _run([sys.executable, "-c", code, *arguments], os.environ | {"PYTHONPATH": str(ROOT)})
-
-
-def _run(command: list[str], environment: dict[str, str]) -> Done:
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return python("-c", code, *arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})

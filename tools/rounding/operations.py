@@ -21,12 +21,12 @@ from t5g2ref.config import VisionConfig, preset
 from t5g2ref.dtypes import DType, to_grid
 from t5g2ref.embedding import embed
 from t5g2ref.masks import Band
-from t5g2ref.numerics import EAGER, SDPA, Numerics
+from t5g2ref.numerics import EAGER, FLASH, SDPA, Numerics
 from t5g2ref.weights import Biased, Embedding
 
 Array = np.ndarray[Any, Any]
 Ours = Callable[[Numerics], Array]
-PROFILES = (EAGER, SDPA)
+PROFILES = (EAGER, SDPA, FLASH)
 CONFIG = preset("270m")
 WIDTH, HEAD, FFN = CONFIG.encoder.hidden_size, CONFIG.encoder.head_dim, CONFIG.encoder.intermediate_size
 VOCABULARY, VISION, EPS = 2000, CONFIG.vision.hidden_size, CONFIG.encoder.rms_norm_eps

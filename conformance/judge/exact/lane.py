@@ -1,7 +1,7 @@
-"""The exact lane: what has no rounding error, and so is compared bit for bit.
+"""The exact lane: compares bit for bit what has no rounding error.
 
-Weights after the peer's own loader, embedding rows, and, by probing, masks, causality and positions: the judge changes
-one thing in the input and sees which of the peer's outputs are other bits (`probe`, `moves`).
+That is weights after the peer's own loader, embedding rows and, by probing, masks, causality and positions. A probe
+changes one thing in the input and shows which of the peer's outputs then have other bits (`probes.py`, `moves.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TABLES = {"encoder": "encoder.text_model.embed_tokens", "decoder": "decoder.embe
 def examine_exact(
     peer: Peer, target: Target, dtype: DType, progress: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Everything that is exact, of an opened peer. A probe that the peer skips, or on which it raises, is "missing"."""
+    """The exact findings of an opened peer. A probe that it skips, or on which it raises, is "missing"."""
     found = []
     if (weights := optional(peer, "weights")) is not None:
         progress(f"weights of {peer.name}, bit for bit")
@@ -59,8 +59,10 @@ def examine_exact(
 
 
 def weight_findings(weights: Iterable[tuple[str, Any]], target: Target, dtype: DType) -> list[Finding]:
-    """The peer's tensors against the checkpoint's, rounded once to `dtype`: one finding "weights" where all are equal
-    to the bit, else one for each that is not, named `weights.<canonical name>`.
+    """Compare the peer's tensors with the checkpoint's, rounded once to `dtype`.
+
+    If all bits are equal, there is one finding "weights". Else there is one for each tensor that differs, named
+    `weights.<canonical name>`.
 
     Args:
         weights: canonical names and arrays as the peer holds them; tied tables once, or under each of their names.
@@ -69,9 +71,9 @@ def weight_findings(weights: Iterable[tuple[str, Any]], target: Target, dtype: D
     for name, value in weights:
         tap = f"weights.{name}"
         if name in seen:
-            wrong.append(Finding(tap, 0, "exact", detail="named twice: which of the two is used?"))
+            wrong.append(Finding(tap, 0, "exact", detail="the peer gives it twice, expected once"))
         elif TIED.get(name, name) not in expected:
-            wrong.append(Finding(tap, 0, "missing", detail="the checkpoint has no such tensor: expected nothing"))
+            wrong.append(Finding(tap, 0, "missing", detail="the peer gives it, and the checkpoint has no such tensor"))
         else:
             finding = _weight(tap, value, target.backend.host(expected[TIED.get(name, name)]), dtype)
             wrong += [] if finding.passed else [finding]
@@ -91,7 +93,7 @@ def _weight(tap: str, value: Any, expected: Array, dtype: DType) -> Finding:
 
 
 def _equal(tap: str, found: Array, expected: Array) -> Finding:
-    """A finding about bits: shape → dtype → every element, a NaN's too."""
+    """Compare arrays to the bit: shape, then dtype, then every element, NaN included."""
     if found.shape != expected.shape:
         return Finding(tap, 0, "shape", detail=f"expected {expected.shape}, found {found.shape}")
     if found.dtype != expected.dtype:
@@ -117,12 +119,12 @@ def _exactly(value: Any) -> str:
 
 
 def canonical_weights(state: Iterable[tuple[str, T]], same: Callable[[T, T], bool]) -> Iterator[tuple[str, T]]:
-    """A peer's state under canonical names, tied tables once.
+    """A peer's state under canonical names, each tied table once.
 
     Args:
         state: name → tensor in any of the checkpoints' layouts, such as a `state_dict`'s items.
-        same: whether two tensors are one memory. A table that should be tied and is a copy comes out under its own name
-            and is then compared on its own.
+        same: whether two tensors are one memory. A table that should be tied and is a copy keeps its own name, and is
+            compared by itself.
     """
     named = {canonical(name): tensor for name, tensor in state}
     for name, tensor in named.items():
@@ -143,7 +145,7 @@ def exact_rows(
     tap: str = TABLES["encoder"],
     valid: Array | None = None,
 ) -> Finding:
-    """The embedded tokens, which have one value to the bit: a row of the table times one number, rounded once.
+    """Compare the embedded tokens, which have one right value: a row of the table times one number, rounded once.
 
     Shapes: rows (B, T, D) in the peer's type, None where it shows none; ids, valid (B, T), False on padding.
     The number is √D rounded to the table's type; the row of the end-of-image id is not multiplied.
@@ -158,12 +160,12 @@ def exact_rows(
         expected = (weight(ids).astype(np.float32) * scale).astype(kind)
     expected[ids == target.config.eoi_token_index] = special(...).astype(kind)
     if rows.shape == expected.shape and valid is not None:
-        expected = np.where(valid[..., None], expected, rows.astype(kind))  # what stands on padding is nobody's
+        expected = np.where(valid[..., None], expected, rows.astype(kind))  # padding is not compared
     return _equal(tap, rows, expected)
 
 
 def _taken(target: Target, array: Any) -> Callable[[Any], Array]:
-    """Some rows of a backend's array, on the host."""
+    """A function that gives rows of a backend's array, on the host."""
 
     def take(index: Any) -> Array:
         with target.backend.scope():

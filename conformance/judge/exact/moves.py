@@ -1,7 +1,7 @@
-"""What moved in a probe, and whether it may: a peer's runs held against the rules, place by place.
+"""Judges what moved in a probe: compares a peer's runs with the rules of attention, place by place.
 
-Each place is judged by what the peer itself showed at the place before it, as the local anchor does with values: a
-wrong mask lights its own layer and no other.
+Each place is judged by what the peer itself showed at the place before it, as under the local anchor. So a wrong mask
+fails in its own layer and no other.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from t5g2ref.numerics import EXACT, SDPA, Numerics
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
-LOOKED_AT = 3  # runs of a probe, at most, for which the reference says whether what stood still had to be seen moving
+LOOKED_AT = 3  # runs of a probe at most for which the reference says whether what stood still had to move
 
 Shown = Callable[[str], bool]
 
 
 class Moves(Dump):
-    """Keeps the base's arrays and, of every later run, only which positions have other values.
+    """A dump that keeps the base run's arrays and, of later runs, only which positions have other values.
 
     Args:
         calls: how many calls each run has.
@@ -78,16 +78,16 @@ class Moves(Dump):
         self._broken[call, name] = before | ~np.isfinite(wide).all(axis=2)
 
     def base(self, name: str, calls: int) -> Array | None:
-        """The base run's array with its calls one behind the other; None where one is missing."""
+        """The base run's array, its calls joined; None where one is missing."""
         parts = [self._base.get((call, name)) for call in range(calls)]
         return None if any(part is None for part in parts) else np.concatenate(parts, axis=1)  # type: ignore[arg-type]
 
     def moved(self, run: int, name: str, calls: int) -> Array:
-        """bool (B, positions): where that run's values are other than the base's. Only where there is no `fault`."""
+        """bool (B, positions): where the run's values are not the base's. Ask only where `fault` gives None."""
         return np.concatenate([self._moved[run, call, name] for call in range(calls)], axis=1)
 
     def fault(self, stage: Stage, runs: int, calls: int, valid: Array) -> tuple[str, str] | None:
-        """What forbids to look at a place at all: status and detail.
+        """Why a place cannot be judged, as status and detail; None where it can.
 
         Args:
             valid: bool (B, positions shown).
@@ -95,20 +95,20 @@ class Moves(Dump):
         if stage.tap in self._faults:
             return self._faults[stage.tap]
         if any((run, call, stage.tap) not in self._moved for run in range(runs) for call in range(calls)):
-            return "missing", "the peer shows nothing here, or not in every call"
+            return "missing", "the peer does not show it in every call"
         expected, found = (*valid.shape, stage.width), [self._base[call, stage.tap].shape for call in range(calls)]
         if (found[0][0], sum(f[1] for f in found), found[0][2]) != expected:
             return "shape", f"expected (rows, positions, width) = {expected}, found {' and '.join(map(str, found))}"
         broken = valid & np.concatenate([self._broken[call, stage.tap] for call in range(calls)], axis=1)
         if broken.any():
             row, position = (int(i) for i in np.argwhere(broken)[0])
-            return "nan", f"expected finite numbers, found others at row {row}, position {position}"
+            return "nan", f"expected finite numbers, found NaN or infinity at row {row}, position {position}"
         return None
 
 
 @dataclass
 class _Tally:
-    """What was seen at one place: how many positions were tested, and (run, row, position) of those that are wrong."""
+    """What was seen at one place: how many positions were tested, and (run, row, position) of the wrong ones."""
 
     must: int = 0
     still: int = 0
@@ -117,7 +117,7 @@ class _Tally:
     blind: list[tuple[int, int, int]] = field(default_factory=list)
 
     def words(self) -> str:
-        """What a pass rests on; also where there was nothing that could have failed."""
+        """What a pass rests on, in words, even where nothing could have failed."""
         moved = f"{self.must - self.faint} positions had to move and did" if self.must else "nothing had to move"
         still = f"{self.still} had to stay and did" if self.still else "everything is in reach, nothing could leak"
         return f"{moved}, {still}" + (f", {self.faint} too faint to be seen in this precision" if self.faint else "")
@@ -126,14 +126,14 @@ class _Tally:
 def examine_probe(
     peer: Peer, target: Target, dtype: DType, probe: Probe, shown: Shown = lambda _: True
 ) -> tuple[list[Finding], Moves]:
-    """Run a probe on an opened peer and judge every place that it shows: one finding a place, in order.
+    """Run a probe on an opened peer and judge every place that it shows.
 
-    Returns the findings and what was seen, the base run's arrays among it. Raises whatever the peer raises.
+    Returns one finding for each place, in order, and what was seen. Raises whatever the peer raises.
     """
     case = probe.case.given(dtype)
     places = [stage for stage in stages(target.config, case.runs[0]) if shown(stage.tap)]
     moves = Moves(len(case.runs[0].bounds), {stage.tap for stage in places}, dtype)
-    peer.run(case.copied(), moves)  # its own to change: what follows is held against ours
+    peer.run(case.copied(), moves)  # copies, which the peer may change
     return _Judge(target, dtype, replace(probe, case=case), moves, shown).findings(), moves
 
 
@@ -160,7 +160,7 @@ class _Judge:
         return self._moves.fault(stage, len(self._probe.changes) + 1, self._calls(stage), valid)
 
     def _walk(self, run: int, change: Change, tallies: dict[str, _Tally]) -> None:
-        """One run along the whole model, the state being what moved at the last place that was seen."""
+        """Judge one run along the whole model. The state is what moved at the last place that the peer shows."""
         state = {"encoder": change.encoder, "decoder": change.decoder}
         for stage in self._stages:
             valid, before = self._valid[stage.stack], state[stage.stack]
@@ -179,7 +179,9 @@ class _Judge:
     def _count(self, tally: _Tally, stage: Stage, run: int, expected: Array, seen: Array, valid: Array) -> None:
         """Shapes: expected, seen, valid bool (B, positions shown)."""
         change = self._probe.changes[run - 1]
-        meant = np.array([bool(words) for words in change.rows])[:, None]  # other rows only show whether it is steady
+        meant = np.array([bool(words) for words in change.rows])[
+            :, None
+        ]  # rows without a change only show whether the peer is steady
         tally.must += int((expected & valid).sum())
         tally.still += int((~expected & valid & meant).sum())
         first = 0 if stage.keep is None else self._valid[stage.stack].shape[1] - valid.shape[1]
@@ -209,11 +211,14 @@ class _Judge:
         change = self._probe.changes[run - 1]
         if not any(change.rows):
             return "missing", (
-                f"the same input twice gave other bits at position {position}: from a peer that is not steady nothing "
-                "can be concluded; ask it for deterministic kernels"
+                f"the same input twice gave other bits at position {position}, so nothing can be concluded; turn on "
+                "the peer's deterministic kernels"
             )
         if not change.rows[row]:
-            return "mask", f"position {position} moved in row {row}, where nothing was changed: rows depend on rows"
+            return (
+                "mask",
+                f"position {position} moved in row {row}, where nothing was changed: rows depend on each other",
+            )
         why = "" if self._probe.status == "exact" else ", which is out of its reach"
         return self._probe.status, f"changing {change.rows[row]} moved position {position}{why}"
 
@@ -223,11 +228,11 @@ class _Judge:
 
 
 class _Truth:
-    """The reference on a probe, run only where something stood still: did it have to be seen moving?
+    """The reference on a probe: says whether what stood still had to move. It runs only where something stood still.
 
-    A change smaller than the peer's own legal error may vanish in a rounding, a softmax weight of 1e-4 in bfloat16 for
-    one. Two runs that are equal to the bit beside truths that are Δ apart have an error of ‖Δ‖ / 2, one of them at
-    least; so where Δ is several times the control's error, no legal rounding has hidden it.
+    A change smaller than the peer's own legal error may vanish in a rounding: a softmax weight of 1e-4 in bfloat16,
+    say. Let two runs of the peer be equal to the bit, and their truths Δ apart. Then at least one run has an error of
+    ‖Δ‖ / 2 or more. So where Δ is several times the control's error, no legal rounding hid it.
     """
 
     def __init__(self, target: Target, dtype: DType, probe: Probe, wanted: set[str]) -> None:
@@ -238,8 +243,11 @@ class _Truth:
         self._clear: dict[int, dict[str, Array]] = {}
 
     def clear(self, run: int, tap: str) -> Array:
-        """bool (B, positions shown): the truth moves by more than roundings could hide. False everywhere once enough
-        runs were looked at. The first question goes no further than its tap, most often an early one and the last."""
+        """bool (B, positions shown): where the truth moves by more than roundings could hide.
+
+        It is False everywhere once LOOKED_AT runs were compared. The first question about a run walks no further than
+        its tap. Most often that is an early one, and no other follows.
+        """
         if run not in self._clear and len(self._clear) < LOOKED_AT:
             self._clear[run] = self._compared(run, tap)
         elif run in self._clear and tap not in self._clear[run]:
@@ -247,7 +255,7 @@ class _Truth:
         return self._clear.get(run, {}).get(tap, np.zeros((), bool))
 
     def _compared(self, run: int, until: str) -> dict[str, Array]:
-        """By tap, up to and with `until`; all of them for ""."""
+        """What `clear` answers, by tap, up to and including `until`; at all taps for ""."""
         exact, rounding = self._models
         truth, control, other = (self._seen(m, r, until) for m, r in ((exact, 0), (rounding, 0), (exact, run)))
         found, unit = {}, unit_roundoff(self._dtype)
@@ -257,7 +265,7 @@ class _Truth:
         return found
 
     def _seen(self, model: T5Gemma2, run: int, until: str) -> dict[str, Array]:
-        """Every wanted tap of one run, float64 on the host, its calls one behind the other."""
+        """Every wanted tap of one run, in float64 on the host, its calls joined."""
         parts: dict[str, list[Array]] = {}
         case = replace(self._probe.case, runs=(self._probe.case.runs[run],))
         calls = 1 if until.startswith("encoder.") else len(case.runs[0].bounds)
@@ -276,7 +284,7 @@ class _Truth:
 
 
 class _Enough(Exception):
-    """All that was asked for was seen."""
+    """Raised once everything that was asked for was seen."""
 
 
 def _norm(x: Array) -> Array:

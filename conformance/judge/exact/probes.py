@@ -1,11 +1,11 @@
-"""Probes: inputs of which one thing is changed, and what may move then, by the rules of attention.
+"""Probes: inputs in which one thing is changed, and what may move then by the rules of attention.
 
-A model's masks can be seen without looking inside: change one token and see which positions' outputs are other bits.
-Every input of a probe has the shapes of its base, so what depends on nothing that was changed stays the same to the
-bit, and an output that moved and must not is proof of a leak; one that stays and must move is blind.
+A model's masks can be seen from outside: change one token and see which positions' outputs have other bits. Every input
+of a probe has the shapes of its base. So an output that depends on nothing that was changed keeps its bits. An output
+that moved and must not is proof of a leak. One that stayed and had to move is blind.
 
-The rules are written here a second time, from the description of the model and as drawn-out matrices, apart from the
-reference's own: were both made by the same hand in the same lines, they could be wrong together.
+The rules are written here a second time, as plain matrices and from the description of the model. If the reference's
+own masks were used, both could be wrong together.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from t5g2ref.config import Config, TextConfig
 
 Array = np.ndarray[Any, Any]
 
-ALL_POSITIONS = 64  # up to so many, every position is changed once; beyond, a handful
-BATCH_TOKENS = 4096  # up to so many, the changed rows are one batch; beyond, each is a run of its own
-LONG = 1300  # positions that show every sliding layer before the first full one, if so many are enough
+ALL_POSITIONS = 64  # up to so many, every position is changed; beyond, a few
+BATCH_TOKENS = 4096  # up to so many, all changes are rows of one batch; beyond, each is a run of its own
+LONG = 1300  # positions at most, to show every sliding layer before the first full one
 SMALL_IMAGE = 224  # pixels a side; larger pictures cost too much for a probe
 
 
@@ -33,7 +33,7 @@ SMALL_IMAGE = 224  # pixels a side; larger pictures cost too much for a probe
 
 
 def encoder_sees(window: int | None, length: int) -> Array:
-    """bool (S, S): W keys in all, the odd one to the right when W is even; None for a full layer."""
+    """bool (S, S): W keys in all; if W is even, there is one more to the right. A full layer has no window: None."""
     back = np.arange(length)[:, None] - np.arange(length)[None, :]
     if window is None:
         return np.ones((length, length), bool)
@@ -53,15 +53,15 @@ def windows(config: TextConfig) -> list[int | None]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One shown place of a stack, and how change gets there from the place before it.
+    """One place of a stack that can be shown, and how a change gets there from the place before.
 
     Args:
         tap: its name.
         stack: "encoder" or "decoder".
         width: how many numbers a position has here.
         sees: bool (T, S) of a layer's attention over its own stack; None where each position stands for itself.
-        images: change of pictures comes in here.
-        keep: only the last so many positions are shown; None for all.
+        images: whether a changed picture comes in here.
+        keep: how many of the last positions are shown; None for all.
     """
 
     tap: str
@@ -104,12 +104,12 @@ def stages(config: Config, run: Run) -> Iterator[Stage]:
 
 @dataclass(frozen=True)
 class Change:
-    """What one run has that its base has not.
+    """What one run changes in its base.
 
     Args:
-        encoder, decoder: bool (B, S) and (B, T): the ids that are others.
-        images: bool (B, S): the positions of a picture that is another.
-        rows: by row, what was changed there, in words; "" for nothing.
+        encoder, decoder: bool (B, S) and (B, T): the ids that are changed.
+        images: bool (B, S): the positions of a changed picture.
+        rows: for each row, what was changed there, in words; "" for nothing.
     """
 
     encoder: Array
@@ -120,12 +120,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Probe:
-    """A base input (the case's first run) and the same with one thing changed (each of its other runs).
+    """A base input (the case's first run), and the same with one thing changed (each later run).
 
     Args:
         changes: one for each run after the first.
         what: what was done, in words, for the report.
-        status: what an output that moves without a cause is: "mask", or "exact" where nothing was changed in meaning.
+        status: of an output that moves without a cause: "mask", or "exact" where the change means nothing.
     """
 
     case: Case
@@ -142,15 +142,18 @@ def probes(config: Config) -> list[Probe]:
 
 
 def _length(part: TextConfig, reach: int) -> int:
-    """Positions that show every window before the first full layer, behind which everything has reached everything."""
+    """How many positions show every window before the first full layer. Behind that, all reach all."""
     kinds = windows(part)
     depth = kinds.index(None) if None in kinds else len(kinds)
     return max(part.sliding_window, min(depth * reach, LONG)) + 3
 
 
 def chosen(length: int, back: int) -> list[int]:
-    """The positions that are changed: all of a short row; of a long one both ends, the middle, and the last that the
-    last query sees (`back` keys behind it) with the one behind. All positions look at each of them."""
+    """The positions to change: all of a short row, five of a long one.
+
+    The five are both ends, the middle, the farthest key that the last query sees, and the one beyond it. That key is
+    `back` positions behind the query. Every position's output is looked at.
+    """
     if length <= ALL_POSITIONS:
         return list(range(length))
     last = length - 1
@@ -158,17 +161,19 @@ def chosen(length: int, back: int) -> list[int]:
 
 
 def _tokens(k: Kit, stack: str) -> Probe:
-    """One token changed at a time; in one batch where it is small, where each row is compared with itself."""
+    """One token changed at a time. A small probe is one batch, in which each row is compared with itself."""
     part = k.config.encoder if stack == "encoder" else k.config.decoder
     w = part.sliding_window
     back, ahead = ((w + 1) // 2 - 1, w // 2) if stack == "encoder" else (w - 1, 0)
     length = _length(part, max(back, ahead))
     at = chosen(length, back)
-    rows = len(at) + 1 if (len(at) + 1) * length <= BATCH_TOKENS else 1  # one more: a row that is not changed
+    rows = len(at) + 1 if (len(at) + 1) * length <= BATCH_TOKENS else 1  # one more: a row without a change
     ids, fixed = k.ordinary(1, length), k.ordinary(1, 6).repeat(rows, 0)
     others, base = k.others(ids)[0], ids.repeat(rows, 0)
     keep = k.keep(rows * (length if stack == "decoder" else fixed.shape[1]))
-    changed = [np.zeros((rows, length), bool)] if stack == "encoder" else []  # nothing: is the peer steady at all?
+    changed = (
+        [np.zeros((rows, length), bool)] if stack == "encoder" else []
+    )  # without a change: is the peer steady at all?
     for first in range(0, len(at), rows):
         change = np.zeros((rows, length), bool)
         for row, position in enumerate(at[first : first + rows]):
@@ -190,7 +195,7 @@ def _tokens(k: Kit, stack: str) -> Probe:
 
 
 def _ragged(k: Kit, length: int, valid: int) -> tuple[Array, Array]:
-    """Two rows with so many valid tokens, padded right and left: ids and mask (2, length)."""
+    """Two rows of `valid` tokens each, padded right and left: ids and mask (2, length)."""
     mask = np.zeros((2, length), np.int64)
     mask[0, :valid] = mask[1, length - valid :] = 1
     return np.where(mask == 1, k.ordinary(2, length), k.config.decoder.pad_token_id), mask
@@ -200,7 +205,7 @@ _SIDES = ("right", "left")
 
 
 def _padding(k: Kit) -> Probe:
-    """Other ids under the padding of both stacks, whole and cached: nothing that is valid may move."""
+    """The ids under the padding of both stacks changed, with a cache: nothing that is valid may move."""
     ids, mask = _ragged(k, 12, 5)
     decoder_ids, decoder_mask = _ragged(k, 8, 3)
     base = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(5, 1, 2))
@@ -215,8 +220,10 @@ def _padding(k: Kit) -> Probe:
 
 
 def _cross(k: Kit) -> Probe:
-    """A source of one token far from everything: the decoder has it to look at and nothing else. A window, or a cut,
-    over the cross half hides it; with more tokens, those near would pass its change on."""
+    """The only valid token of a long source changed, far from everything: the decoder sees it and nothing else.
+
+    A window, or a cut, over the cross half hides it. If there were more tokens, near ones would pass its change on.
+    """
     length = 2 * max(k.config.encoder.sliding_window, k.config.decoder.sliding_window) + 3
     ids, mask = _ragged(k, length, 1)
     base = Run(ids, k.ordinary(2, 4), mask, splits=(2, 1, 1))
@@ -229,7 +236,7 @@ def _cross(k: Kit) -> Probe:
 
 
 def _positions(k: Kit) -> Probe:
-    """Positions given as they are counted anyway, under padding and a cache; with end-of-image ids on the way."""
+    """Positions given just as a model counts them, with padding, a cache and end-of-image ids."""
     ids, mask = _ragged(k, 12, 7)
     decoder_ids, decoder_mask = _ragged(k, 8, 5)
     ids[:, 6] = decoder_ids[:, 4] = k.config.eoi_token_index  # valid in both rows, and alone in a cached step
@@ -244,7 +251,7 @@ def _positions(k: Kit) -> Probe:
 
 
 def _pictures(k: Kit) -> Probe:
-    """The second picture of a row of two is another one."""
+    """The second picture of a row of two changed."""
     (case,) = cases.select(cases.build(k.config), ["images"])
     base, count = case.runs[0], k.config.mm_tokens_per_image
     assert base.pixel_values is not None

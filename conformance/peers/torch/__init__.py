@@ -1,1 +1,1 @@
-"""Peers on torch: the one folder that may import it."""
+"""Peers on torch. No other folder may import it."""

@@ -25,7 +25,7 @@ class Capture:
     Args:
         model: a T5Gemma2 model with a `.model` inside, or any module tree with the same names.
         taps: the rows of the table that may be asked for.
-        batch, cross_length: rows and encoder positions of the run, by which shared tables and merged keys are cut.
+        batch, cross_length: rows and encoder positions of the run; shared tables and merged keys are cut by them.
     """
 
     def __init__(self, model: torch.nn.Module, taps: list[Tap], batch: int, cross_length: int) -> None:
@@ -39,7 +39,7 @@ class Capture:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Hooks are in place inside the block and gone after it; what was seen before is forgotten."""
+        """Put hooks in place inside the block, and forget what was seen before it."""
         self._seen.clear()
         with ExitStack() as stack:
             for path, what in {self._place(tap)[:2] for tap in self._taps}:
@@ -62,21 +62,21 @@ class Capture:
             if value is not None:
                 dump.put(tap.name, to_array(value, dump.backend) if torch.is_tensor(value) else value)
         self._seen.clear()
-        if self._cuda is not None:  # the judge's library launches on the same stream; this depends on no such thing
+        if self._cuda is not None:  # values are ready even for a library that uses another stream
             torch.cuda.synchronize(self._cuda)
 
     def _keep(self, path: str, what: str, value: Any) -> None:
         self._seen.setdefault(f"{path}:{what}", []).append(self._copied(value))
 
     def _copied(self, value: Any) -> Any:
-        """A copy at the moment of seeing, so that a change in place further on cannot reach it."""
+        """A copy made at once, so that a later change in place cannot reach it."""
         if not torch.is_tensor(value):
             return value
         self._room -= value.nbytes if value.is_cuda else 0
         return value.detach().cpu() if value.is_cuda and self._room < 0 else value.detach().clone()
 
     def _before(self, path: str) -> Callable[..., None]:
-        """What goes in is seen at once: a module that raises has been given something all the same."""
+        """A hook that keeps a module's input before it runs, and so even if it raises."""
 
         def hook(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
             self._keep(path, "in", args[0] if args else kwargs.get("hidden_states"))
@@ -84,7 +84,7 @@ class Capture:
         return hook
 
     def _after(self, path: str, what: str) -> Callable[..., None]:
-        """What comes out; of the rotary embedding, which is called once for each layer type, that type's table."""
+        """A hook that keeps a module's output; for the rotary embedding, the table of one layer type."""
 
         def hook(_: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             part, _, kind = what.partition(":")
@@ -111,7 +111,7 @@ class Capture:
         return get_interface
 
     def _place(self, tap: Tap) -> tuple[str, str, int]:
-        """Module path, what, and which call."""
+        """A tap's module path, what to see there, and in which call of the module."""
         path, what, *rest = tap.peer.split(":")
         module = ".".join(part for part in (tap.module, path) if part)
         if what in ("cos", "sin"):
@@ -133,11 +133,14 @@ class Capture:
         return value
 
     def _half(self, path: str, what: str, merged: torch.Tensor) -> torch.Tensor:
-        """The decoder's attention is given own keys and cross keys in one tensor; the encoder's only its own."""
+        """A part of the keys or values: new, own or cross.
+
+        The decoder's attention gets own and cross ones in one tensor, the encoder's only own ones.
+        """
         rows = self._seen[f"{path}:query"][0].shape[2]
         cross = self._cross_length if path.startswith("decoder.") else 0
         own = merged.shape[2] - cross
-        if own < rows:  # fewer keys than there must be: shown as they are, for the judge to find the wrong length
+        if own < rows:  # too few keys: shown as they are, so that the judge finds the wrong length
             return merged
         cut = {"new": slice(own - rows, own), "own": slice(0, own), "cross": slice(own, None)}
         return merged[:, :, cut[what.split("_")[0]]]
@@ -148,11 +151,13 @@ def _canonical(name: str) -> str:
 
 
 def _visible(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """What an attention mask lets through, bool (B, T, S): None is everything; additive masks let through where
-    they add nothing."""
+    """What an attention mask lets through, bool (B, T, S).
+
+    None lets everything through. An additive mask lets through where it adds nothing.
+    """
     if mask is None:
         return torch.ones(q.shape[0], q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
     shown = mask if mask.dtype == torch.bool else mask == 0
-    if (shown != shown[:, :1]).any():  # differs between heads, as no mask of this model: the shape will tell
+    if (shown != shown[:, :1]).any():  # no mask of this model differs between heads: its shape will fail
         return shown
     return shown[:, 0].expand(q.shape[0], -1, -1)

@@ -12,14 +12,14 @@ from packaging.version import InvalidVersion, Version
 from conformance.errors import PeerUnavailable
 
 OLDEST, NEWEST = "5.1.0", "5.24.0"
-"""Every release from the oldest to the newest was judged; pyproject.toml asks for the oldest at least."""
+"""Every release between them was judged; pyproject.toml asks for the oldest at least."""
 
 
 def refuse_unsupported(installed: str | None = None) -> None:
-    """PeerUnavailable for a release whose attention calls cannot be seen: 5.0 has no `get_interface`, 4 no such model.
+    """Raises PeerUnavailable for a release that cannot be judged: 5.0 has no `get_interface`, 4 no T5Gemma 2.
 
     Args:
-        installed: the version; None for the installed package's. A package that is not there is left to its import.
+        installed: the version; None for the installed package's. If no package is there, its import will say so.
     """
     try:
         found = installed or version("transformers")
@@ -34,7 +34,7 @@ def refuse_unsupported(installed: str | None = None) -> None:
 
 
 def untested(installed: str) -> str:
-    """A note on a release that is newer than any that was tested; "" for the others."""
+    """A note for a release that is newer than every tested one; "" for the others."""
     try:
         new = Version(installed).release[:2] > Version(NEWEST).release[:2]
     except InvalidVersion:
@@ -43,7 +43,6 @@ def untested(installed: str) -> str:
 
 
 def cache_name(forward: Callable[..., Any]) -> str:
-    """What a model's `forward` calls the cache that it is given and gives back: "cache" from 5.24 on, before that
-    "past_key_values"."""
+    """The name of the cache in a model's `forward`: "cache" from 5.24 on, "past_key_values" before."""
     names = inspect.signature(forward).parameters
     return "cache" if "cache" in names else "past_key_values"

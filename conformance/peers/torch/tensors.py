@@ -21,8 +21,8 @@ Array = Any
 
 
 def from_array(value: Array, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A NumPy or CuPy array as a tensor of this type and place; it shares the array's memory where it has both."""
-    if device == "cpu" and on_device(value):  # by its own library: torch may be one for the CPU alone
+    """A NumPy or CuPy array as a tensor of this type and device; it shares the array's memory where both fit."""
+    if device == "cpu" and on_device(value):  # by its own library, since torch may be built for the CPU alone
         value = to_host(value)
     words = value.view(np.int16) if value.dtype.kind == "V" else value
     with warnings.catch_warnings():  # the arrays may be read-only, and nothing here writes to a parameter
@@ -49,7 +49,7 @@ def without_tf32() -> Iterator[None]:
     """float32 products and convolutions on CUDA in float32, inside the block.
 
     torch's default for convolutions is TF32, with 10 bits of a float32's 23: the patch embedding would be 1e-3 off.
-    torch 2.9 gave these switches new names, and warns of the old ones.
+    torch 2.9 gave these switches new names, and warns about the old ones.
     """
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         switches = [(torch.backends.cuda.matmul, "fp32_precision"), (torch.backends.cudnn.conv, "fp32_precision")]

@@ -64,7 +64,7 @@ class TransformersPeer(OptionalMembers):
             self._switches.enter_context(without_tf32())
 
     def weights(self) -> Iterator[tuple[str, Any]]:
-        """Every tensor of the language model after its own loader; one that is tied has the names of all its places."""
+        """Every tensor of the language model after its own loader; a tied one comes under each of its names."""
         assert self._target is not None, "open() comes first"
         model, backend = self.model(Case("weights", "", ())), self._target.backend
         for name, tensor in model.state_dict().items():
@@ -77,7 +77,7 @@ class TransformersPeer(OptionalMembers):
         self._release()
 
     def _release(self) -> None:
-        """Give the device what dropped models held: torch keeps freed memory, which the judge and others may need."""
+        """Return what dropped models held: torch keeps freed device memory, which the judge and others may need."""
         if self._device != "cpu":
             gc.collect()  # modules and their hooks refer to each other
             torch.cuda.empty_cache()
@@ -123,7 +123,7 @@ class TransformersPeer(OptionalMembers):
     def _inputs(
         self, case: Case, run: Run, first: int, last: int, cache: dict[str, Any], encoded: Any
     ) -> dict[str, Any]:
-        """Keyword arguments of one forward, left out where the case gives nothing; `cache` by this release's name."""
+        """Keyword arguments of one forward; what the case does not give is left out."""
         given: dict[str, Any] = {
             "attention_mask": run.attention_mask,
             "decoder_input_ids": None if run.derived else run.decoder_input_ids[:, first:last],
@@ -167,8 +167,10 @@ class TransformersPeer(OptionalMembers):
         return model.to(self._device).eval()  # not the type: what is kept in float32 (RoPE) must stay there
 
     def _config(self, config: Any, case: Case) -> Any:
-        """One type in all five parts: a released config.json names bfloat16 inside the nested ones, which would
-        otherwise leave the encoder and the tower there."""
+        """The config with one type in all five parts.
+
+        A released config.json names bfloat16 inside the nested parts, which would leave encoder and tower in it.
+        """
         for part in (
             config,
             config.encoder,
@@ -202,7 +204,7 @@ class TransformersPeer(OptionalMembers):
         names = {key: TIED.get(name, name) for key in model.state_dict() if (name := canonical(key))}
         if strange := sorted(set(names.values()) ^ set(tensors)):
             raise PeerUnavailable(
-                f"transformers {transformers.__version__} has other weights: {', '.join(strange[:8])}"
+                f"transformers {transformers.__version__} expects other weights: {', '.join(strange[:8])}"
             )
         state = {key: tensors[name] for key, name in names.items()}
         model.load_state_dict(state, strict=True, assign=True)
@@ -211,8 +213,10 @@ class TransformersPeer(OptionalMembers):
 
 
 def create(attention: str, dtype: DType | None, device: str | None, backend: Backend) -> TransformersPeer:
-    """The peer; where no device is said, the judge's if torch sees it, else the CPU. PeerUnavailable for a device that
-    torch does not see."""
+    """The peer. By default its device is the judge's if torch sees that, else the CPU.
+
+    Raises PeerUnavailable for a device that torch does not see.
+    """
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         index = device_index(backend) if has_device(backend) else there

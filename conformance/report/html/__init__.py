@@ -1,1 +1,1 @@
-"""The HTML report: `view` works out what it shows, `page` and `templates/` make the page of it."""
+"""The HTML report: `view` decides what it shows, `page` and `templates/` make the page."""

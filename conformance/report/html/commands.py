@@ -9,7 +9,7 @@ from conformance.report.document import Document
 
 
 def whole_command(document: Document) -> str:
-    """The command line of the whole run: as it was given, else as near as the document tells."""
+    """The command line of the whole run: as it was given, else as near as the document tells it."""
     given = document.get("command") or document["environment"].get("command")
     if given:
         return str(given)
@@ -21,7 +21,7 @@ def whole_command(document: Document) -> str:
 
 
 def command(document: Document, judgement: Document) -> str:
-    """The one comparison by itself; "" for a run that was no `run`, such as the check of a dump."""
+    """The command line of one comparison by itself; "" after `check`, which judges a dump as a whole."""
     if re.search(r"\bcheck\b", whole_command(document)):
         return ""
     asked = document.get("peers", {}).get(judgement["peer"], judgement["peer"])

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from conformance.report.document import Document, Row, failing, grouped, number, rows, severity, state
 from conformance.report.html.masks import Mask, mask
 
-FULL = 6000  # rows of failing comparisons that a page holds; past that they are cut as passing ones are
-WORST = 8  # rows of a passing comparison, the worst
-OPEN = 4  # failing groups of a comparison that are open to begin with
+FULL = 6000  # rows of failing comparisons that a page holds; the rest are cut as passing ones are
+WORST = 8  # rows of a passing comparison: the worst ones
+OPEN = 4  # failing groups of a comparison that are unfolded at first
 SYMBOLS = {"pass": "✓", "fail": "✗", "known": "≈", "error": "!", "skip": "–", "unclear": "?"}
 WORDS = {
     "pass": "passed",
@@ -23,7 +23,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Some taps of one comparison, under a heading; `open` to begin with."""
+    """Some taps of one comparison, under a heading; `open`: unfolded at first."""
 
     title: str
     shown: list[Row]
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def limits(self) -> list[tuple[Document, Comparison]]:
-        """Its own limits k, as the table of them wants it."""
+        """Its own limits k, in the form that the table of limits takes."""
         return [(entry, self) for entry in self.judgement.get("k", ())]
 
 
@@ -99,12 +99,12 @@ def _comparison(document: Document, index: int, judgement: Document, left: int, 
 
 
 def _first(picture: Document) -> int | None:
-    """The query that its first line is; None where that is not known."""
+    """The number of the query in the picture's first row; None where it is not known."""
     return int(number(picture["first"])) if "first" in picture else None if picture["clipped"] else 0
 
 
 def _anchor(culprit: Row | None, exact: list[Row], local: list[Row]) -> str:
-    """In which lane or anchor the culprit is."""
+    """The lane or anchor in which the culprit is."""
     for name, found in (("exact lane", exact), ("local anchor", local)):
         if culprit is not None and any(
             (r["tap"], r["call"]) == (culprit["tap"], culprit["call"]) for r in failing(found)
@@ -114,7 +114,7 @@ def _anchor(culprit: Row | None, exact: list[Row], local: list[Row]) -> str:
 
 
 def _whole(local: list[Row], cumulative: list[Row]) -> list[Group]:
-    """Every tap; the groups with a failing one first, and in each the failing ones first."""
+    """Every tap in its group. Failing groups come first, and in each the failing taps."""
     groups = [_group(f"{name} (local)", found, found) for name, found in grouped(local).items()]
     if cumulative:
         groups.append(_group("residual stream (cumulative)", cumulative, cumulative))
@@ -123,7 +123,7 @@ def _whole(local: list[Row], cumulative: list[Row]) -> list[Group]:
 
 
 def _worst(local: list[Row], cumulative: list[Row], *, cut: bool) -> list[Group]:
-    """The taps with the largest ratios; ten times as many of a failing comparison that is too large for the page."""
+    """The taps with the largest ratios; ten times as many where a failing comparison had to be cut."""
     groups = []
     for title, found in (("worst taps (local)", local), ("worst taps (cumulative)", cumulative)):
         keep = WORST * 10 if cut and failing(found) else WORST

@@ -13,14 +13,14 @@ from conformance.report.document import Row, failing, group_of, in_words, number
 WIDTH, HEIGHT = 1080.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 1064.0, 46.0, 252.0
 FLOOR = 0.05  # ratios below are drawn on the axis
-MANY = 500  # taps; of more, only the worst of each layer is drawn
+MANY = 500  # taps; where there are more, only the worst of each layer is drawn
 
 Stage = tuple[int, str]  # call, group of taps
 
 
 @dataclass(frozen=True)
 class Point:
-    """One tap. `shape`: "local" or "cumulative"; `bad` where it fails; `rim` where it has no number to be drawn at."""
+    """One tap. `shape`: "local" or "cumulative"; `bad`: it fails; `rim`: it has no number to be drawn at."""
 
     x: float
     y: float
@@ -64,7 +64,7 @@ class Depth:
 
 
 class _Scale:
-    """Places on the paper: a stage of the computation to x, a ratio to y (logarithmic)."""
+    """Maps a stage of the computation to x and a ratio to y (logarithmic)."""
 
     def __init__(self, stages: Sequence[Stage], largest: float) -> None:
         self._index = {stage: i for i, stage in enumerate(stages)}
@@ -117,7 +117,7 @@ def _stage(row: Row) -> Stage:
 
 
 def part_of(tap: str) -> str:
-    """A tap's group; finer where images come between the embedding and the input of the first layer."""
+    """A tap's group, but finer where images come in, between the embedding and the first layer."""
     group = group_of(tap)
     if group == "vision":
         layer = re.match(r"encoder\.vision_tower\.encoder\.layers\.(\d+)", tap)
@@ -126,7 +126,7 @@ def part_of(tap: str) -> str:
 
 
 def _ratio(row: Row) -> float:
-    """What is drawn: the ratio that was judged; where another test was failed, the largest ratio."""
+    """The ratio to draw: the one that was judged, or the largest where another test failed."""
     return number(row["judged"] if row["status"] in ("pass", "values") else row.get("worst"))
 
 
@@ -135,7 +135,7 @@ def _same(row: Row, culprit: Row | None) -> bool:
 
 
 def _placed(found: list[Row], scale: _Scale, *, end: bool = False) -> Iterable[tuple[Row, float]]:
-    """Every row with its x: the taps of a layer side by side; what comes out of it at its end."""
+    """Every row with its x. The taps of a layer lie side by side; `end` puts a single one at its end."""
     counts: dict[Stage, int] = {}
     for row in found:
         counts[_stage(row)] = counts.get(_stage(row), 0) + 1
@@ -147,7 +147,7 @@ def _placed(found: list[Row], scale: _Scale, *, end: bool = False) -> Iterable[t
 
 
 def _reduced(drawn: list[tuple[Row, float]]) -> list[tuple[Row, float]]:
-    """The worst of each layer."""
+    """The worst tap of each layer."""
     worst: dict[Stage, tuple[Row, float]] = {}
     for row, x in drawn:
         stage = _stage(row)
@@ -165,7 +165,7 @@ def _point(row: Row, x: float, shape: str, scale: _Scale) -> Point:
 
 
 def _limits(placed: list[tuple[Row, float]], scale: _Scale) -> dict[str, tuple[float, str]]:
-    """SVG path of what the ratios were held against → where its label goes and what it says."""
+    """SVG path of the limits → where its label goes and what it says."""
     rows = [(x, limit) for row, x in placed if row["status"] in ("pass", "values") and (limit := _limit(row)) > 0]
     if not rows:
         return {}
@@ -187,7 +187,7 @@ def _path(points: list[tuple[float, float]]) -> str:
 
 
 def _line(points: list[Point]) -> str:
-    """Through the points, broken where one has no number."""
+    """The SVG path through the points, broken where one has no number."""
     runs = groupby(points, key=lambda p: p.rim)
     return "".join(_path([(p.x, p.y) for p in run]) for rim, run in runs if not rim)
 

@@ -1,19 +1,26 @@
-"""The picture of a mask, expected and found in one: its geometry. The template writes the SVG."""
+"""The picture of a mask, expected and found in one, in numbers. The template writes the SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CELL, GAP = 11, 1  # of a mask
-EDGE, HEAD = 34, 22  # room for its numbers
-LARGEST = 72  # rows and columns of it that are drawn
+CELL, GAP = 11, 1  # pixels of a cell, and of the gap within it
+EDGE, HEAD = 34, 22  # pixels on the left and on top, for numbers
+LARGEST = 72  # rows and columns that are drawn at most
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask, expected and found in one picture: paths of the cells that both let through, that only the peer does, and
-    that only the rule does; the crosses on the last two; numbered ticks."""
+    """A mask, expected and found in one picture, as SVG paths and numbered ticks.
+
+    Args:
+        both, neither: cells that both let through, or neither does.
+        extra, missing: cells that only the peer lets through, or only the rule does; `…_marks` lie on them.
+        columns, rows: (place, number) of ticks.
+        counts: how many cells are extra and missing.
+        cut: whether a part of the mask is left out.
+    """
 
     width: int
     height: int
@@ -30,9 +37,9 @@ class Mask:
 
 
 def mask(expected: Sequence[str], found: Sequence[str], first: int | None = 0) -> Mask:
-    """The picture of two drawings of one mask: a string a query, a character a key, "x" where it is let through.
+    """The picture of two drawings of one mask. Each has a string a query and a character a key, "x" if let through.
 
-    `first` is the number of the first query; None where it is not known, and then none is numbered.
+    `first` is the number of the first query; with None, no query is numbered.
     """
     height = max(len(expected), len(found))
     width = max((len(row) for row in (*expected, *found)), default=0)
@@ -67,7 +74,7 @@ def _corner(place: tuple[int, int]) -> tuple[int, int]:
 
 
 def _squares(places: list[tuple[int, int]]) -> str:
-    """One path; neighbours in a row are drawn as one run of squares."""
+    """One SVG path of squares; neighbours in a row are one run."""
     size = CELL - GAP
     path, last = [], (-9, -9)
     for k, q in places:

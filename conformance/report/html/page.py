@@ -1,8 +1,8 @@
-"""The report as one page that needs nothing else: no network, no fonts, no script of others.
+"""Makes the report one page that needs nothing else: no network, no fonts, no foreign script.
 
-Everything that the document says is untrusted: a peer chooses its name, its errors and its tap names. Jinja2 escapes
-all of it, control and direction characters are spelled out, links are http or https or they are text, and the page's
-own policy forbids whatever was not written here.
+The document is untrusted: a peer chooses its name, its errors and its tap names. So Jinja2 escapes everything, and
+invisible characters are spelled out. Only http and https addresses become links. The page's own policy forbids every
+style and script that was not written here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _URL = re.compile(r"https?://[^\s<>\"'`|\\^{}]+")
 
 
 def render(document: Document) -> str:
-    """The page. Raises DocumentError for a document of another schema."""
+    """The page as HTML. Raises DocumentError for a document of another schema."""
     style, script = (_source(name) for name in ("report.css", "report.js"))
     return (
         _environment()
@@ -67,7 +67,7 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> str:
-    """One of our own files. It stands between tags, whose end it must not hold."""
+    """One of our own files, which must not hold the end of the tags that it stands between."""
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     if "</" in text:
         raise ValueError(f"{name} holds '</', which would end its element")
@@ -75,15 +75,17 @@ def _source(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Content-Security-Policy: nothing but this very style and script, by their hashes."""
+    """The Content-Security-Policy: nothing but this very style and script, by their hashes."""
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     styles, scripts = (f"'sha256-{digest}'" for digest in hashes)
     return f"default-src 'none'; style-src {styles}; script-src {scripts}; base-uri 'none'; form-action 'none'"
 
 
 def visible(value: Any) -> Any:
-    """Control characters, and those that turn the direction of text or take no room, as \\u202e: what is read is what
-    is there. Markup of our own passes."""
+    """Text with its invisible characters spelled out, as \\u202e, so that what is read is what is there.
+
+    These are control characters, and those that turn the direction of text or take no room. Our own Markup passes.
+    """
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNSEEN else _spelled(c) for c in value)
@@ -122,12 +124,12 @@ def _anchor(address: str) -> Markup:
 
 
 def breakable(name: object) -> Markup:
-    """A dotted name that may be broken after its dots and the like. (No escape holds one of them.)"""
+    """A name that a line may break after a dot, underscore, slash or colon. No HTML escape holds one of these."""
     return Markup(re.sub(r"([._/:])", r"\1<wbr>", str(escape(visible(str(name))))))
 
 
 def _versions(value: object) -> str:
-    """A range of versions: a table of packages, or text."""
+    """Ranges of versions in one line, from a table of packages or from text."""
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value or "")
 
 

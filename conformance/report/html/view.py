@@ -1,4 +1,4 @@
-"""What the page says, section by section. The markup is in `templates/report.html`."""
+"""Decides what the page says, section by section. The markup is in `templates/report.html`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from conformance.report.html.commands import command, whole_command
 from conformance.report.html.comparisons import SYMBOLS, WORDS, WORST, Comparison, comparisons
 from conformance.report.html.depth import Depth, depth
 
-PLOTS = 6  # of failing comparisons; a page of passing ones has one a peer
+PLOTS = 6  # of culprits; a peer without one has a plot of its own
 VERDICTS = {"CONFORMS": ("✓", "pass"), "DEVIATES": ("✗", "fail"), "INCOMPLETE": ("?", "error")}
 
 
 @dataclass(frozen=True)
 class Blame:
-    """One finding: the comparison that shows it first, and every peer, checkpoint and case that shows the same."""
+    """One culprit: the comparison that shows it first, and every peer, checkpoint and case that shows the same."""
 
     first: Comparison
     places: dict[tuple[str, str], list[tuple[int, str]]]
@@ -88,7 +88,7 @@ def page(document: Document) -> dict[str, Any]:
 
 
 def _blames(document: Document, shown: list[Comparison]) -> list[Blame]:
-    """The faults, each once, in the order of the run."""
+    """The culprits, each once, in the order of the run."""
     by_id = {id(c.judgement): c for c in shown}
     found = []
     for alike in culprits(document):
@@ -128,7 +128,7 @@ def _cell(document: Document, c: Comparison) -> Cell:
 
 
 def _figures(c: Comparison, exact: list[Row], local: list[Row], cumulative: list[Row]) -> str:
-    """Largest ratios, local / cumulative; of an exact lane how much of it is right; else what happened."""
+    """Largest ratios, local / cumulative; for the exact lane, how many findings passed; else what happened."""
     if c.state in ("skip", "error"):
         return c.word
     if exact and not local:
@@ -137,7 +137,7 @@ def _figures(c: Comparison, exact: list[Row], local: list[Row], cumulative: list
 
 
 def _largest(found: Iterable[Row]) -> str:
-    """The largest ratio judged; the status of a fault that has none."""
+    """The largest ratio that was judged; where a failure has none, its status."""
     worst = max(found, key=severity, default=None)
     if worst is None:
         return "–"
@@ -146,7 +146,7 @@ def _largest(found: Iterable[Row]) -> str:
 
 
 def _plots(document: Document, shown: list[Comparison]) -> list[tuple[Comparison, Depth]]:
-    """Of the faults, each once; and where a peer has none, of the comparison with its largest ratio."""
+    """One plot for each culprit; for a peer without one, a plot of its largest ratio."""
     chosen = [blame.first for blame in _blames(document, shown)][:PLOTS]
     covered = {(c.judgement["target"], c.judgement["peer"]) for c in chosen}
     best: dict[tuple[str, str], tuple[Any, Comparison]] = {}
@@ -178,7 +178,7 @@ def _by_reason(hidden: Document) -> list[tuple[str, list[str]]]:
 
 
 def _largest_kl(shown: list[Comparison]) -> list[Comparison]:
-    """Of each peer in each type the comparison with the largest KL ratio."""
+    """For each peer on each checkpoint, the comparison with the largest KL ratio."""
     largest: dict[tuple[str, ...], Comparison] = {}
     for c in (c for c in shown if c.judgement.get("logits")):
         key = tuple(str(c.judgement[name]) for name in ("target", "peer"))
@@ -194,7 +194,7 @@ def _kl(c: Comparison) -> float:
 
 
 def _largest_k(shown: list[Comparison]) -> list[tuple[Document, Comparison]]:
-    """Of each kind of tap the largest limit and where it is from."""
+    """For each kind of tap, the largest limit and the comparison that has it."""
     largest: dict[str, tuple[Document, Comparison]] = {}
     for c in shown:
         for entry in c.judgement.get("k", ()):
@@ -205,7 +205,7 @@ def _largest_k(shown: list[Comparison]) -> list[tuple[Document, Comparison]]:
 
 
 def _as_text(document: Document, shown: list[Comparison]) -> str:
-    """The verdict in the Markdown of an issue."""
+    """The verdict as Markdown, for an issue."""
     lines = [f"**{document['verdict']}**", "", f"`{document['line']}`", ""]
     for blame in _blames(document, shown)[:6]:
         c, culprit = blame.first, blame.first.culprit or {}
@@ -214,7 +214,7 @@ def _as_text(document: Document, shown: list[Comparison]) -> str:
         lines.append(f"  - {culprit.get('status')}: {culprit.get('detail')}")
         for s in blame.defects:
             title, error = document["defects"].get(s["defect"], ""), in_words(s["error"], 2)
-            lines.append(f"  - recognised: {s['defect']} {title}, coefficient {in_parts(s['coefficient'])} ± {error}")
+            lines.append(f"  - named: {s['defect']} {title}, coefficient {in_parts(s['coefficient'])} ± {error}")
         lines += [f"  - `{blame.command}`"] if blame.command else []
     lines += [
         f"- {c.judgement['peer']}, case {c.judgement['case']}: raised `{c.judgement['error']}`"

@@ -125,6 +125,8 @@ def gated_gelu(definition: Definition, nx: Any, gate: Array, up: Array, trace: A
 
 
 def biased(definition: Definition, nx: Any, y: Array, bias: Array) -> Array:
+    if nx.profile.round_products:
+        return definition(nx, y, bias)
     y, out, size = dense(y), cupy.ndarray(y.shape, nx.storage), y.size
     launch("biased", (out.dtype,), (y, dense(nx.weight(bias)), y.shape[-1], size, out), -(-size // 256), 256)
     return out
@@ -147,6 +149,8 @@ def masked_softmax(definition: Definition, nx: Any, scores: Array, allowed: Arra
 def scaled_softmax(
     definition: Definition, nx: Any, products: Array, scale: float, cap: float | None, allowed: Array | None
 ) -> Array:
+    if nx.profile.flash_keys:
+        return definition(nx, products, scale, cap, allowed)
     return softmax(definition, nx, products, scale, cap or 0.0, allowed, (products, scale, cap, allowed))
 
 
