@@ -41,19 +41,21 @@ conformance/measure: distance limits words | finding match sums logits regressio
 conformance/measure: ratio | half | __init__
 conformance/oracle: side_by_side run_case worst_case | __init__
 conformance/defects: catalogue rounding | exposure injection
-conformance/defects: arithmetic attention embedding masks norms outputs positions vision | cached padding
+conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
+conformance/defects: cached padding steps windows
 conformance/defects/uncatalogued: attention outputs stream weights | pictures | __init__
+conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel reading writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points | find | __init__
-conformance/judge: judgement meeting patterns | half_lane lanes logit_watch name_defect
+conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
 conformance/judge: walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
-conformance/report: candidates document explain result known | document_write junit text | files
+conformance/report: candidates document explain result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers

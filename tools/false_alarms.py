@@ -1,12 +1,15 @@
-"""How often the judge accuses a peer that did nothing wrong.
+"""Counts how often the judge accuses a peer that did nothing wrong.
 
-    python tools/false_alarms.py [--runs 200] [--jobs N] [--json FILE]
+    python tools/false_alarms.py [--runs 200] [--jobs N] [--json FILE]                 the bundled geometries
+    python tools/false_alarms.py --geometry released [--runs 48] [--backend cupy]      released widths, four layers
+    python tools/false_alarms.py --geometry 270m [--runs 20]                           a whole released model
 
-Each run draws other weights (seeded, of trained-like statistics, at the geometry of a bundled checkpoint), other inputs
-and a legal way of computing: orders of summation (the BLAS's, running, in chunks, backwards, in float64), fused and
-unfused scores, attention in blocks of other sizes, transformers' eager and sdpa; in float32, bfloat16 and float16. All
-cases are judged, or some drawn by the run's seed. Nothing here is wrong, so every DEVIATES is a false alarm, and every
-INCOMPLETE a run without use.
+Each run draws other weights (seeded, of trained-like statistics), other inputs and a legal way of computing: orders of
+summation (the BLAS's, running, in chunks, backwards, in float64), fused, unfused and flash scores, attention in blocks
+of other sizes, transformers' eager and sdpa; in float32, bfloat16 and float16. `released` judges rows of 30 to 700
+tokens at the widths of 270m and 1b, every second run with massive activations. `270m` judges `short`, `window` and
+`equal-lengths` in bfloat16, --runs seeds for each of eager and sdpa. Nothing here is wrong, so every DEVIATES is a
+false alarm, and every INCOMPLETE a run without use.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,8 +27,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conformance.selftest.false_alarms import TYPES, one, plan
+from conformance.selftest.false_alarms import TYPES, Drawn, one, plan, released_plan, whole_plan
 from t5g2ref.files import write_text
+
+USUAL = {"bundled": 200, "released": 48, "270m": 20}  # runs
 
 
 def _one_core(turn: Any) -> None:
@@ -37,26 +43,42 @@ def _one_core(turn: Any) -> None:
             os.sched_setaffinity(0, {cores[turn.value % len(cores)]})
 
 
+def _drawn(options: argparse.Namespace) -> list[Drawn]:
+    runs = options.runs or USUAL[options.geometry]
+    made: Iterator[Drawn] = {"bundled": plan, "released": released_plan, "270m": whole_plan}[options.geometry](runs)
+    return list(made)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200, metavar="N", help="how many (200)")
-    parser.add_argument("--cases", type=int, default=1000, metavar="N", help="of each run (all)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)")
+    parser.add_argument("--geometry", choices=USUAL, default="bundled", help="of the models (bundled)")
+    parser.add_argument("--runs", type=int, metavar="N", help="how many (200, released 48, 270m 20)")
+    parser.add_argument("--cases", type=int, default=1000, metavar="N", help="of each bundled run (all)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (one a core; one on a device)")
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="where judge and peer compute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, written as they end")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
-    context = get_context("spawn")
+    runs, context = _drawn(options), get_context("spawn")
+    jobs = options.jobs or (1 if options.backend == "cupy" else os.cpu_count() or 1)
     turn = context.Value("i", 0)
-    with ProcessPoolExecutor(options.jobs, context, _one_core, (turn,)) as pool:
-        for future in as_completed([pool.submit(one, *run, options.cases) for run in plan(options.runs)]):
+    with ProcessPoolExecutor(jobs, context, _one_core, (turn,)) as pool:
+        for future in as_completed([pool.submit(one, run, options.cases, options.backend) for run in runs]):
             results.append(future.result())
             if options.json is not None:
                 write_text(options.json, json.dumps(results))
-            for alarm in results[-1]["alarms"]:
-                print(f"ALARM {results[-1]['variant']}, {results[-1]['dtype']}, seed {results[-1]['seed']}: {alarm}")
-            print(f"\r{len(results)} of {options.runs}", end="", file=sys.stderr, flush=True)
+            _tell(results[-1])
+            print(f"\r{len(results)} of {len(runs)}", end="", file=sys.stderr, flush=True)
     _show(results)
     return 0
+
+
+def _tell(result: dict[str, Any]) -> None:
+    where = f"{result['variant']}, {result['geometry']}, {result['dtype']}, seed {result['seed']}"
+    for alarm in result["alarms"]:
+        print(f"ALARM {where}: {alarm}", flush=True)
+    for what in result["unclear"]:
+        print(f"UNCLEAR {where}: {what}", flush=True)
 
 
 def _show(results: list[dict[str, Any]]) -> None:

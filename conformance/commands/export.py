@@ -197,6 +197,7 @@ What to write
   "taps": {"decoder.layers.0": "my tensor"}.
   A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each
   layer, the encoder's output, and the logits. It may show everything in its "taps", which have axes and shape.
+  `k_rope` is what RoPE returns, before any cache; `keys` is what comes out behind it.
   The axes are the letters of "letters". Declare another order, or heads apart, under "layouts", by name or pattern.
   There, `valid` in place of both token axes means that padding was left out.
   "stored": {"*.mask": "uint8"} declares masks of 0 and 1. "stored": {"*": "float32"} declares that values of a bfloat16

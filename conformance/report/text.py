@@ -16,6 +16,7 @@ from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from conformance.measure.words import in_table, in_words, of_the_value
+from conformance.report import spread
 from conformance.report.candidates import candidates
 from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
@@ -197,6 +198,14 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
     yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
     yield f"  what            {culprit.status}: {culprit.detail}"
     yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
+    if where == "local":
+        rows = [(f.tap, f.call, f.status) for f in found]
+        for label, line in (
+            ("layers", spread.layers(culprit.tap, rows)),
+            ("it begins at", spread.cache(culprit.tap, culprit.call, rows)),
+        ):
+            if line:
+                yield f"  {label:15} {line}"
     if not math.isnan(culprit.worst):
         at = f"token {culprit.token}, {culprit.tokens} tokens compared"
         yield f"  worst ratio     {in_words(culprit.worst)} (median {in_words(culprit.median)}) at {at}"

@@ -6,11 +6,15 @@ Nothing in these runs is wrong. So every DEVIATES is a false alarm, and every IN
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
+from conformance.arrays import to_backend
 from conformance.cases import catalogue as cases
+from conformance.cases.case import Case, Run
+from conformance.cases.ingredients import Kit
 from conformance.judge.judge import judge
 from conformance.peers.find import create
 from conformance.peers.protocol import Peer
@@ -18,20 +22,41 @@ from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import ORDERS
 from conformance.target import Target
 from t5g2ref import bundled
+from t5g2ref.backend import find
 from t5g2ref.checkpoint.synthetic import Synthetic
-from t5g2ref.config import Config
+from t5g2ref.config import Config, TextConfig, preset
 from t5g2ref.dtypes import RUN_IN, DType
-from t5g2ref.numerics import EAGER, RUNNING, SDPA
+from t5g2ref.numerics import EAGER, FLASH, RUNNING, SDPA
 
 GEOMETRIES = ("tiny", "tiny-even")
+RELEASED = ("270m", "1b")
 TYPES: tuple[DType, ...] = RUN_IN
+PROFILES = {profile.name: profile for profile in (SDPA, EAGER, RUNNING, FLASH)}
+OWN = [(order, profile) for order in ORDERS for profile in (SDPA, EAGER)] + [("blas", RUNNING), ("blas", FLASH)]
+
+CUT = slice(4, 8)  # of a released stack: sliding, full, sliding, sliding
+WORDS = 2048  # of its vocabulary
+LENGTHS = (30, 700)  # of the encoder's rows
+WHOLE = ("short", "window", "equal-lengths")  # cases of a whole released model
 
 
-OWN = [(order, profile) for order in ORDERS for profile in (SDPA, EAGER)] + [("blas", RUNNING)]
+@dataclass(frozen=True)
+class Drawn:
+    """One run of the study.
+
+    Args:
+        geometry: "tiny"; "270m cut": four of its layers and few words; "270m": all of it.
+        variant: "transformers:sdpa", or an order of summation and a profile of ours: "backwards, eager".
+    """
+
+    seed: int
+    geometry: str
+    dtype: DType
+    variant: str
 
 
-def plan(runs: int) -> Iterator[tuple[int, str, DType, str]]:
-    """(seed, geometry, type, variant) of every run; one in three is of transformers."""
+def plan(runs: int) -> Iterator[Drawn]:
+    """Runs at the bundled geometries; one in three is of transformers."""
     for seed in range(runs):
         dtype = TYPES[seed % 3]
         if seed % 9 >= 6:  # all three types
@@ -39,41 +64,102 @@ def plan(runs: int) -> Iterator[tuple[int, str, DType, str]]:
         else:
             order, profile = OWN[(seed // 3 * 7) % len(OWN)]
             variant = f"{order}, {profile.name}"
-        yield seed, GEOMETRIES[seed // 2 % 2], dtype, variant
+        yield Drawn(seed, GEOMETRIES[seed // 2 % 2], dtype, variant)
 
 
-def peer_of(variant: str, dtype: DType) -> Peer:
+def released_plan(runs: int) -> Iterator[Drawn]:
+    """Runs of transformers at the released widths, in four layers: every second with massive activations, two of three
+    in bfloat16."""
+    for seed in range(runs):
+        dtype = ("bfloat16", "bfloat16", ("float32", "float16")[seed // 3 % 2])[seed % 3]
+        variant = f"transformers:{('sdpa', 'eager')[seed % 2]}"
+        yield Drawn(seed, f"{RELEASED[seed // 2 % 2]} cut", cast(DType, dtype), variant)
+
+
+def whole_plan(seeds: int, geometry: str = "270m") -> Iterator[Drawn]:
+    """Runs of transformers at a whole released geometry in bfloat16."""
+    for seed in range(1, seeds + 1):
+        for attention in ("eager", "sdpa"):
+            yield Drawn(seed, geometry, "bfloat16", f"transformers:{attention}")
+
+
+def cut(config: Config) -> Config:
+    """A released geometry with four layers a stack and few words; widths, heads and windows stay."""
+
+    def shorter(text: TextConfig) -> TextConfig:
+        kinds = text.layer_types[CUT]
+        return replace(text, num_hidden_layers=len(kinds), layer_types=kinds, vocab_size=WORDS)
+
+    vision = replace(config.vision, num_hidden_layers=1)
+    stacks = replace(config, encoder=shorter(config.encoder), decoder=shorter(config.decoder), vision=vision)
+    last = WORDS - 1
+    return replace(stacks, boi_token_index=last - 2, eoi_token_index=last - 1, image_token_index=last)
+
+
+def long_cases(config: Config, seed: int) -> list[Case]:
+    """A case of one long row, and one of ragged rows; the lengths are drawn."""
+    kit = Kit(config, np.random.default_rng([seed, 700]))
+    source, answer = (int(kit.rng.integers(*bounds)) for bounds in (LENGTHS, (4, 64)))
+    ids, mask = kit.padded([source // 2 + 1, source // 3 + 1], ("left", "right")[seed % 2])
+    one, ragged = Run(kit.ids(1, source), kit.ids(1, answer)), Run(ids, kit.ids(2, answer), mask)
+    return [Case(f"{source} to {answer}", "", (one,)), Case(f"ragged, {ids.shape[1]} to {answer}", "", (ragged,))]
+
+
+def peer_of(variant: str, dtype: DType, device: str) -> Peer:
     """The peer of a variant: transformers, or our own model in a legal order."""
     if variant.startswith("transformers"):
-        return create(f"{variant}:{dtype}:cpu")
+        return create(f"{variant}:{dtype}:{device}")
     order, name = variant.split(", ")
-    profile = {p.name: p for p in (SDPA, EAGER, RUNNING)}[name]
-    return cast(Peer, FaultyPeer(ORDERS[order], dtype=dtype, profile=profile))
+    return cast(Peer, FaultyPeer(ORDERS[order], dtype=dtype, profile=PROFILES[name]))
 
 
-def one(seed: int, geometry: str, dtype: DType, variant: str, count: int) -> dict[str, Any]:
+def target_of(run: Drawn, backend: str) -> Target:
+    """Weights of the run's own seed. Every second released one has massive activations; float16 holds none."""
+    name, _, part = run.geometry.partition(" ")
+    config = Config.load(bundled(name)) if name in GEOMETRIES else cut(preset(name)) if part else preset(name)
+    calm = run.dtype == "float16" or (bool(part) and run.seed % 4 > 1)
+    made, device = Synthetic(config, run.seed, massive=not calm), find(backend)
+    weights = {tensor: to_backend(made[tensor], device) for tensor in made}
+    return Target(f"{run.geometry}, seed {run.seed}", config, weights, backend=device)
+
+
+def cases_of(run: Drawn, config: Config, count: int) -> list[Case]:
+    """So many of the cases, drawn by the seed; of a released geometry its own."""
+    if run.geometry.endswith("cut"):
+        return long_cases(config, run.seed)
+    every = cases.build(config, run.seed)
+    if run.geometry not in GEOMETRIES:
+        return [case for case in every if case.name in WHOLE]
+    return [
+        every[i]
+        for i in sorted(np.random.default_rng(run.seed).choice(len(every), min(count, len(every)), replace=False))
+    ]
+
+
+def one(run: Drawn, count: int, backend: str = "numpy") -> dict[str, Any]:
     """Judge one run on `count` of the cases; the dict goes into the JSON."""
-    config = Config.load(bundled(geometry))
-    made = Synthetic(config, seed, massive=dtype != "float16")
-    target = Target(f"{geometry}, seed {seed}", config, {name: made[name] for name in made})
-    peer = peer_of(variant, dtype)
+    target = target_of(run, backend)
+    peer = peer_of(run.variant, run.dtype, "cpu" if backend == "numpy" else "cuda")
     peer.open(target)
-    found: dict[str, Any] = {"seed": seed, "geometry": geometry, "dtype": dtype, "variant": variant, "alarms": []}
-    found |= {"cases": 0, "taps": 0, "local": 0.0, "cumulative": 0.0, "ceiling": 0.0, "unclear": []}
-    every = cases.build(config, seed)
-    chosen = sorted(np.random.default_rng(seed).choice(len(every), min(count, len(every)), replace=False))
-    for case in (every[i] for i in chosen):
-        found["cases"] += 1
-        judgement = judge(peer, target, case)
-        found["taps"] += len(judgement.local)
-        parts = [signature.part for signature in judgement.partly]
-        found["unclear"] += [f"{case.name}: {what}" for what in (*judgement.unclear, *parts)]
-        for key, findings in (("local", judgement.local), ("cumulative", judgement.cumulative)):
-            found[key] = max([found[key], *(f.judged for f in findings if f.judged == f.judged)])
-        found["ceiling"] = max([found["ceiling"], *(f.ceiling for f in judgement.local if f.ceiling == f.ceiling)])
-        culprit = judgement.culprit
-        if judgement.error or culprit is not None:
-            blame = "" if culprit is None else f"{culprit.tap}: {culprit.status}: {culprit.detail}"
-            where = judgement.error or blame
-            found["alarms"].append(f"{case.name}: {where}")
+    found: dict[str, Any] = {"seed": run.seed, "geometry": run.geometry, "dtype": run.dtype, "variant": run.variant}
+    found |= {"cases": 0, "taps": 0, "local": 0.0, "cumulative": 0.0, "ceiling": 0.0, "alarms": [], "unclear": []}
+    for case in cases_of(run, target.config, count):
+        _judged(found, peer, target, case)
+    peer.close()
     return found
+
+
+def _judged(found: dict[str, Any], peer: Peer, target: Target, case: Case) -> None:
+    """Add what came of one case."""
+    judgement = judge(peer, target, case)
+    found["cases"] += 1
+    found["taps"] += len(judgement.local)
+    parts = [signature.part for signature in judgement.partly]
+    found["unclear"] += [f"{case.name}: {what}" for what in (*judgement.unclear, *parts)]
+    for key, findings in (("local", judgement.local), ("cumulative", judgement.cumulative)):
+        found[key] = max([found[key], *(f.judged for f in findings if f.judged == f.judged)])
+    found["ceiling"] = max([found["ceiling"], *(f.ceiling for f in judgement.local if f.ceiling == f.ceiling)])
+    culprit = judgement.culprit
+    if judgement.error or culprit is not None:
+        blame = "" if culprit is None else f"{culprit.tap}: {culprit.status}: {culprit.detail}"
+        found["alarms"].append(f"{case.name}: {judgement.error or blame}")

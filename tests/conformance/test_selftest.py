@@ -48,6 +48,7 @@ def options(*given: str) -> argparse.Namespace:
     [
         *("D02 bf16", "D24 in k_norm", "D31 even", "D34 cache", "D36 cached", "D41", "D48", "D49 ignored"),
         *("D51 bf16", "D55", "D60 order", "D63 squares fp16", "D65 pads", "D66"),
+        *("D19 tables", "D32", "D67", "D69 one query", "D72 decoder", "D75 slots", "D76 scale", "D77", "D81 first"),
         *("X01 bf16", "X04", "X15", "X18", "X33", "X47", "X55", "X63"),
     ],
 )
