@@ -22,7 +22,7 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room and its files. Files between two bars know nothing of each other; a file knows those behind
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
-t5g2ref: trace dtypes
+t5g2ref: trace dtypes files streams
 t5g2ref/config: fields | read | write | geometry | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
@@ -33,8 +33,8 @@ t5g2ref/checkpoint: header tensor | file | write synthetic | folder | __init__
 t5g2ref/processor: image text | __init__
 t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
-t5g2ref: __main__
-conformance: errors arrays progress
+t5g2ref: command_line | __main__
+conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | catalogue plan | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression
@@ -46,7 +46,7 @@ conformance/defects: cached padding steps windows
 conformance/defects/uncatalogued: attention outputs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel reading writing | manifest layouts case_words
+conformance/exchange: channel reading writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
@@ -60,7 +60,7 @@ conformance/report/html: commands masks depth | comparisons | view | page | __in
 conformance/report: __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
-conformance/commands: options | request export explain listing | run | check selftest
+conformance/commands: options | request export explain listing | run | check selftest | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines | __init__
 conformance: __init__ | __main__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -23,16 +22,7 @@ from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
-NARROWEST = 40  # columns; a terminal that claims fewer is not believed
-UNWATCHED = 100  # columns where nobody watches: a pipe, a file, a CI log
 LABEL = 18  # columns of the label in front of a line
-
-
-def console() -> Console:
-    """Standard output, as wide as the terminal or COLUMNS says; else as wide as a log keeps whole."""
-    made = Console()
-    known = made.is_terminal or "COLUMNS" in os.environ
-    return made if known and made.width >= NARROWEST else Console(width=UNWATCHED)
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from conformance.cases.case import Case
@@ -15,6 +14,7 @@ from conformance.defects.catalogue import DEFECTS
 from conformance.defects.injection import Fault
 from conformance.measure.words import in_table, in_words
 from conformance.selftest.trial import ELSEWHERE, EXPECTED, NOTHING, SURVIVED, Trial
+from conformance.terminal import console
 
 STYLES = {EXPECTED: "green", ELSEWHERE: "yellow", SURVIVED: "bold red", NOTHING: "dim"}
 LEGEND = """\
@@ -146,15 +146,15 @@ def wrong(fault: Fault, trial: Trial) -> list[str]:
 
 def show(outcome: Outcome) -> None:
     """Print the matrix and the summary."""
-    console = Console(highlight=False, soft_wrap=True, width=100 if not sys.stdout.isatty() else None)
-    console.print(_numbers(outcome.cases))
-    console.print(_header(outcome.cases))
+    put = partial(console().print, highlight=False, soft_wrap=True)
+    put(_numbers(outcome.cases))
+    put(_header(outcome.cases))
     for fault, trial in outcome.pairs():
         if not fault.near:
-            console.print(_row(fault, trial, outcome.cases))
-    console.print(f"\n{LEGEND}\n")
+            put(_row(fault, trial, outcome.cases))
+    put(f"\n{LEGEND}\n")
     for line in summary(outcome):
-        console.print(Text(line))
+        put(Text(line))
 
 
 def _numbers(cases: Iterable[Case]) -> Text:
