@@ -73,7 +73,7 @@ def test_missing_tap_is_a_failure(name: str, target: Any, monkeypatch: pytest.Mo
     ("change", "status"),
     [
         (lambda x: x[..., :-1], "shape"),
-        (lambda x: x.astype(np.float64), "dtype"),
+        (lambda x: x.astype(np.float16), "dtype"),
         (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.inf, x).astype(x.dtype), "nan"),
         (lambda x: x + np.float32(1e-3), "values"),
     ],
