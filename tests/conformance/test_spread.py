@@ -68,3 +68,22 @@ def test_turned_keys_from_behind_the_cache() -> None:
 def test_other_taps_are_no_matter_of_the_cache() -> None:
     at = f"{D}.layers.0.self_attn"
     assert not cache(f"{at}.attention", 2, [(f"{at}.k_rope", 0, "pass"), (f"{at}.", 0, "pass")])
+
+
+def test_the_text_and_the_page_say_it() -> None:
+    pytest.importorskip("rich", reason="needs rich: conformance reports with it")
+    pytest.importorskip("jinja2", reason="needs Jinja2: the page is made with it")
+    from documents import document, judgement, row
+
+    from conformance.judge.judgement import Judgement
+    from conformance.measure.finding import Finding
+    from conformance.report import text
+    from conformance.report.html.page import render
+
+    wrong = [f"{D}.layers.{i}.mlp.act_fn" for i in range(2)]
+    page = render(document(judgement(*(row(tap, "values", judged=3000.0) for tap in wrong))))
+    assert "in 2 of 2 layers, at the same tap: systematic" in page
+    at = f"{D}.layers.0.self_attn"
+    found = [Finding(f"{at}.k_rope", 0, "pass"), Finding(f"{at}.keys", 0, "values", detail="far off")]
+    lines = list(text._blamed(Judgement("port", "short", found), found[1], ()))
+    assert any(line.startswith("  it begins at    the cache") for line in lines)
