@@ -43,7 +43,7 @@ conformance/oracle: side_by_side run_case worst_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
-conformance/defects/uncatalogued: attention elements outputs stream weights | pictures | __init__
+conformance/defects/uncatalogued: attention elements lengths outputs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel reading writing staged | manifest layouts case_words

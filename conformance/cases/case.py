@@ -65,6 +65,9 @@ class Case:
     Args:
         task: "lm", "sequence" or "token"; the classifiers get seeded `score` weights.
         exposes: ids of the defects that this case can show, given a geometry in which they matter.
+        costly: it takes seconds even on a tiny checkpoint. It is judged on the first checkpoint alone, and a self-test
+            runs it only for the faults that ask for it.
+        types: the types that peers are judged in on it; all where there is none.
     """
 
     name: str
@@ -73,6 +76,12 @@ class Case:
     task: str = "lm"
     num_labels: int = 3
     exposes: tuple[str, ...] = ()
+    costly: bool = False
+    types: tuple[str, ...] = ()
+
+    def asks(self, dtype: str) -> bool:
+        """Whether a peer in this type is judged on it."""
+        return not self.types or dtype in self.types
 
     @cached_property
     def calls(self) -> list[tuple[Run, tuple[int, int]]]:

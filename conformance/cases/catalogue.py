@@ -84,6 +84,23 @@ def _past_window(
     return make
 
 
+def _long_rows(k: Kit) -> Case:
+    """Past 64, 128, 256 and 1024 keys in the encoder and in the cross half, and a multiple of none. Then a short row
+    beside a long one, padded left: its first tiles and windows are all padding."""
+    long = Run(k.ids(1, 1030), k.ids(1, 3), logits_to_keep=2)
+    ids, mask = k.padded([134, 5], "left")
+    decoder_ids, decoder_mask = k.padded([70, 3], "left")
+    ragged = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=2)
+    title = "1030 tokens to 3, then a short row beside a long one"
+    return Case("long-rows", title, (long, ragged), exposes=("D32", "D38"), costly=True, types=("float32",))
+
+
+def _long_answer(k: Kit) -> Case:
+    run = Run(k.ids(1, 3), k.ids(1, 262), logits_to_keep=2)
+    title = "3 tokens to 262, past a tile of 256"
+    return Case("long-answer", title, (run,), exposes=("D34",), costly=True, types=("float32",))
+
+
 def _eoi(k: Kit) -> Case:
     ids, decoder_ids = k.ids(2, 9), k.ids(2, 6)
     ids[0, 3] = ids[1, 8] = k.config.eoi_token_index
@@ -216,6 +233,8 @@ _BUILDERS: tuple[Callable[[Kit], Case], ...] = (
     ),
     _classifier("sequence-regression", "one number", "sequence", lambda k, _: k.rng.normal(size=3), 1, "none"),
     _classifier("token", "a class per decoder token", "token", _token_labels, 3),
+    _long_rows,
+    _long_answer,
 )
 
 

@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
     with reporting(quiet=options.no_progress) as reporter:
         made = {"synthetic": options.synthetic, "calm": options.calm}
         target = resolve(options.ckpt, **made, progress=reporter.tensors)[0]
-        built = case_list.build(target.config)
+        built = [case for case in case_list.build(target.config) if case.asks(options.dtype)]
         shared.check_cases(options.case or [], (case.name for case in built))
         chosen = case_list.select(built, options.case or [])
         with staged.writing(options.folder, (case.name for case in chosen)) as staging:

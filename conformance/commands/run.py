@@ -18,7 +18,7 @@ from conformance.cases.plan import plan_of
 from conformance.checkpoints import resolve
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
-from conformance.defects.exposure import hidden
+from conformance.defects.exposure import hidden, reach
 from conformance.judge.session import Found, Plan, Session
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
@@ -85,7 +85,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         hidden=hidden([t.config for t in targets], _compared(plan, found, peers), _powers(found), {d for d, *_ in few}),
         versions={k: v for said in versions.values() for k, v in said.items()},
         selected=len(plan) if session.cases else 0,
-        available=sum(len(case_list.build(t.config)) for t in targets),
+        available=len(_built(targets)),
         environment=environment(request.backend),
         peers=dict(request.names),
         known=request.known.states(),
@@ -94,6 +94,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *_notes(peers, request.backend),
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
+            *reach(_judged_on(plan, found)),
             *session.notes,
         ],
         command=request.command,
@@ -107,16 +108,28 @@ def _notes(peers: list[Peer], backend: Backend) -> list[str]:
     return [f"{name} {same}" for name in own]
 
 
+def _built(targets: list[Target]) -> Plan:
+    """Every case of every checkpoint; the costly ones of the first alone."""
+    return [(t, case) for t in targets for case in case_list.build(t.config) if t is targets[0] or not case.costly]
+
+
 def _plan(targets: list[Target], patterns: Sequence[str]) -> Plan:
-    built = [(t, case) for t in targets for case in case_list.build(t.config)]
+    built = _built(targets)
     check_cases(patterns, (case.name for _, case in built))
     return [(t, case) for t, case in built if case_list.select([case], list(patterns))]
 
 
 def _compared(plan: Plan, found: Found, peers: list[Peer]) -> list[Case]:
-    """The cases that every peer was judged on; the others exposed nothing."""
+    """The cases that every peer was judged on that they ask for; the others exposed nothing."""
     judged = [(target, j.case) for target, j in found if not j.error and not j.skipped and j.case != "exact"]
-    return [case for target, case in plan if judged.count((target.name, case.name)) == len(peers)]
+    asked = {id(case): sum(case.asks(peer.dtype) for peer in peers) for _, case in plan}
+    return [case for t, case in plan if judged.count((t.name, case.name)) == asked[id(case)] > 0]
+
+
+def _judged_on(plan: Plan, found: Found) -> list[tuple[str, Case]]:
+    """(type, case) of every peer that was judged on a case."""
+    cases = {(target.name, case.name): case for target, case in plan}
+    return [(j.dtype, cases[target, j.case]) for target, j in found if j.local]
 
 
 def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:

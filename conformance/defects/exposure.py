@@ -116,3 +116,20 @@ def hidden(
         elif all(hides(config) for config in configs):
             reasons[defect] = reason
     return reasons
+
+
+def reach(judged: Iterable[tuple[str, Case]]) -> list[str]:
+    """A line that says how many keys the longest rows had: what begins beyond them was not seen.
+
+    Args:
+        judged: (type, case) of every peer that was judged on a case.
+    """
+    longest: dict[str, list[int]] = {}
+    for dtype, case in judged:
+        most = longest.setdefault(dtype, [0, 0])
+        for run in case.runs:
+            most[0], most[1] = max(most[0], run.input_ids.shape[1]), max(most[1], run.decoder_input_ids.shape[1])
+    parts = [f"{enc} keys of the encoder and {dec} of the decoder in {dtype}" for dtype, (enc, dec) in longest.items()]
+    if not parts:
+        return []
+    return [f"rows had at most {', '.join(parts)}: a tile, sum or counter that begins beyond them was not seen"]

@@ -43,7 +43,8 @@ class Session:
 
     def total(self, peers: list[Peer]) -> int:
         """How many judgements there will be."""
-        return len(peers) * (len(self._plan) * self.cases + len(self._targets) * self._exact)
+        cases = sum(case.asks(peer.dtype) for peer in peers for _, case in self._plan)
+        return cases * self.cases + len(peers) * len(self._targets) * self._exact
 
     def judge(self, peers: list[Peer]) -> None:
         self._reporter.start(self.total(peers))
@@ -75,7 +76,7 @@ class Session:
                     f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
                 )
             self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
-        for case in (case for of, case in self._plan if of is target and self.cases):
+        for case in (c for of, c in self._plan if of is target and self.cases and c.asks(peer.dtype)):
             self._one(peer, target, case.name, refused, partial(judge, peer, target, case, self._reporter.say))
         if fingerprint(target, peer) != before:
             detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"

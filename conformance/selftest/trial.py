@@ -89,7 +89,7 @@ class Bench:
         for case in self.cases(fault):
             if case.name == fault.case:
                 trial = self._own(trial, fault, target, case)
-            elif everywhere and (fault.lane == "float32" or fault.id in case.exposes):
+            elif everywhere and ((fault.lane == "float32" and not case.costly) or fault.id in case.exposes):
                 trial.cells[case.name] = self._cell(fault, target, case)
                 if trial.cells[case.name] not in (EXPECTED, ELSEWHERE) and fault.id in case.exposes:
                     trial.cells[case.name] = self._other_target(fault, case.name, trial.cells[case.name])

@@ -29,7 +29,7 @@ from t5g2ref import bundled
 @pytest.mark.parametrize("case", ["short", "padded-left-cached", "image", "sequence-multi", "loss", "second-source"])
 def test_an_honest_dump_conforms(tmp_path: Path, case: str, full: bool, check: Check) -> None:
     status, lines, _ = check(write(tmp_path, case, full=full), case=case)
-    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 21 cases)")
+    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 23 cases)")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -117,7 +117,7 @@ def test_what_padded_rows_hold_does_not_matter(tmp_path: Path, check: Check) -> 
 
 def test_one_of_two_bundled_checkpoints(tmp_path: Path, check: Check) -> None:
     status, lines, _ = check(write(tmp_path, checkpoint="tiny"), ckpt="tiny")
-    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 21 cases)")
+    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 23 cases)")
 
 
 def test_reports_are_written(tmp_path: Path, check: Check) -> None:
@@ -156,7 +156,7 @@ def test_wrong_numbers_are_red(
         folder = write(tmp_path, change=spoil)
     code, lines, _ = check(folder)
     assert code == 1
-    assert lines[-1].startswith(f"VERDICT: DEVIATES (on 1 of 21 cases) at {tap} ({status};")
+    assert lines[-1].startswith(f"VERDICT: DEVIATES (on 1 of 23 cases) at {tap} ({status};")
     assert detail in "\n".join(lines)
 
 
@@ -261,5 +261,5 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     arguments = ["check", str(folder), "--ckpt", TINY, "--case", "short"]
     done = python("-m", "conformance", *arguments)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 21 cases) at {LAYER}")
+    assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 23 cases) at {LAYER}")
     assert "Traceback" not in done.stdout + done.stderr

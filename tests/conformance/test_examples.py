@@ -105,7 +105,7 @@ def test_a_peer_in_forty_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_program_of_its_own_conforms(cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dumped(cases, tmp_path / "dump")
     assert check(tmp_path / "dump") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "VERDICT: CONFORMS (on 5 of 21 cases)"
+    assert capsys.readouterr().out.splitlines()[-1] == "VERDICT: CONFORMS (on 5 of 23 cases)"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -116,7 +116,7 @@ def test_a_fault_in_decoder_layer_3_is_found_there(
     dumped(cases, tmp_path / "dump", str(tmp_path / "faulty.py"))
     assert check(tmp_path / "dump", "--json", str(tmp_path / "found.json")) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("VERDICT: DEVIATES (on 5 of 21 cases) at decoder.layers.3 (values;")
+    assert last.startswith("VERDICT: DEVIATES (on 5 of 23 cases) at decoder.layers.3 (values;")
     document: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
     assert [j["culprit"]["tap"] for j in document["judgements"]] == ["decoder.layers.3"] * len(CASES)
     rows = [dict(zip(document["columns"], row, strict=True)) for j in document["judgements"] for row in j["local"]]

@@ -1,0 +1,176 @@
+"""Faults of no catalogue that begin at a length: tiles, sums and counters past 64, 128, 256 and 1024 keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from conformance.defects.attention import Sources, attended
+from conformance.defects.injection import Fault, Injection, operation, patched
+from t5g2ref import attention
+from t5g2ref import inputs as door
+from t5g2ref.attention import Keys
+from t5g2ref.numerics import Array, Numerics
+
+E, D = "encoder.text_model", "decoder"
+TILE = 64
+OWN, CROSS = 0, 1
+
+
+def _first(keys: Keys, count: int) -> Keys:
+    kv, valid = keys.kv, keys.valid
+    kv = replace(kv, keys=kv.keys[:, :, :count], values=kv.values[:, :, :count])
+    return replace(keys, kv=kv, valid=None if valid is None else valid[:, :count])
+
+
+def _dropped(count: int, stack: int, half: int) -> Injection:
+    """Keys behind the first so many are not read in full layers; `stack`: how many groups of keys it has."""
+
+    def attend(true: Any, nx: Numerics, q: Array, sources: Sources, start: int, **how: Any) -> Array:
+        if len(sources) == stack:
+            sources = [
+                _first(s, count) if i == half and s.band.back is None and s.kv.length > count else s
+                for i, s in enumerate(sources)
+            ]
+        return true(nx, q, sources, first_query=start, **how)
+
+    return attended(attend)
+
+
+def _half_sums(true: Any) -> Any:
+    """What is behind 256 keys is summed in float16."""
+
+    def weighed(nx: Numerics, weights: Array, v: Array) -> Array:
+        if weights.shape[-1] <= 256:
+            return true(nx, weights, v)
+        head = true(nx, weights[..., :256], v[:, :, :256])
+        tail = nx.wide(weights[..., 256:]), nx.wide(v[:, :, 256:])
+        return nx.cast(nx.wide(head) + nx.xp.matmul(*tail).astype(np.float16).astype(head.dtype))
+
+    return weighed
+
+
+def _counted(period: int, first: int) -> Injection:
+    """Positions that wrap: from `first` up, so many in all."""
+
+    def wrap(true: Any) -> Any:
+        def positions(nx: Numerics, *rest: Any) -> Any:
+            return (true(nx, *rest) - first) % period + first
+
+        return positions
+
+    return patched(door, "positions", wrap)
+
+
+Unmasked = Callable[[Numerics, Array], Array]
+
+
+def _allowing(change: Unmasked) -> Injection:
+    """Another mask inside the softmax alone: what is shown of it stays right."""
+
+    def twin(
+        definition: Any, nx: Numerics, q: Array, k: Array, scale: float, cap: Any, allowed: Any, grouped: Any
+    ) -> Array:
+        allowed = allowed if allowed is None or k.shape[2] <= TILE else change(nx, allowed)
+        return definition(nx, q, k, scale, cap, allowed, grouped)
+
+    return operation(attention_weights=twin)
+
+
+def _last_tile_open(nx: Numerics, allowed: Array) -> Array:
+    """The last tile is not full, and its mask is left out; rows that see nothing stay so."""
+    keys = allowed.shape[-1]
+    return allowed | (nx.xp.arange(keys) >= keys // TILE * TILE) & allowed.any(axis=-1, keepdims=True)
+
+
+def _first_tile_hidden(broken: Callable[[Numerics, Array], Array]) -> Injection:
+    """A running softmax whose first tile is all hidden: another weight for that tile's keys."""
+
+    def twin(
+        definition: Any, nx: Numerics, q: Array, k: Array, scale: float, cap: Any, allowed: Any, grouped: Any
+    ) -> Array:
+        weights = definition(nx, q, k, scale, cap, allowed, grouped)
+        if allowed is None or k.shape[2] <= TILE:
+            return weights
+        hidden = ~allowed[..., :TILE].any(axis=-1, keepdims=True) & allowed.any(axis=-1, keepdims=True)
+        return nx.xp.where(hidden, broken(nx, weights), weights)
+
+    return operation(attention_weights=twin)
+
+
+def _not_a_number(nx: Numerics, weights: Array) -> Array:
+    return nx.xp.full_like(weights, np.nan)
+
+
+def _uniform(nx: Numerics, weights: Array) -> Array:
+    """exp(lowest − lowest) is 1 for each hidden key of the tile, and is never taken back."""
+    tile = nx.xp.arange(weights.shape[-1]) < TILE
+    return nx.cast((weights + tile) / (1 + TILE)).astype(weights.dtype)
+
+
+_DROPPED = [
+    ("X90", "128", 128, 1, OWN, ("long-rows", f"{E}.layers.1.self_attn.attention", 0)),
+    ("X90", "1024", 1024, 1, OWN, ("long-rows", f"{E}.layers.1.self_attn.attention", 0)),
+    ("X91", "64", 64, 2, OWN, ("long-rows", f"{D}.layers.2.self_attn.attention", 1)),
+    ("X91", "256", 256, 2, OWN, ("long-answer", f"{D}.layers.2.self_attn.attention", 0)),
+    ("X92", "128", 128, 2, CROSS, ("long-rows", f"{D}.layers.0.self_attn.attention", 0)),
+    ("X92", "1024", 1024, 2, CROSS, ("long-rows", f"{D}.layers.0.self_attn.attention", 0)),
+]
+_HALVES = {"X90": "the encoder's", "X91": "the decoder's own", "X92": "the cross half's"}
+FAULTS = [
+    Fault(
+        number, f"{_HALVES[number]} keys behind {variant} are dropped", case, tap, _dropped(count, stack, half),
+        variant=variant, call=call,
+    )
+    for number, variant, count, stack, half, (case, tap, call) in _DROPPED
+]  # fmt: skip
+FAULTS += [
+    Fault(
+        "X93",
+        "values behind 256 keys are summed in float16",
+        "long-rows",
+        f"{E}.layers.?.self_attn.attention",
+        patched(attention, "_weighed", _half_sums),
+    ),
+    Fault(
+        "X94",
+        "positions are counted in int8",
+        "long-rows",
+        f"{E}.rotary_emb.full_attention.cos",
+        _counted(256, -128),
+        variant="signed",
+    ),
+    Fault(
+        "X94",
+        "positions are counted in uint8",
+        "long-rows",
+        f"{E}.rotary_emb.full_attention.cos",
+        _counted(256, 0),
+        variant="unsigned",
+    ),
+    Fault(
+        "X95",
+        "the last tile of a row is left unmasked where it is not full",
+        "long-rows",
+        f"{E}.layers.0.self_attn.attention",
+        _allowing(_last_tile_open),
+    ),
+    Fault(
+        "X96",
+        "a row whose first tile is padding is NaN",
+        "long-rows",
+        f"{E}.layers.0.self_attn.attention",
+        _first_tile_hidden(_not_a_number),
+        status="nan",
+    ),
+    Fault(
+        "X97",
+        "a row whose first tile is padding sees all of it",
+        "long-rows",
+        f"{E}.layers.0.self_attn.attention",
+        _first_tile_hidden(_uniform),
+    ),
+]
