@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from conformance.terminal import console
 
 QUIET_SECONDS = 20.0  # a log gets no line sooner than so long after the last
 
@@ -48,6 +49,6 @@ def reporting(*, quiet: bool) -> Iterator[Reporter]:
     """A reporter for the length of the block; `quiet` gives one that says nothing."""
     columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     watched = sys.stderr.isatty()
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or not watched)
+    bar = Progress(*columns, console=console(stderr=True), transient=True, disable=quiet or not watched)
     with bar:
         yield Reporter(bar, log=not quiet and not watched)

@@ -18,15 +18,17 @@ other implementations against it.
 
 from __future__ import annotations
 
-from pathlib import Path
+TYPE_CHECKING = False  # as `typing` has it, which takes a while to import
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
 
-from t5g2ref.backend import Backend, BackendError, find
-from t5g2ref.checkpoint.folder import WeightsError
-from t5g2ref.checkpoint.folder import load as load_weights
-from t5g2ref.config import Config, ConfigError, preset
-from t5g2ref.dtypes import DType
-from t5g2ref.model import Encoded, Output, T5Gemma2
-from t5g2ref.numerics import EXACT, SDPA, Numerics
+    from t5g2ref.backend import Backend, BackendError
+    from t5g2ref.checkpoint.folder import WeightsError
+    from t5g2ref.config import Config, ConfigError, preset
+    from t5g2ref.dtypes import DType
+    from t5g2ref.model import Encoded, Output, T5Gemma2
+    from t5g2ref.numerics import Numerics
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,6 +44,23 @@ __all__ = [
     "load",
     "preset",
 ]
+_HOMES = {
+    "backend": ("BackendError",),
+    "checkpoint.folder": ("WeightsError",),
+    "config": ("Config", "ConfigError", "preset"),
+    "model": ("Encoded", "Output", "T5Gemma2"),
+    "numerics": ("Numerics",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What others define, imported when it is asked for: a command minds Ctrl-C before NumPy has been loaded."""
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(
@@ -64,6 +83,11 @@ def load(
         ConfigError, WeightsError: naming the field or the tensor, what was expected and found, and what to do.
         BackendError: the backend cannot be used here, or has no room for the weights.
     """
+    from t5g2ref.backend import find
+    from t5g2ref.checkpoint.folder import load as load_weights
+    from t5g2ref.model import T5Gemma2
+    from t5g2ref.numerics import EXACT, SDPA, Numerics
+
     place = find(backend) if isinstance(backend, str) else backend
     config, weights = load_weights(folder, dtype, backend=place)
     profile = EXACT if dtype == "float64" else SDPA
@@ -72,8 +96,10 @@ def load(
 
 def bundled(name: str = "tiny") -> Path:
     """Folder of a checkpoint that comes with the package: "tiny" or "tiny-even"."""
-    folder = Path(__file__).parent / "checkpoint" / "bundled" / name
-    there = sorted(path.name for path in (Path(__file__).parent / "checkpoint" / "bundled").iterdir() if path.is_dir())
+    from pathlib import Path
+
+    home = Path(__file__).parent / "checkpoint" / "bundled"
+    there = sorted(path.name for path in home.iterdir() if path.is_dir())
     if name not in there:
         raise ValueError(f"no bundled checkpoint is called {name!r}; there are: {', '.join(there)}")
-    return folder
+    return home / name

@@ -6,8 +6,8 @@ encoder (B, S_enc), decoder (B, T), own (all decoder positions still held), logi
 were asked for), or all.
 
 `peer` says where to look in transformers, relative to the stack's module: `PATH:out`, `PATH:in`, `PATH:out:1` (the
-second call of that module in one forward: the cross keys go through the same k_proj), `PATH:query|keys|mask|…`
-(what reaches the attention function) and `PATH:cos:KIND`.
+second call of that module in one forward: the cross keys go through the same k_proj), `PATH:query|own_keys|mask|…`
+(what reaches the attention function), `PATH:rope_keys` (what RoPE returns, before the cache) and `PATH:cos:KIND`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _LAYER_HEAD = [
     Tap("self_attn.q_norm", "B N T H", "", "self_attn.q_norm:out"),
     Tap("self_attn.q_rope", "B N T H", "", "self_attn:query"),
     Tap("self_attn.k_norm", "B K T H", "", "self_attn.k_norm:out"),
-    Tap("self_attn.k_rope", "B K T H", "", "self_attn:new_keys"),
+    Tap("self_attn.k_rope", "B K T H", "", "self_attn:rope_keys"),
 ]
 _CROSS = [
     Tap("self_attn.cross_k_proj", "B S K*H", "encoder", "self_attn.k_proj:out:1", first_call=True),

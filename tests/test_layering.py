@@ -22,7 +22,7 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room and its files. Files between two bars know nothing of each other; a file knows those behind
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
-t5g2ref: trace dtypes
+t5g2ref: trace dtypes files streams
 t5g2ref/config: fields | read | write | geometry | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
@@ -33,32 +33,34 @@ t5g2ref/checkpoint: header tensor | file | write synthetic | folder | __init__
 t5g2ref/processor: image text | __init__
 t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
-t5g2ref: __main__
-conformance: errors arrays progress
+t5g2ref: command_line | __main__
+conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | catalogue plan | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression
 conformance/measure: ratio | half | __init__
 conformance/oracle: side_by_side run_case worst_case | __init__
 conformance/defects: catalogue rounding | exposure injection
-conformance/defects: arithmetic attention embedding masks norms outputs positions vision | cached padding
+conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
+conformance/defects: cached padding steps windows
 conformance/defects/uncatalogued: attention outputs stream weights | pictures | __init__
+conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel reading writing | manifest layouts case_words
+conformance/exchange: channel reading writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points | find | __init__
-conformance/judge: judgement meeting patterns | half_lane lanes logit_watch name_defect
+conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
 conformance/judge: walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
-conformance/report: candidates document explain result known | document_write junit text | files
+conformance/report: candidates document explain result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
-conformance/commands: options | request export explain listing | run | check selftest
+conformance/commands: options | request export explain listing | run | check selftest | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines | __init__
 conformance: __init__ | __main__

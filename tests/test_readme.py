@@ -91,7 +91,7 @@ def test_every_path_in_backticks_exists(page: Path) -> None:
 @PAGES
 def test_every_command_of_the_judge_parses(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich", reason="needs rich: without it the judge's commands have no options")
-    from conformance.__main__ import parser
+    from conformance.commands.command_line import parser
 
     found = list(commands(page, "conformance"))
     assert len(found) >= 3

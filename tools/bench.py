@@ -15,6 +15,7 @@ from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.checkpoint.folder import WeightsError
 from t5g2ref.config import ConfigError
+from t5g2ref.files import write_text
 
 
 def checkpoint(options: Options, progress: Callable[[str, int, int], None]) -> tuple[Target, str]:
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             result = run(options, target, origin, reporter.say)
         show(result)
         if options.json is not None:
-            options.json.write_text(as_json(result), encoding="utf-8")
+            write_text(options.json, as_json(result))
         return int(result.status)
     except (BackendError, CheckpointError, ConfigError, OSError, PeerUnavailable, UsageError, WeightsError) as error:
         print(f"bench: {error}", file=sys.stderr)

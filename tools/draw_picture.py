@@ -18,6 +18,7 @@ from conformance.measure.finding import FAULTS
 from conformance.measure.limits import LIMITS
 from conformance.oracle.run_case import legal
 from t5g2ref.config import preset
+from t5g2ref.files import write_text
 from t5g2ref.numerics import EXACT
 from t5g2ref.taps import table
 
@@ -193,4 +194,4 @@ def draw() -> str:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE
-    target.write_text(draw(), encoding="utf-8")
+    write_text(target, draw())

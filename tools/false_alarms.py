@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conformance.selftest.false_alarms import TYPES, Drawn, one, plan, released_plan, whole_plan
+from t5g2ref.files import write_text
 
 USUAL = {"bundled": 200, "released": 48, "270m": 20}  # runs
 
@@ -65,7 +66,7 @@ def main() -> int:
         for future in as_completed([pool.submit(one, run, options.cases, options.backend) for run in runs]):
             results.append(future.result())
             if options.json is not None:
-                options.json.write_text(json.dumps(results), encoding="utf-8")
+                write_text(options.json, json.dumps(results))
             _tell(results[-1])
             print(f"\r{len(results)} of {len(runs)}", end="", file=sys.stderr, flush=True)
     _show(results)

@@ -2,7 +2,7 @@
 
     python tools/make_checkpoint.py 270m FOLDER [--seed 0] [--dtype bfloat16] [--layout hub] [--shard-mb 4000]
 
-The statistics are those of `t5g2ref.synthetic`. An interrupted run leaves no half checkpoint.
+The statistics are those of `t5g2ref.synthetic`. A run that is stopped leaves no half checkpoint.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.progress import track
 
+from t5g2ref import streams
 from t5g2ref.checkpoint.folder import WeightsError, save
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import PRESETS, Config, ConfigError
@@ -62,4 +63,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run("make_checkpoint", __name__))

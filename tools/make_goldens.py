@@ -18,6 +18,7 @@ from conformance.activations import Dump
 from conformance.cases import catalogue as cases
 from conformance.checkpoints import resolve
 from conformance.peers import find as peers
+from t5g2ref.files import replacing
 
 MAGIC, FORMAT = "t5g2ref-goldens", "1"
 TAPS = ("encoder.text_model.norm", "encoder.multi_modal_projector.projected", "decoder.norm", "logits", "loss")
@@ -43,7 +44,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / "transformers.safetensors"
     hint = {"magic": MAGIC, "format": FORMAT, "regenerate": "python tools/make_goldens.py"}
-    save_file(dict(sorted(arrays.items())), path, metadata=hint | versions)
+    with replacing(path) as made:
+        save_file(dict(sorted(arrays.items())), made, metadata=hint | versions)
     print(f"{path}: {len(arrays)} arrays, {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -12,11 +12,13 @@ can be made again bit for bit.
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ import numpy as np
 import t5g2ref
 from t5g2ref.checkpoint.folder import save
 from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
+from t5g2ref.files import MARK
 from t5g2ref.params import shapes
 
 S, F = "sliding_attention", "full_attention"
@@ -110,9 +113,11 @@ def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(t5g2ref.__file__).parent / "checkpoint" / "bundled"
     for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2)):
-        for old in (folder / name).glob("model.safetensors"):
-            old.unlink()
-        save(folder / name, config, weights(config, seed), dtype="bfloat16", layout="hub")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=MARK, dir=folder) as made:
+            save(made, config, weights(config, seed), dtype="bfloat16", layout="hub")
+            for file in ("config.json", "model.safetensors"):
+                os.replace(Path(made, file), folder / name / file)
         size = (folder / name / "model.safetensors").stat().st_size
         print(f"{folder / name}: {size / 1e6:.2f} MB")
 

@@ -28,6 +28,7 @@ import torch
 from rounding.operations import OPERATIONS, PROFILES, Array, Kit
 
 from t5g2ref.dtypes import HALF, DType
+from t5g2ref.files import write_text
 from t5g2ref.numerics import EXACT, Numerics, Profile
 
 
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{dtype}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}\n\n{table(found)}\n")
     if options.json:
         document = {dtype: [asdict(row) for row in found] for dtype, found in rows.items()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_text(options.json, json.dumps(document, indent=1) + "\n")
     return 0
 
 

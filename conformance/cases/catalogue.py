@@ -28,14 +28,14 @@ def _ids(defects: str) -> tuple[str, ...]:
 
 def _short(k: Kit) -> Case:
     run = Run(k.ids(1, 5), k.ids(1, 4))
-    exposes = _ids("D01 D03 D07 D09 D10 D14 D15 D16 D17 D18 D24 D25 D26 D43 D44 D45 D46 D47 D48 D52 D53")
+    exposes = _ids("D01 D03 D07 D09 D10 D14 D15 D16 D17 D18 D24 D25 D26 D43 D44 D45 D46 D47 D48 D52 D53 D71")
     return Case("short", "five tokens to four", (run,), exposes=exposes)
 
 
 def _window(k: Kit) -> Case:
     w = k.config.encoder.sliding_window
     run = Run(k.ids(1, 2 * w + 3), k.ids(1, 6))
-    exposes = _ids("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37")
+    exposes = _ids("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37 D67 D68 D69 D71")
     return Case("window", "encoder past its window, no padding", (run,), exposes=exposes)
 
 
@@ -46,7 +46,9 @@ def _padded(side: str) -> Callable[[Kit], Case]:
         decoder_ids, decoder_mask = k.padded([4, v + 3, 2], side)
         keep = k.keep(decoder_ids.size)
         run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=keep)
-        exposes = _ids("D38 D39 D40 D41" + (" D29 D42" if side == "left" else ""))  # on the right it shifts nothing,
+        exposes = _ids(
+            "D38 D39 D40 D41 D70" + (" D29 D42 D72" if side == "left" else "")
+        )  # on the right it shifts nothing,
         # and no causal row sees what comes behind it
         return Case(f"padded-{side}", f"ragged batch of three, padded {side}", (run,), exposes=exposes)
 
@@ -58,7 +60,7 @@ def _padded_cached(k: Kit) -> Case:
     ids, mask = k.padded([8, 3, 6], "left")
     decoder_ids, decoder_mask = k.padded([7, 3, 5], "left")
     run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(4, 1, 2))
-    exposes = _ids("D28 D29 D38 D39 D42")
+    exposes = _ids("D28 D29 D38 D39 D42 D70 D72 D74")
     return Case("padded-left-cached", "ragged batch padded left, cached decoding", (run,), exposes=exposes)
 
 
@@ -68,15 +70,16 @@ def _cross_cached(k: Kit) -> Case:
     return Case("cross-cached", "encoder longer than every window, cached decoding", (run,), exposes=("D28", "D36"))
 
 
-def _past_window(splits: Callable[[int], tuple[int, ...]], name: str, title: str) -> Callable[[Kit], Case]:
+def _past_window(
+    splits: Callable[[int], tuple[int, ...]], name: str, title: str, exposes: str
+) -> Callable[[Kit], Case]:
     def make(k: Kit) -> Case:
         w = k.config.decoder.sliding_window
         lengths = splits(w)
         ids = k.ids(1, w + 4)
         splits_ = None if len(lengths) == 1 else lengths
         run = Run(k.ids(1, 7), ids, splits=splits_, logits_to_keep=k.keep(ids.size))
-        cached = ("D28", "D54", "D56") if splits_ else ()
-        return Case(name, title, (run,), exposes=("D34", *cached))
+        return Case(name, title, (run,), exposes=_ids(exposes))
 
     return make
 
@@ -91,8 +94,8 @@ def _eoi(k: Kit) -> Case:
 def _eoi_cached(k: Kit) -> Case:
     ids, decoder_ids = k.ids(2, 9), k.ids(2, 6)
     ids[0, 3] = decoder_ids[0, 2] = decoder_ids[1, 4] = k.config.eoi_token_index
-    run = Run(ids, decoder_ids, splits=(2, 1, 1, 1, 1))
-    return Case("eoi-cached", "end-of-image id in a cached decoder step", (run,), exposes=("D05", "D28"))
+    run = Run(ids, decoder_ids, splits=(2, 1, 1, 2))  # the id alone in a call, then beside another
+    return Case("eoi-cached", "end-of-image id in a cached decoder step", (run,), exposes=("D05", "D28", "D74"))
 
 
 _IMAGE = _ids("D04 D05 D06 D59 D60 D62")
@@ -105,12 +108,13 @@ def _image(k: Kit) -> Case:
 
 def _images(k: Kit) -> Case:
     long, short = k.image_row(4, 2), k.image_row(4, 1)
+    long[0, 1] = 0  # as in every padded row: a token like any other
     ids = np.full((2, long.shape[1]), k.config.decoder.pad_token_id)
     ids[0], ids[1, : short.shape[1]] = long[0], short[0]
     mask = np.ones(ids.shape, np.int64)
     mask[1, short.shape[1] :] = 0
     run = Run(ids, k.ids(2, 4), attention_mask=mask, pixel_values=k.pixels(3))
-    return Case("images", "two pictures in one row, one in the next", (run,), exposes=(*_IMAGE, "D61"))
+    return Case("images", "two pictures in one row, one in the next", (run,), exposes=(*_IMAGE, "D61", "D70"))
 
 
 def _far(k: Kit) -> Case:
@@ -133,8 +137,13 @@ def _equal(k: Kit) -> Case:
 
 
 def _second_source(k: Kit) -> Case:
-    runs = (Run(k.ids(1, 6), k.ids(1, 4), splits=(2, 2)), Run(k.ids(1, 9), k.ids(1, 4), splits=(3, 1)))
-    return Case("second-source", "another source on the same objects", runs, exposes=("D55",))
+    """A padded source, then one without a mask, both past one side of the window; logits of the last positions."""
+    n = k.config.encoder.sliding_window // 2 + 3
+    ids, mask = k.padded([n, n - 2], "right")
+    padded = Run(ids, k.ids(2, 5), mask, splits=(3, 2), logits_to_keep=2)
+    unpadded = Run(k.ids(2, n + 3), k.ids(2, 4), splits=(3, 1), logits_to_keep=1)
+    exposes = _ids("D32 D38 D39 D55 D69 D70 D74 D81")
+    return Case("second-source", "another source on the same objects, last logits", (padded, unpadded), exposes=exposes)
 
 
 def _loss(k: Kit) -> Case:
@@ -183,9 +192,16 @@ _BUILDERS: tuple[Callable[[Kit], Case], ...] = (
     _padded("left"),
     _padded_cached,
     _cross_cached,
-    _past_window(lambda w: (w + 4,), "decoder-window", "decoder past its window in one call"),
-    _past_window(lambda w: (max(1, w - 4), *[1] * min(8, w + 3)), "decoder-steps", "decoder past its window, stepwise"),
-    _past_window(lambda w: (w - 1, 3, 2), "decoder-split", "decoder calls split around the window"),
+    _past_window(lambda w: (w + 4,), "decoder-window", "decoder past its window in one call", "D34 D69 D71"),
+    _past_window(
+        lambda w: (max(1, w - 4), *[1] * min(8, w + 3)),
+        "decoder-steps",
+        "decoder past its window, stepwise",
+        "D28 D34 D54 D56 D69",
+    ),
+    _past_window(
+        lambda w: (w - 1, 3, 2), "decoder-split", "decoder calls split around the window", "D28 D34 D54 D56 D74"
+    ),
     _eoi,
     _eoi_cached,
     _image,

@@ -44,12 +44,14 @@ class Kit:
         return ids
 
     def padded(self, lengths: list[int], side: str) -> tuple[Array, Array]:
-        """Ragged rows padded on one side: ids and mask, both (batch, longest)."""
+        """Ragged rows padded on one side: ids and mask, both (batch, longest). The longest has an id 0 behind its bos,
+        which is a token like any other."""
         ids, mask = self.ids(len(lengths), max(lengths)), np.zeros((len(lengths), max(lengths)), np.int64)
         for row, n in enumerate(lengths):
             kept = slice(0, n) if side == "right" else slice(max(lengths) - n, None)
             mask[row, kept] = 1
             ids[row, kept.start] = self.config.decoder.bos_token_id
+        ids[int(np.argmax(lengths)), 1] = 0
         return np.where(mask == 1, ids, self.config.decoder.pad_token_id), mask
 
     def keep(self, positions: int) -> int | None:

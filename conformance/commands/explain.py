@@ -48,8 +48,9 @@ def _print(text: str) -> None:
     if not sys.stdout.isatty():
         print(text.rstrip())
         return
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    console = Console()
-    console.print(Markdown(text), width=min(WIDTH, console.width))
+    from conformance.terminal import console
+
+    terminal = console()
+    terminal.print(Markdown(text), width=min(WIDTH, terminal.width))

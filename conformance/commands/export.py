@@ -1,18 +1,10 @@
-"""The command `export`: writes the cases as files, for a program in any language to run.
-
-Files are written to a temporary folder and moved into place at the end, the manifest last. So a folder with a manifest
-is whole.
-"""
+"""The command `export`: writes the cases as files, for a program in any language to run."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,16 +17,17 @@ from conformance.checkpoints import resolve
 from conformance.commands import options as shared
 from conformance.errors import UsageError
 from conformance.exchange import case_words as describe
-from conformance.exchange import writing
+from conformance.exchange import staged, writing
+from conformance.exchange.staged import FORMAT, MANIFEST
 from conformance.oracle.run_case import models, program
 from conformance.progress import Reporter, reporting
 from conformance.target import Target
 from t5g2ref import __version__
 from t5g2ref.dtypes import DType
+from t5g2ref.files import write_text
 from t5g2ref.trace import Trace
 
-FORMAT, VERSION = "t5g2ref-export", 1
-MANIFEST = "manifest.json"
+VERSION = 1
 LETTERS = {
     "B": "batch",
     "T": "queries, the tokens of this call",
@@ -51,8 +44,6 @@ LETTERS = {
     "M": "tokens of an image",
     "N*H": "one merged axis, heads outermost",
 }
-_OURS = re.compile(r"(inputs|expected-\d+)\.safetensors")
-_CASE = re.compile(r"[a-z0-9-]+")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
         built = case_list.build(target.config)
         shared.check_cases(options.case or [], (case.name for case in built))
         chosen = case_list.select(built, options.case or [])
-        with _staged(options.folder) as staging:
+        with staged.writing(options.folder, (case.name for case in chosen)) as staging:
             _write(staging, target, chosen, options, reporter)
     size = sum(path.stat().st_size for path in options.folder.rglob("*.safetensors"))
     print(f"{len(chosen)} cases of {target.name} in {options.folder}: {size / 2**20:.1f} MiB; README.txt explains them")
@@ -106,8 +97,8 @@ def _write(folder: Path, target: Target, chosen: list[Case], options: argparse.N
             least = None if options.all_taps else [set(call["minimum"]) for call in entry["calls"]]
             write_truth(folder, target, case, dtype, least)
         reporter.step()
-    writing.text(folder / "README.txt", README)
-    writing.text(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
+    write_text(folder / "README.txt", README)
+    write_text(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
 
 
 def _document(target: Target, dtype: str) -> dict[str, Any]:
@@ -168,48 +159,8 @@ def write_truth(folder: Path, target: Target, case: Case, dtype: DType, wanted: 
 def _check_folder(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: this is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and _earlier(folder) is None and not force:
+    if folder.is_dir() and staged.others(folder) and staged.manifest(folder) is None and not force:
         raise UsageError(f"{folder}: holds something else than an export; name another folder, or give --force")
-
-
-def _earlier(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an export that the folder already holds; None where it holds none."""
-    try:
-        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return raw if isinstance(raw, dict) and raw.get("format") == FORMAT else None
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A temporary folder, whose files are moved to `folder` at the end of the block; after an error none is."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    try:
-        staging.mkdir()
-        yield staging
-        _move(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _move(staging: Path, folder: Path) -> None:
-    """Delete an earlier export, its manifest first; then move these files in, the manifest last. Others stay."""
-    earlier = _earlier(folder) if folder.is_dir() else None
-    if earlier is not None:
-        (folder / MANIFEST).unlink()
-        cases = earlier.get("cases")
-        for name in filter(_CASE.fullmatch, cases if isinstance(cases, dict) else {}):
-            for path in [p for p in (folder / name).glob("*.safetensors") if _OURS.fullmatch(p.name)]:
-                path.unlink()
-            if (folder / name).is_dir() and not any((folder / name).iterdir()):
-                (folder / name).rmdir()
-    files = sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())
-    for path in sorted(files, key=lambda p: p.name == MANIFEST):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / path, folder / path)
 
 
 README = """\
@@ -246,6 +197,7 @@ What to write
   "taps": {"decoder.layers.0": "my tensor"}.
   A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each
   layer, the encoder's output, and the logits. It may show everything in its "taps", which have axes and shape.
+  `k_rope` is what RoPE returns, before any cache; `keys` is what comes out behind it.
   The axes are the letters of "letters". Declare another order, or heads apart, under "layouts", by name or pattern.
   There, `valid` in place of both token axes means that padding was left out.
   "stored": {"*.mask": "uint8"} declares masks of 0 and 1. "stored": {"*": "float32"} declares that values of a bfloat16

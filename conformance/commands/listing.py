@@ -6,7 +6,7 @@ import textwrap
 
 from conformance.cases import catalogue as case_list
 from conformance.checkpoints import BUNDLED, HUB, variable
-from conformance.defects.catalogue import DEFECTS
+from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.peers.find import FORMS, names
 
 
@@ -30,6 +30,8 @@ def show(what: str) -> int:
         own = {fault.id: fault.title for fault in catalogue.FAULTS if fault.id not in DEFECTS}
         for defect, title in (DEFECTS | own).items():
             print(f"{defect}  {title}")
+            if defect in SEEN:
+                print(f"     seen in {SEEN[defect]}")
     elif what == "checkpoints":
         for name in BUNDLED:
             print(f"{name:10} bundled")

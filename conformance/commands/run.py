@@ -26,6 +26,7 @@ from conformance.report import files
 from conformance.report import text as report
 from conformance.report.result import Result, environment
 from conformance.target import Target
+from conformance.terminal import console
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import HALF
 
@@ -53,9 +54,13 @@ def judge_peers(request: Request) -> int:
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
-    report.show(result, report.console(), detail=request.detail)
-    print(result.last_line(), flush=True)
-    files.write(result, request.outputs)  # after the verdict, which a full disk must not suppress
+    try:
+        report.show(result, console(), detail=request.detail)
+        print(result.last_line(), flush=True)
+    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
+        files.write(result, request.outputs)
+        raise
+    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
     return result.status
 
 

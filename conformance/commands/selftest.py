@@ -22,7 +22,7 @@ from conformance.defects import all as catalogue
 from conformance.defects.injection import Fault
 from conformance.errors import UsageError
 from conformance.progress import Reporter, reporting
-from conformance.report.files import FILES, check_writable
+from conformance.report.files import FILES, check_writable, write_one
 from conformance.selftest import matrix
 from conformance.selftest.legal import LEGAL
 from conformance.selftest.matrix import Outcome
@@ -61,7 +61,12 @@ def main(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             outcome.interrupted = True
     outcome.seconds = time.perf_counter() - began
-    _tell(options, outcome)
+    try:
+        _tell(options, outcome)
+    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the file
+        _keep(options, outcome)
+        raise
+    _keep(options, outcome)
     if outcome.interrupted:
         return 3
     return 1 if outcome.failures() else 0
@@ -74,8 +79,12 @@ def _tell(options: argparse.Namespace, outcome: Outcome) -> None:
     else:
         matrix.show(outcome)
     print(outcome.last_line(), flush=True)
+
+
+def _keep(options: argparse.Namespace, outcome: Outcome) -> None:
     if options.json is not None:
-        options.json.write_text(json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(_plain(outcome.as_json()), indent=1, allow_nan=False)
+        write_one("--json", options.json, text + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -93,7 +102,7 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
     """Run all jobs and put what they found into the outcome, faults in the order of the catalogue."""
     everywhere = options.ckpt in BUNDLED and not options.synthetic and not options.fault
     given = (options.ckpt, options.synthetic, options.calm, options.backend)
-    jobs: list[Job] = [("fault", fault.key, "all" if everywhere else "own") for fault in chosen]
+    jobs: list[Job] = [("fault", fault.key, "all" if everywhere and not fault.near else "own") for fault in chosen]
     jobs += _legal(options, everywhere)
     found: dict[Job, Any] = {}
     reporter.start(len(jobs))

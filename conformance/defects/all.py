@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions, vision
+from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions
 from conformance.defects import outputs as heads
+from conformance.defects import settings as shared
+from conformance.defects import steps as calls
 from conformance.defects import uncatalogued as own
+from conformance.defects import vision as pictures
+from conformance.defects import windows as layers
 from conformance.defects.injection import Fault
+from conformance.defects.near import NEAR as NEAR
 
-_PARTS = (embedding, norms, positions, masks, padding, attention, cached, vision, heads, arithmetic, own)
+_PARTS = (
+    *(embedding, norms, positions, masks, layers, padding, attention, shared),
+    *(cached, calls, pictures, heads, arithmetic, own),
+)
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)
 
@@ -19,6 +27,6 @@ def find(patterns: list[str]) -> list[Fault]:
     chosen = [pattern.upper() for pattern in patterns]
     return [
         fault
-        for fault in FAULTS
+        for fault in (*FAULTS, *NEAR)
         if not chosen or any(fnmatchcase(name.upper(), p) for p in chosen for name in (fault.id, fault.key))
     ]

@@ -1,4 +1,4 @@
-"""Faults of the decoder's cache: D54 to D57."""
+"""Faults of the decoder's cache: D54 to D57, D75."""
 
 from __future__ import annotations
 
@@ -64,6 +64,22 @@ def _empty_slots(true: Any, nx: Numerics, q: Array, sources: Sources, start: int
     return true(nx, q, [own, Keys(KeyValue(slots, slots)), cross], first_query=start, **how)
 
 
+def _preallocated(nx: Numerics, _: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
+    """Behind the first call the encoder's keys are a buffer with three slots to spare, all of which are seen."""
+    if own.kv.length == 0:
+        return own, cross
+    empty = nx.xp.zeros_like(cross.kv.keys[:, :, :3])
+    kv = KeyValue(nx.join([cross.kv.keys, empty], 2), nx.join([cross.kv.values, empty], 2))
+    return own, replace(cross, kv=kv, valid=nx.xp.ones((empty.shape[0], kv.length), dtype=bool))
+
+
+def _counted(nx: Numerics, _: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
+    """Behind the first call each row sees as many slots as it has tokens, from the first slot on."""
+    if own.kv.length == 0 or cross.valid is None:
+        return own, cross
+    return own, replace(cross, valid=nx.xp.arange(cross.kv.length) < cross.valid.sum(axis=1, keepdims=True))
+
+
 KEYS = f"{D}.layers.0.self_attn.keys"
 FAULTS = [
     Fault(
@@ -85,7 +101,6 @@ FAULTS = [
         status="shape",
         call=5,
         variant="many",
-        alike=("D34",),
     ),
     Fault(
         "D55",
@@ -117,4 +132,24 @@ FAULTS = [
         variant="ahead",
     ),
     Fault("D57", "two unfilled cache slots are attended", "decoder-steps", DECODER, attended(_empty_slots)),
+    Fault(
+        "D75",
+        "behind the first call the encoder's empty slots and its padding are attended",
+        "padded-left-cached",
+        f"{D}.layers.0.self_attn.cross_keys",
+        sources(_preallocated),
+        status="shape",
+        call=1,
+        variant="slots",
+    ),
+    Fault(
+        "D75",
+        "behind the first call the cross mask is the count of tokens, wherever the padding is",
+        "padded-left-cached",
+        f"{D}.layers.0.self_attn.mask",
+        sources(_counted),
+        status="mask",
+        call=1,
+        variant="lengths",
+    ),
 ]

@@ -71,31 +71,53 @@ DEFECTS: dict[str, str] = {
     "D64": "classification pools the last position, pad or not",
     "D65": "LM loss shifted once more, or pads counted",
     "D66": "NaN in a tensor passes a comparison",
+    "D67": "layer pattern inverted and thetas exchanged as well",
+    "D68": "position + 1 in windowed layers only",
+    "D69": "window ignored where nothing is padded, or where one query is decoded",
+    "D70": "token id 0 taken for padding whatever the mask says",
+    "D71": "one stack's eps, scale, thetas or window used for both",
+    "D72": "left pads attended in windowed layers",
+    "D74": "several tokens scored behind a cache with a mask of lengths",
+    "D75": "preallocated cache with a padded encoder: cross mask from lengths, or empty slots",
+    "D76": "a step of one token, fed as an embedding, loses the scale or the EOI row",
+    "D77": "pictures resampled without antialias",
+    "D81": "logits kept from the wrong end, or too few or too many",
 }
+
+SEEN: dict[str, str] = {
+    "D67": "Comfy-Org/ComfyUI#11409",
+    "D68": "quic/efficient-transformers#1250",
+    "D69": "unslothai/unsloth-zoo#635",
+    "D72": "torch-spyre/torch-spyre#3405",
+    "D75": "huggingface/transformers#38244",
+    "D76": "huggingface/transformers#41863",
+    "D77": "ggml-org/llama.cpp#27594",
+}
+"""Public threads in which a defect of this family was met; the other ids are plausible, or not yet entered here."""
 
 
 _FIRST_AT = """\
-embed_tokens: D01 D02 D03 D05 D06 D07 D08
+embed_tokens: D01 D02 D03 D05 D06 D07 D08 D76
 inputs_embeds: D04 D06 D61
-pre_self_attn_layernorm post_self_attn_layernorm pre_feedforward_layernorm: D09 D10 D11 D12 D13 D14
-post_feedforward_layernorm norm: D09 D10 D11 D12 D13 D14
-q_norm k_norm: D09 D10 D11 D12 D13 D15 D17
+pre_self_attn_layernorm post_self_attn_layernorm pre_feedforward_layernorm: D09 D10 D11 D12 D13 D14 D71
+post_feedforward_layernorm norm: D09 D10 D11 D12 D13 D14 D71
+q_norm k_norm: D09 D10 D11 D12 D13 D15 D17 D71
 attn_residual: D14
 q_proj k_proj v_proj: D48
-cos sin: D19 D20 D21 D22 D23 D27 D28 D29
-q_rope k_rope: D17 D24 D25 D26 D28
+cos sin: D19 D20 D21 D22 D23 D27 D28 D29 D67 D68 D71
+q_rope k_rope: D17 D24 D25 D26 D28 D67 D68
 cross_k_proj cross_v_proj: D18
-cross_k_norm: D16 D24
-cross_keys cross_values: D24 D36 D55
-keys values: D36 D54 D56 D57
-mask: D30 D31 D32 D33 D34 D35 D36 D37 D38 D39 D40 D42 D43 D54 D57
-attention: D25 D37 D40 D41 D43 D44 D45 D46 D47 D49 D51
+cross_k_norm: D16 D24 D71
+cross_keys cross_values: D24 D36 D55 D75
+keys values: D36 D54 D56 D57 D69
+mask: D30 D31 D32 D33 D34 D35 D36 D37 D38 D39 D40 D42 D43 D54 D57 D67 D69 D70 D71 D72 D74 D75
+attention: D25 D37 D40 D41 D43 D44 D45 D46 D47 D49 D51 D71
 act_fn activation_fn: D52
 gate_proj up_proj: D53
-patch_embedding embeddings post_layernorm: D62
+patch_embedding embeddings post_layernorm: D62 D77
 avg_pool projected: D04 D59 D60
 mm_soft_emb_norm: D60
-lm_head: D07
+lm_head: D07 D81
 logits: D50 D64
 loss: D65
 """

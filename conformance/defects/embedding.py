@@ -112,7 +112,6 @@ FAULTS = [
             f"{stack}.embed_tokens",
             tapped(f"{stack}.embed_tokens", _ordinary_eoi()),
             variant=f"{other} only",
-            alike=("D06",),
         )
         for name, other, stack in (("decoder", "encoder", D), ("encoder", "decoder", E))
     ),
@@ -124,7 +123,6 @@ FAULTS = [
         tapped(f"{D}.embed_tokens", _ordinary_eoi(1)),
         call=1,
         variant="cached",
-        alike=("D06",),
     ),
     Fault(
         "D06",

@@ -18,7 +18,13 @@ _ELSEWHERE = {
     "D57": "needs a peer with a preallocated cache; transformers' own grows as it goes",
     "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
     "D63": "needs a peer in float16, and activations near its largest number",
+    "D75": "needs a peer with a preallocated cache; transformers' own grows as it goes",
+    "D76": "the cases give ids: a peer that takes embeddings as well is not asked to",
+    "D77": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the resampling",
 }
+
+
+_SHARED = ("rms_norm_eps", "query_pre_attn_scalar", "rope_parameters", "sliding_window")  # settings of D71
 
 
 def _stacks(config: Config) -> tuple[TextConfig, TextConfig]:
@@ -49,6 +55,10 @@ _HIDDEN: dict[str, tuple[Callable[[Config], bool], str]] = {
         ),
         "the thetas are the usual ones, so hard-coding them changes nothing",
     ),
+    "D71": (
+        lambda c: len({tuple(getattr(s, name) for name in _SHARED) for s in _stacks(c)}) == 1,
+        "both stacks have the same eps, scale, thetas and window",
+    ),
     "D06": (
         lambda c: (c.image_token_index, c.eoi_token_index) == (256001, 256000),
         "the image ids are the usual ones (an id of another model would still show)",
@@ -68,7 +78,7 @@ _FEW = {
     "D65": "a peer shows few taps, and the loss is not among them",
 }
 _FEW_HALF = dict.fromkeys(
-    (*_HALF, "D27", "D51", "D52"),
+    (*_HALF, "D27", "D51", "D52", "D71"),  # of D71, eps
     "a peer in half precision shows few taps: there are neither bounds nor patterns then, and its rounding hides this",
 )
 

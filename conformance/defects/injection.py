@@ -122,6 +122,7 @@ class Fault:
         named: whether its pattern names it: not where what is wrong has a value of its own (a stale copy), which no
             oracle can know.
         alike: other ids that do the very same to the culprit.
+        near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
     """
 
     id: str
@@ -137,6 +138,7 @@ class Fault:
     given: Callable[[Config], Config] = field(default=lambda c: c)
     named: bool = True
     alike: tuple[str, ...] = ()
+    near: str = ""
 
     @property
     def key(self) -> str:

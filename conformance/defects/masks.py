@@ -158,11 +158,10 @@ FAULTS = [
     Fault(
         "D32",
         "the encoder has no window",
-        "window",
+        "padded-right",  # without padding it is D69 to the bit
         ENCODER,
         _banded(lambda *_: EVERYTHING),
         status="mask",
-        alike=("D33",),
     ),
     Fault(
         "D33",
@@ -188,7 +187,6 @@ FAULTS = [
         patched(encoder, "encoder_band", _other_kind),
         status="mask",
         variant="masks",
-        alike=("D32",),
     ),
     Fault(
         "D34",
@@ -208,7 +206,6 @@ FAULTS = [
         status="shape",
         call=5,
         variant="cache",
-        alike=("D54",),
     ),
     Fault(
         "D35",

@@ -101,7 +101,7 @@ def before_the_last_norm(true: Any) -> Any:
 
 
 FAULTS = [
-    Fault("D09", "RMSNorm multiplies by w", "short", f"{E}.layers.0.{NORM}", _norm(lambda w: w), alike=("D60",)),
+    Fault("D09", "RMSNorm multiplies by w", "short", f"{E}.layers.0.{NORM}", _norm(lambda w: w)),
     Fault("D10", "RMSNorm multiplies by 2 + w", "short", f"{E}.layers.0.{NORM}", _norm(lambda w: 2.0 + w)),
     *both_lanes("D11", "1 + w is rounded to bfloat16", "short", f"{E}.layers.0.{NORM}"),
     *both_lanes("D12", "RMSNorm rounds before it multiplies by 1 + w", "short", f"{E}.layers.0.{NORM}"),

@@ -1,4 +1,4 @@
-"""Faults of pictures: D04, D58 to D62."""
+"""Faults of pictures: D04, D58 to D62, D77."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def pixels(change: Any) -> Injection:
         return run if run.pixel_values is None else replace(run, pixel_values=change(run.pixel_values))
 
     return inputs(changed)
+
+
+def _sampled(pictures: Any) -> Any:
+    """Every other row and column, twice: what is left of a picture that is shrunk by taking points."""
+    side = pictures.shape[-1]
+    return pictures[..., ::2, ::2].repeat(2, axis=-2).repeat(2, axis=-1)[..., :side, :side]
 
 
 def _scaled_when_placed(true: Any) -> Any:
@@ -85,6 +91,7 @@ FAULTS = [
     ),
     Fault("D58", "mean and deviation twice", "image", PATCHES, pixels(lambda p: (p - 0.5) / 0.5), variant="mean"),
     Fault("D58", "pictures are divided by 255 twice", "image", PATCHES, pixels(lambda p: p / 255), variant="rescale"),
+    Fault("D77", "pictures are shrunk by taking points, not by averages", "image", PATCHES, pixels(_sampled)),
     Fault(
         "D59",
         "the patch grid is transposed before it is pooled",
@@ -108,7 +115,6 @@ FAULTS = [
         f"{PROJECTOR}.mm_soft_emb_norm",
         weighed(f"{PROJECTOR}.mm_soft_emb_norm.weight", lambda w, _: w - 1),
         variant="no + 1",
-        alike=("D09",),
     ),
     Fault(
         "D60",

@@ -117,6 +117,8 @@ def main():
     parser.add_argument("dump", type=Path, help="the folder to write")
     options = parser.parse_args()
     exported = json.loads((options.cases / "manifest.json").read_text())
+    manifest = options.dump / "manifest.json"
+    manifest.unlink(missing_ok=True)  # a run that is cut short leaves no manifest, so nothing to be judged
     document = {
         "format": "t5g2ref-dump",
         "version": 1,
@@ -131,7 +133,8 @@ def main():
             for name, case in exported["cases"].items()
         },
     }
-    (options.dump / "manifest.json").write_text(json.dumps(document, indent=1))
+    manifest.with_suffix(".part").write_text(json.dumps(document, indent=1))
+    manifest.with_suffix(".part").replace(manifest)
 
 
 if __name__ == "__main__":

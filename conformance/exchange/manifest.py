@@ -10,6 +10,7 @@ from conformance.exchange.reading import DumpError, confined
 from t5g2ref.checkpoint.header import short
 from t5g2ref.config.fields import from_json
 from t5g2ref.dtypes import RUN_IN
+from t5g2ref.files import opened
 
 FORMAT, VERSION = "t5g2ref-dump", 1
 MAX_BYTES = 1 << 26
@@ -117,7 +118,7 @@ def _taps(value: object, where: str) -> dict[str, str] | None:
 
 
 def _json(path: Path) -> Any:
-    with path.open("rb") as handle:
+    with opened(path) as handle:
         data = handle.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise DumpError(f"manifest.json: larger than {MAX_BYTES} bytes")

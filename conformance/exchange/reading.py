@@ -15,6 +15,7 @@ import numpy as np
 
 from t5g2ref.checkpoint.header import ANY, Entry, HeaderError, read_header, short
 from t5g2ref.checkpoint.tensor import Stored, WeightsError, stamp
+from t5g2ref.files import opened
 
 Array = np.ndarray[Any, Any]
 _MAX_NAME = 1024  # of a file
@@ -39,7 +40,7 @@ class Tensors:
         """The file `name` inside the folder `root`; no tensor is read. Raises DumpError for anything wrong."""
         path, shown = confined(root, name), short(name)
         try:
-            with path.open("rb") as handle:
+            with opened(path) as handle:
                 seen = stamp(handle)
                 entries = read_header(handle, seen[0], ANY, MAX_HEADER)
         except HeaderError as error:
@@ -55,7 +56,7 @@ class Tensors:
         raw = np.dtype(np.uint8) if entry.dtype == np.bool_ else entry.dtype  # so that a bool of 2 is seen
         out = np.empty(size, raw)  # no larger than the file, whose header has been checked
         try:
-            with self.path.open("rb") as handle:
+            with opened(self.path) as handle:
                 at = 0
                 for chunk in Stored(self.path, name, raw, entry.shape, entry.begin, handle, self.stamp).chunks():
                     out[at : at + chunk.size] = chunk

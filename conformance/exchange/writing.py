@@ -1,8 +1,7 @@
-"""Writes files whole or not at all: safetensors tensor by tensor, and text."""
+"""Writes safetensors tensor by tensor, each file whole or not at all."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,26 +10,10 @@ from typing import Any
 import numpy as np
 
 from t5g2ref.checkpoint.header import encode_header
+from t5g2ref.files import replacing
 
 Array = np.ndarray[Any, Any]
 Put = Callable[[str, Array], None]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the name `path` at the end of the block; after an error nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def text(path: Path, content: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
 
 
 def tensors(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -47,6 +30,7 @@ def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int,
     The block gets a function `put(name, array)`. The header is written first, then each tensor in its place.
 
     Args:
+        path: the file; its folder is made if need be.
         declared: name → type and shape of every tensor that will come.
     """
     header, left = encode_header(declared)
@@ -58,6 +42,7 @@ def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int,
         handle.seek(entry.begin)
         handle.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as handle:
         handle.write(header)
         yield put

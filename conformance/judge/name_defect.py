@@ -10,6 +10,9 @@ e is s: the coefficient c = ⟨s, e⟩ / ⟨s, s⟩ is near 1, and ‖e − c·s
 * In a half type, rounding is mixed in. So c has to be within a tenth, and a fifth of ‖e‖ (4 % of the squared error) may
   be left. With more, the name would not be safe.
 * Where the tap is a handful of numbers (a loss), nothing is left over by chance. So c has to be within a hundredth.
+
+Several defects may do the very same at one tap. Then each is walked through the whole case, and the one that is
+contradicted at the fewest taps is named.
 """
 
 from __future__ import annotations
@@ -25,25 +28,16 @@ from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, validity
 from conformance.defects.all import FAULTS
 from conformance.defects.catalogue import DEFECTS, first_seen_at
-from conformance.defects.injection import HEALTHY, Fault, Injection, Setting, half_of
+from conformance.defects.injection import HEALTHY, Fault
+from conformance.judge.faulty_walk import FaultyWalk, rows_of
 from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.match import Signature
 from conformance.target import Target
 from t5g2ref.dtypes import HALF, DType, unit_roundoff
-from t5g2ref.numerics import EXACT, Numerics
 from t5g2ref.taps import Tap
-from t5g2ref.trace import Trace
 
 Host = np.ndarray[Any, Any]
-
-
-class _Reached(Exception):
-    """Raised at the culprit, with the oracle's value there."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
 
 
 def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> list[Signature]:
@@ -58,18 +52,21 @@ def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding
     chosen = candidates(culprit.tap)
     if tap is None or peer is None or culprit.status == "dtype" or not chosen:
         return []
-    walk = _Walk(target, case, dump, dtype, culprit)
+    walk = FaultyWalk(target, case, dump, dtype, culprit)
     clean = walk.value(HEALTHY)
     if clean is None:
         return []
     judge = _judge_of(tap, target.backend.host(peer), clean, case, culprit, dtype)
     found: dict[str, Signature] = {}
+    fitting: dict[str, list[Fault]] = {}
     for fault in chosen:
         faulty = walk.value(fault.inject)
         if faulty is not None:
             signature = judge(fault.id, faulty)
             found[fault.id] = min(found.get(fault.id, signature), signature, key=_fit)
-    return _best(list(found.values()), _least(target.backend.host(peer), clean, dtype))
+            if signature.named:
+                fitting.setdefault(fault.id, []).append(fault)
+    return _told_apart(_best(list(found.values()), _least(target.backend.host(peer), clean, dtype)), fitting, walk)
 
 
 def candidates(tap: str) -> list[Fault]:
@@ -114,37 +111,15 @@ def _best(found: list[Signature], least: float) -> list[Signature]:
     return sorted(kept, key=_fit)
 
 
-class _Walk:
-    """Walks oracles with a fault up to the culprit."""
-
-    def __init__(self, target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> None:
-        self._dump, self._place = dump, (culprit.call, culprit.tap)
-        backend = target.backend
-        with backend.scope():
-            rounded = Numerics(dtype, backend=backend).array
-            head = {n: rounded(v) for n, v in case.head(target.config.decoder.hidden_size).items()}
-        truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
-        self._setting = Setting(target.config, {**target.rounded(dtype), **head}, case, truth, half_of(dtype))
-
-    def value(self, injection: Injection) -> Host | None:
-        """The faulty oracle's value at the culprit; None where it does not come that far on this input."""
-        backend = self._setting.nx.backend
-        try:
-            with backend.scope(), np.errstate(all="ignore"):
-                injection.run(self._setting, lambda call: Trace(lambda name, value: self._anchored(call, name, value)))
-        except _Reached as reached:
-            return backend.host(reached.value)
-        except Exception:  # a fault that cannot run on the peer's values is not the peer's
-            return None
-        return None
-
-    def _anchored(self, call: int, name: str, value: Any) -> Any:
-        if (call, name) == self._place:
-            raise _Reached(value)
-        given = self._dump.get(call, name)
-        if given is None or given.shape != value.shape or value.dtype == bool:
-            return value
-        return self._setting.nx.xp.asarray(given, dtype=value.dtype)
+def _told_apart(found: list[Signature], fitting: dict[str, list[Fault]], walk: FaultyWalk) -> list[Signature]:
+    """Of several that fit at the culprit, those that contradict the peer at the fewest taps of the whole case."""
+    ids = [s.defect for s in found if s.named]
+    if len(ids) < 2:
+        return found
+    against = {defect: min(walk.contradicted(fault.inject) for fault in fitting[defect]) for defect in ids}
+    least = min(against.values())
+    kept = [replace(s, verdict="absent") if s.named and against[s.defect] > least else s for s in found]
+    return sorted(kept, key=_fit)
 
 
 Judge = Callable[[str, Host], Signature]
@@ -165,12 +140,12 @@ def _judge_of(tap: Tap, peer: Host, clean: Host, case: Case, culprit: Finding, d
     if peer.shape != clean.shape:
         return shape
     valid = validity(case, culprit.call, tap, clean.shape)
-    expected, found = _kept(tap, clean, valid), _kept(tap, peer, valid)
+    expected, found = rows_of(tap, clean, valid), rows_of(tap, peer, valid)
 
     def bits(defect: str, faulty: Host) -> Signature:
         if faulty.shape != clean.shape:
             return made(defect, "absent", 0.0, 1.0)
-        other = _kept(tap, faulty, valid)
+        other = rows_of(tap, faulty, valid)
         wrong, left = int((found != expected).sum()), int((found != other).sum())
         power = bool((other != expected).any())
         verdict = "no power" if not power else "named" if left == 0 else "absent"
@@ -184,7 +159,7 @@ def _judge_of(tap: Tap, peer: Host, clean: Host, case: Case, culprit: Finding, d
     def values(defect: str, faulty: Host) -> Signature:
         if faulty.shape != clean.shape or not np.isfinite(faulty).all():
             return made(defect, "absent", 0.0, 1.0)
-        pattern = _kept(tap, faulty, valid) - expected
+        pattern = rows_of(tap, faulty, valid) - expected
         return _regressed(made, defect, pattern, found.astype(np.float64) - expected, _norm(expected), dtype)
 
     if tap.exact:
@@ -209,15 +184,6 @@ def _regressed(
         )
     verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else "absent"
     return made(defect, verdict, coefficient, rest / whole, spread)
-
-
-def _kept(tap: Tap, value: Host, valid: Host | None) -> Host:
-    """The values of valid tokens, as (valid tokens, features)."""
-    moved = np.moveaxis(value, tap.token_axes, range(len(tap.token_axes)))
-    rows = moved.reshape(int(np.prod(moved.shape[: len(tap.token_axes)])), -1)
-    if valid is None:
-        return rows
-    return rows[valid.reshape(-1)]
 
 
 def _norm(x: Host) -> float:

@@ -93,4 +93,9 @@ def _walk(model: T5Gemma2, case: Case, run: Run, trace_of: TraceOfCall) -> None:
             None if positions is None else positions[:, first:last],
             trace,
         )
-        model.logits(hidden if run.logits_to_keep is None else hidden[:, -run.logits_to_keep :], trace)
+        model.logits(kept(hidden, run.logits_to_keep), trace)
+
+
+def kept(hidden: Any, count: int | None) -> Any:
+    """Of a call's hidden states (B, T, D) those that get logits: the last `count`, all when None."""
+    return hidden if count is None else hidden[:, -count:]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from conformance.errors import Unavailable, UsageError
 from conformance.report.document_write import as_json
 from conformance.report.result import Result
+from t5g2ref.files import in_the_way, write_text
 
 RENDERERS = {"junit": "conformance.report.junit", "html": "conformance.report.html.page"}
 
@@ -31,16 +33,26 @@ def check(outputs: Mapping[str, Path]) -> None:
 
 
 def write(result: Result, outputs: Mapping[str, Path]) -> None:
-    """Write the files that were asked for. Raises OSError, which names the file."""
-    document = as_json(result) if outputs else ""
+    """Write the files that were asked for. Raises OSError, which names one that failed, once all have been tried."""
+    document, failed = as_json(result) if outputs else "", list[OSError]()
     for name, path in outputs.items():
         text = document + "\n"
         if name != "json":
             text = importlib.import_module(RENDERERS[name]).render(json.loads(document))
         try:
-            path.write_text(text, encoding="utf-8")
+            write_one(f"--{name}", path, text)
         except OSError as error:
-            raise OSError(f"--{name} {path}: cannot be written: {error.strerror}") from error
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def write_one(option: str, path: Path, text: str) -> None:
+    """One file, whole or not at all: an earlier one stays where this fails. OSError, which names the option."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise OSError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
 
 FILES = {
@@ -56,5 +68,7 @@ def check_writable(option: str, path: Path | None) -> None:
         return
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UsageError(f"{option} {path}: this is a folder; name a file")
+    if kind := in_the_way(path):
+        raise UsageError(f"{option} {path}: this is {kind}; name a file")
+    if not path.is_char_device() and not os.access(path.resolve().parent, os.W_OK):
+        raise UsageError(f"{option} {path}: nothing may be written into {path.resolve().parent}")

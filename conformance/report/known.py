@@ -31,6 +31,7 @@ from conformance.judge.judgement import Judgement
 from conformance.measure.finding import FAULTS, Finding
 from conformance.target import Target
 from t5g2ref import taps
+from t5g2ref.files import opened
 
 MAX_BYTES = 1 << 20
 REQUIRED = ("peer", "case", "tap", "reason", "link")
@@ -161,7 +162,7 @@ def _fits(version: str | None, specifier: str) -> bool:
 def load(path: Path) -> Known:
     """The file's entries. Raises KnownError for anything that the module's docstring does not allow."""
     try:
-        with path.open("rb") as handle:
+        with opened(path) as handle:
             data = handle.read(MAX_BYTES + 1)
     except OSError as error:
         raise KnownError(f"--known {path}: cannot be read: {error.strerror}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -17,21 +16,13 @@ from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from conformance.measure.words import in_table, in_words, of_the_value
+from conformance.report import spread
 from conformance.report.candidates import candidates
 from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
-NARROWEST = 40  # columns; a terminal that claims fewer is not believed
-UNWATCHED = 100  # columns where nobody watches: a pipe, a file, a CI log
 LABEL = 18  # columns of the label in front of a line
-
-
-def console() -> Console:
-    """Standard output, as wide as the terminal or COLUMNS says; else as wide as a log keeps whole."""
-    made = Console()
-    known = made.is_terminal or "COLUMNS" in os.environ
-    return made if known and made.width >= NARROWEST else Console(width=UNWATCHED)
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
@@ -207,6 +198,14 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
     yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
     yield f"  what            {culprit.status}: {culprit.detail}"
     yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
+    if where == "local":
+        rows = [(f.tap, f.call, f.status) for f in found]
+        for label, line in (
+            ("layers", spread.layers(culprit.tap, rows)),
+            ("it begins at", spread.cache(culprit.tap, culprit.call, rows)),
+        ):
+            if line:
+                yield f"  {label:15} {line}"
     if not math.isnan(culprit.worst):
         at = f"token {culprit.token}, {culprit.tokens} tokens compared"
         yield f"  worst ratio     {in_words(culprit.worst)} (median {in_words(culprit.median)}) at {at}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from conformance.cases.case import Case
@@ -15,6 +14,7 @@ from conformance.defects.catalogue import DEFECTS
 from conformance.defects.injection import Fault
 from conformance.measure.words import in_table, in_words
 from conformance.selftest.trial import ELSEWHERE, EXPECTED, NOTHING, SURVIVED, Trial
+from conformance.terminal import console
 
 STYLES = {EXPECTED: "green", ELSEWHERE: "yellow", SURVIVED: "bold red", NOTHING: "dim"}
 LEGEND = """\
@@ -94,8 +94,21 @@ class Outcome:
             return f"VERDICT: INCOMPLETE - interrupted after {len(self.trials)} faults"
         if failures:
             return f"VERDICT: DEVIATES - the judge failed {len(failures)} times, first: {failures[0]}"
-        told = f"{len(self.trials)} of {len(self.faults)} faults killed at the right tap"
-        return f"VERDICT: CONFORMS - {told}, none of {legal} legal runs was blamed"
+        near = sum(bool(f.near) for f in self.faults)
+        told = f"{len(self.trials) - near} of {len(self.faults) - near} faults killed at the right tap"
+        beside = f", none of {near} near ones called by its neighbour's name" if near else ""
+        return f"VERDICT: CONFORMS - {told}{beside}, none of {legal} legal runs was blamed"
+
+    def near(self) -> list[str]:
+        """By lane: how many faults near to a catalogued one were found, and those that were not."""
+        lines = []
+        for lane in dict.fromkeys(f.lane for f in self.faults if f.near):
+            of = [(f, t) for f, t in self.pairs() if f.near and f.lane == lane]
+            hidden = [f.id for f, t in of if t.cells.get(f.case) == SURVIVED]
+            lines.append(f"near to a catalogued one, {lane}: {len(of) - len(hidden)} of {len(of)} found")
+            if hidden:
+                lines.append(f"  within the rounding: {' '.join(hidden)}")
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -118,12 +131,14 @@ def wrong(fault: Fault, trial: Trial) -> list[str]:
     at = f"{fault.key} in {fault.case}"
     if not trial.injected:
         return [f"{at} was not injected: the peer shows the same with it and without"]
+    right, given = {fault.id, *fault.alike}, set(trial.named)
+    lines = [f"{at}: named {name}, which it is not" for name in sorted(given - right)]
+    if fault.near:
+        return lines
     if trial.culprit is None or trial.cells.get(fault.case) == SURVIVED:
         return [f"{at} survived"]
     if not fault.expects(*trial.culprit):
         return [f"{at}: expected {(fault.tap, fault.status, fault.call)}, found {trial.culprit}"]
-    right, given = {fault.id, *fault.alike}, set(trial.named)
-    lines = [f"{at}: named {name}, which it is not" for name in sorted(given - right)]
     if fault.catalogued and fault.named and not given & right:
         lines.append(f"{at}: not named")
     return lines
@@ -131,14 +146,15 @@ def wrong(fault: Fault, trial: Trial) -> list[str]:
 
 def show(outcome: Outcome) -> None:
     """Print the matrix and the summary."""
-    console = Console(highlight=False, soft_wrap=True, width=100 if not sys.stdout.isatty() else None)
-    console.print(_numbers(outcome.cases))
-    console.print(_header(outcome.cases))
+    put = partial(console().print, highlight=False, soft_wrap=True)
+    put(_numbers(outcome.cases))
+    put(_header(outcome.cases))
     for fault, trial in outcome.pairs():
-        console.print(_row(fault, trial, outcome.cases))
-    console.print(f"\n{LEGEND}\n")
+        if not fault.near:
+            put(_row(fault, trial, outcome.cases))
+    put(f"\n{LEGEND}\n")
     for line in summary(outcome):
-        console.print(Text(line))
+        put(Text(line))
 
 
 def _numbers(cases: Iterable[Case]) -> Text:
@@ -163,11 +179,13 @@ def _row(fault: Fault, trial: Trial, cases: list[Case]) -> Text:
 def summary(outcome: Outcome) -> list[str]:
     """The result in a few lines."""
     injected = {f.id for f in outcome.faults if f.catalogued}
-    own = sum(not f.catalogued for f in outcome.faults)
-    killed = sum(not wrong(f, t) for f, t in outcome.pairs())
+    counted = [(f, t) for f, t in outcome.pairs() if not f.near]
+    own = sum(not f.catalogued for f, _ in counted)
+    killed = sum(not wrong(f, t) for f, t in counted)
     lines = [
-        f"{len(outcome.faults)} faults: {len(injected)} of {len(DEFECTS)} of the catalogue in "
-        f"{len(outcome.faults) - own} variants, and {own} of our own; {killed} killed as expected",
+        f"{len(counted)} faults: {len(injected)} of {len(DEFECTS)} of the catalogue in "
+        f"{len(counted) - own} variants, and {own} of our own; {killed} killed as expected",
+        *outcome.near(),
         f"{sum(bool(t.named) for t in outcome.trials)} named; {len(outcome.legal)} legal runs; {outcome.seconds:.0f} s",
         *(f"seen as rounding, where no case declares it: {line}" for line in outcome.rounding()),
     ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -35,20 +38,40 @@ def _results(given: tuple[Any, ...], jobs: list[Job], processes: int) -> Iterato
         yield from ((job, _do(bench, job)) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-    with ProcessPoolExecutor(processes, context, _start, given) as pool:
-        waiting: dict[Future[Any], Job] = {pool.submit(_there, job): job for job in jobs}
+    with (
+        tempfile.TemporaryDirectory(prefix="conformance-selftest-") as folder,
+        ProcessPoolExecutor(processes, context, _start, (folder, *given)) as pool,
+    ):
+        with _deaf():
+            waiting: dict[Future[Any], Job] = {pool.submit(_there, job): job for job in jobs}
         try:
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     yield waiting.pop(future), future.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started in the block never hear Ctrl-C, which the terminal sends to all: their parent ends
+    them. It hears its own after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _BENCH: list[Bench] = []  # of a worker process
 
 
-def _start(*given: Any) -> None:
+def _start(folder: str, *given: Any) -> None:
+    tempfile.tempdir = folder  # deleted by the parent, also when this process is ended
     threadpool_limits(1)
     _BENCH[:] = [_bench(*given)]
 
@@ -67,7 +90,7 @@ def _bench(ckpt: str, synthetic: bool, calm: bool, backend: str) -> Bench:
 
 def _do(bench: Bench, job: Job) -> Any:
     if job[0] == "fault":
-        (fault,) = (f for f in catalogue.FAULTS if f.key == job[1])
+        (fault,) = (f for f in (*catalogue.FAULTS, *catalogue.NEAR) if f.key == job[1])
         return bench.try_out(fault, everywhere=job[2] == "all")
     return _conforming(bench.targets[job[3]], job[1], cast(DType, job[2]))
 

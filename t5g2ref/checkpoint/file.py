@@ -17,6 +17,7 @@ from typing import Any
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.checkpoint.header import FLOATS, Entry, HeaderError, encode_header, read_header, short
 from t5g2ref.checkpoint.tensor import CHUNK, Array, Stored, WeightsError, convert, element, finite, stamp
+from t5g2ref.files import opened
 
 __all__ = [  # numbers and errors of `stored`, and the header: they are this reader's
     "CHUNK",
@@ -80,7 +81,7 @@ class SafetensorsFile:
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
     try:
-        with path.open("rb") as handle:
+        with opened(path) as handle:
             yield handle
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}; check the file") from error

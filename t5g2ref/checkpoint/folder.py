@@ -19,6 +19,7 @@ from t5g2ref.checkpoint.tensor import WeightsError, convert, element
 from t5g2ref.checkpoint.write import INDEX, SINGLE, save
 from t5g2ref.config import Config
 from t5g2ref.config.fields import from_json
+from t5g2ref.files import opened
 from t5g2ref.params import TIED, Head, Shape, canonical, shapes, tree
 from t5g2ref.weights import Weights
 
@@ -113,7 +114,7 @@ def _sharded(root: Path) -> list[tuple[SafetensorsFile, str]]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    with path.open("rb") as handle:
+    with opened(path) as handle:
         data = handle.read(_MAX_INDEX + 1)
     if len(data) > _MAX_INDEX:
         raise WeightsError(f"{path}: larger than {_MAX_INDEX} bytes; download it again")

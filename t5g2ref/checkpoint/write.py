@@ -1,4 +1,4 @@
-"""Writing a checkpoint tensor by tensor, in constant memory; a half-written one is never taken for one.
+"""Writes a checkpoint tensor by tensor, in constant memory; a half-written one is never taken for one.
 
 Shapes are declared before the values exist (`params.shapes`), so the headers are written first and each
 tensor goes straight to its place, in whatever order they come. Files get their names only when all are
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from t5g2ref.checkpoint.file import CHUNK, Array, Entry, WeightsError, element, encode_header, finite
 from t5g2ref.config import Config
+from t5g2ref.files import alone, replacing
 from t5g2ref.params import TIED, Layout, Shape, hub_name
 from t5g2ref.params import shapes as declared
 
@@ -54,29 +54,51 @@ def save(
     `shapes` are the parameters to write, by default `params.shapes(config)`; give the classification head's
     to write it too. `shard_bytes` starts a new file before one would pass it. `write_tied` repeats the
     embedding under its tied names. Raises WeightsError for a name that is unknown, repeated or missing, a
-    wrong shape, a value that is not finite in `dtype`, and a folder that already holds weights; then no file
-    is left behind.
+    wrong shape, a value that is not finite in `dtype`, and a folder that already holds weights. So it does
+    where another process is writing into the folder. Then no file is left behind.
     """
     root = Path(folder)
-    for name in (SINGLE, INDEX):
-        if (root / name).exists():
-            raise WeightsError(f"{root / name}: already there, expected a folder without weights; give another")
     wanted = dict(declared(config) if shapes is None else shapes)
     plan = _plan(wanted, dtype, layout, shard_bytes, write_tied)
-    root.mkdir(parents=True, exist_ok=True)
-    mark = f".writing-{os.getpid()}-{os.urandom(4).hex()}"
+    last = SINGLE if len(plan.files) == 1 else INDEX
+    with _folder(root), ExitStack() as stack:
+        for path in (weights := [root / name for name in sorted({SINGLE, INDEX, *plan.files})]):
+            if path.exists():
+                raise WeightsError(f"{path}: already there, expected a folder without weights; give another")
+        stack.enter_context(_all_or_none(weights))
+        names = [last, *(file for file in plan.files if file != last), "config.json"]
+        paths = {name: stack.enter_context(replacing(root / name)) for name in names}  # renamed from the end
+        _write_tensors(paths, plan, wanted, tensors)
+        _write_json(paths["config.json"], _config_json(config, wanted, dtype))
+        if last == INDEX:
+            _write_json(paths[INDEX], plan.index(layout))
+
+
+@contextmanager
+def _all_or_none(paths: Iterable[Path]) -> Iterator[None]:
+    """Files that were not there before are gone after an error."""
     try:
-        _write_tensors(root, mark, plan, wanted, tensors)
-        _write_json(root / f"config.json{mark}", _config_json(config, wanted, dtype))
-        last = SINGLE
-        if len(plan.files) > 1:
-            last = INDEX
-            _write_json(root / f"{INDEX}{mark}", plan.index(layout))
-        for name in ["config.json", *(file for file in plan.files if file != last), last]:
-            os.replace(root / f"{name}{mark}", root / name)
-    finally:
-        for path in root.glob(f"*{mark}"):
-            path.unlink()
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _folder(root: Path) -> Iterator[None]:
+    """The folder, made where there is none and kept for this one writer; after an error one that was made is gone."""
+    made = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(root):
+            yield
+    except BlockingIOError as error:
+        raise WeightsError(f"{root}: {error.strerror}; wait for it, or give another") from error
+    except BaseException:
+        if made and not any(root.iterdir()):
+            root.rmdir()
+        raise
 
 
 def _config_json(config: Config, wanted: Mapping[str, Shape], dtype: str) -> dict[str, Any]:
@@ -118,11 +140,11 @@ def _shards(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
 
 
 def _write_tensors(
-    root: Path, mark: str, plan: _Plan, wanted: Mapping[str, Shape], tensors: Iterable[tuple[str, Array]]
+    paths: Mapping[str, Path], plan: _Plan, wanted: Mapping[str, Shape], tensors: Iterable[tuple[str, Array]]
 ) -> None:
     missing = dict(wanted)
     with ExitStack() as stack:
-        handles = {file: stack.enter_context((root / f"{file}{mark}").open("wb")) for file in plan.files}
+        handles = {file: stack.enter_context(paths[file].open("wb")) for file in plan.files}
         for file, header in plan.files.items():
             handles[file].write(header)
         for name, array in tensors:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t5g2ref.files import opened
+
 MAX_BYTES = 1 << 20
 MAX_SIZE = (1 << 31) - 1
 ABSENT: Any = object()
@@ -99,7 +101,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; give a checkpoint folder or the path of its config.json")
-    with file.open("rb") as handle:
+    with opened(file) as handle:
         data = handle.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; a config.json has a few thousand")

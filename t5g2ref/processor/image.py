@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from t5g2ref.files import opened
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -141,7 +143,7 @@ def _rgb(source: ImageSource, max_pixels: int) -> Image:
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels)
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
+        with opened(source) as file:
             return _decode(file, os.fspath(source), max_pixels)
     if not isinstance(source, _pillow().Image):
         kind = type(source).__name__

@@ -19,6 +19,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from t5g2ref.files import opened
+
 MAX_BYTES = 256 * 2**20  # Gemma 3's tokenizer.json has 33 MB
 
 
@@ -116,7 +118,7 @@ class Tokenizer:
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"{path}: more than max_bytes={max_bytes} bytes; raise it if you trust the file")

@@ -100,10 +100,22 @@ def test_special_ids_are_only_where_they_are_meant(name: str, config: Config) ->
             meant |= {config.eoi_token_index} if c.name in ("eoi", "eoi-cached") else set()
             assert here & image == meant, (c.name, side)
             assert not here & set(stack.eos_token_id), (c.name, side)
-            assert (stack.pad_token_id in here) == (c.name == "loss" and side == "decoder"), (c.name, side)
+            shifted, as_a_token = c.name == "loss" and side == "decoder", stack.pad_token_id == 0 and not valid.all()
+            assert (stack.pad_token_id in here) == (shifted or as_a_token), (c.name, side)
             assert (ids[~valid] == stack.pad_token_id).all(), (c.name, side)
             bos = 2 if run.derived and side == "decoder" else 1  # there what is shifted begins with one as well
             assert ((ids == stack.bos_token_id).sum(axis=1) == bos).all(), (c.name, side)
+
+
+def test_every_padded_batch_has_an_id_0_that_is_no_padding(name: str) -> None:
+    """A token like any other, even where 0 is the pad id: the mask says what is padding (D70)."""
+    padded = 0
+    for c, run in runs(name):
+        for ids, valid in ((run.input_ids, run.encoder_valid), (run.decoder_input_ids, run.decoder_valid)):
+            if not valid.all():
+                padded += 1
+                assert ((ids == 0) & valid).any(), c.name
+    assert padded >= 10
 
 
 def test_images_fill_their_tokens(name: str, config: Config) -> None:
@@ -217,10 +229,19 @@ def test_lengths_are_what_the_titles_say(name: str, config: Config) -> None:
         assert (positions[0] != positions[1]).all(), "one row's positions must not serve all"
     assert far.splits is not None
     assert len(far.splits) >= 3
+    last = only("eoi-cached").bounds[-1]
+    assert last[1] - last[0] == 2, "a call of one token and one of more, both with the id"
+    assert (only("eoi-cached").decoder_input_ids[:, slice(*last)] == config.eoi_token_index).any()
     first, second = case(name, "second-source").runs
     assert first.input_ids.shape != second.input_ids.shape
-    assert first.splits is not None
-    assert second.splits is not None
+    assert first.attention_mask is not None
+    assert second.attention_mask is None, "a window that stands in the mask alone goes with it"
+    for run in (first, second):
+        assert run.splits is not None
+        assert run.input_ids.shape[1] > encoder // 2 + 1, "past one side of the window"
+        assert run.logits_to_keep is not None
+        assert run.logits_to_keep < run.splits[0], "the first and the last positions are not the same"
+    assert {first.logits_to_keep, second.logits_to_keep} == {1, 2}
 
 
 def test_loss_decoder_ids_are_the_labels_shifted(name: str, config: Config) -> None:
@@ -296,6 +317,8 @@ def test_head_is_seeded(config: Config) -> None:
 
 def test_logits_are_cut_where_they_would_not_fit(name: str, config: Config) -> None:
     for c, run in runs(name):
+        if c.name == "second-source":  # the last ones are what it asks for
+            continue
         size = run.decoder_input_ids.size * config.decoder.vocab_size
         if run.logits_to_keep is None:
             longest = max(last - first for first, last in run.bounds)
@@ -303,7 +326,7 @@ def test_logits_are_cut_where_they_would_not_fit(name: str, config: Config) -> N
         else:
             assert (run.logits_to_keep, size > LOGITS) == (16, True), c.name
             assert run.decoder_input_ids.shape[1] > 16, c.name
-    assert all(run.logits_to_keep is None for _, run in runs("tiny"))
+    assert all(run.logits_to_keep is None for c, run in runs("tiny") if c.name != "second-source")
 
 
 @pytest.mark.parametrize("window", [2, 3, 4, 5, 8, 9])

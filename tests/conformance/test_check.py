@@ -44,19 +44,21 @@ def test_half_types_stored_wide(tmp_path: Path, check: Check) -> None:
 
     folder = write(tmp_path, "short", dtype="bfloat16", change=widened)
     status, lines, _ = check(folder)
-    assert status == 1
-    assert "expected bfloat16, found float32" in "\n".join(lines)
+    assert status == 0
+    assert "declares bfloat16 and shows float32 at 16 taps, first encoder.text_model.embed_tokens" in "\n".join(lines)
     edit(folder, lambda document: document.update(stored={"*": "float32"}))
     assert check(folder)[0] == 0
 
 
 def test_wide_values_of_no_half_type(tmp_path: Path, check: Check) -> None:
+    """They have more bits than the type: they are judged as they are, and it is said."""
+
     def wide(calls: Calls) -> None:
         calls[0][LAYER] = calls[0][LAYER].astype(np.float32) * np.float32(1.0001)
 
     status, lines, _ = check(write(tmp_path, "short", dtype="bfloat16", change=wide, stored={"*": "float32"}))
-    assert status == 1
-    assert lines[-1].startswith(f"VERDICT: DEVIATES (on 1 of 21 cases) at {LAYER} (dtype;")
+    assert status == 0
+    assert f"shows float32 at 1 taps, first {LAYER}: judged as shown" in "\n".join(lines)
 
 
 def test_masks_as_bytes(tmp_path: Path, check: Check) -> None:
@@ -140,7 +142,7 @@ def test_reports_are_written(tmp_path: Path, check: Check) -> None:
         (at(LAYER, lambda x: x.transpose(1, 0, 2)), LAYER, "shape", "expected B T D = (1, 4, 48), found (4, 1, 48)"),
         (at(LAYER, lambda x: x[None]), LAYER, "shape", "found (1, 1, 4, 48)"),
         (at(LAYER, lambda x: x[:, :0]), LAYER, "shape", "found (1, 0, 48)"),
-        (at(LAYER, lambda x: x.astype(np.float64)), LAYER, "dtype", "expected float32, found float64"),
+        (at(LAYER, lambda x: x.astype(np.float16)), LAYER, "dtype", "expected float32, found float16"),
         (at(LAYER, lambda x: x.astype(np.int64)), LAYER, "dtype", "expected float32, found int64"),
         (at("input_ids", lambda x: x + (x == x.max())), "input_ids", "exact", "1 of 5 ids differ"),
         (at("decoder_input_ids", lambda x: x.T), "decoder_input_ids", "shape", "= (1, 4), found (4, 1)"),

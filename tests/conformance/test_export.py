@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from conformance.oracle.run_case import models, program
 from conformance.target import Target
 from t5g2ref import bundled, taps
 from t5g2ref.checkpoint.file import SafetensorsFile, convert
+from t5g2ref.files import alone
 from t5g2ref.trace import recorder
 
 
@@ -252,9 +255,73 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
             raise error
 
     monkeypatch.setattr(export, "write_truth", interrupted)
-    assert run(tmp_path / "cases", "--ckpt", TINY, "--expected") == 3
+    with pytest.raises(KeyboardInterrupt):  # exit status 130, see test_streams.py
+        run(tmp_path / "cases", "--ckpt", TINY, "--expected")
     assert (tmp_path / "cases" / "manifest.json").read_bytes() == before
     assert os.listdir(tmp_path) == ["cases"]
+
+
+def test_a_full_disk_leaves_the_earlier_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "--ckpt", TINY, "--case", "short")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export, "write_truth", full)
+    assert run(tmp_path, "--ckpt", TINY, "--expected") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert sorted(os.listdir(tmp_path)) == ["README.txt", "manifest.json", "short"]
+
+
+def test_a_folder_that_is_a_disk_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount point: nothing can be renamed into it from beside it."""
+    folder, replace = tmp_path / "mounted", os.replace
+
+    def within(source: Path, target: Path) -> None:
+        if not Path(source).is_relative_to(folder):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", within)
+    folder.mkdir()
+    assert run(folder, "--ckpt", TINY, "--case", "short") == 0
+    assert sorted(os.listdir(folder)) == ["README.txt", "manifest.json", "short"]
+
+
+def test_nothing_is_deleted_or_written_behind_a_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, other = tmp_path / "cases", tmp_path / "other"
+    assert run(folder, "--ckpt", TINY, "--case", "short") == 0
+    shutil.move(folder / "short", other)
+    (folder / "short").symlink_to(other)
+    kept = (other / "inputs.safetensors").read_bytes()
+    assert run(folder, "--ckpt", TINY, "--case", "short") == 2
+    assert f"{folder / 'short'}: this is a link or a file, expected a folder" in capsys.readouterr().err
+    assert run(folder, "--ckpt", TINY, "--case", "window") == 0
+    assert (other / "inputs.safetensors").read_bytes() == kept
+    assert sorted(os.listdir(folder)) == ["README.txt", "manifest.json", "short", "window"]
+
+
+def test_two_exports_into_one_folder_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone(tmp_path):
+        assert run(tmp_path, "--ckpt", TINY, "--case", "short") == 2
+    assert "another process is writing into this folder; wait for it, or name another" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".writing-0123" / "short").mkdir(parents=True)
+    assert run(tmp_path, "--ckpt", TINY, "--case", "short") == 0
+    assert sorted(os.listdir(tmp_path)) == ["README.txt", "manifest.json", "short"]
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    assert run(tmp_path, "--ckpt", TINY, "--case", "short") == 2
+    assert "holds something else than an export" in capsys.readouterr().err
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_every_defect_is_exposed_or_has_a_reason() -> None:
     configs = [geometry("tiny"), geometry("tiny-even")]
     reasons = hidden(configs, built("tiny"))
     shown = {d for c in built("tiny") for d in c.exposes}
-    assert set(reasons) == {"D02", "D11", "D12", "D13", "D63", "D58", "D49", "D57"}
+    assert set(reasons) == {"D02", "D11", "D12", "D13", "D63", "D58", "D49", "D57", "D75", "D76", "D77"}
     assert not set(reasons) & shown
     assert all(reasons.values())
     assert set(DEFECTS) - set(reasons) <= shown | {"D50", "D51", "D66"}  # which any case of this lane shows
@@ -41,7 +41,7 @@ def test_the_even_window_alone_hides_the_final_softcap() -> None:
     assert hidden([tiny, even], built("tiny")) == both, "beside tiny it is exposed"
 
 
-@pytest.mark.parametrize("defect", ["D49", "D57"])
+@pytest.mark.parametrize("defect", ["D49", "D57", "D75", "D76", "D77"])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_what_no_case_here_can_show_is_never_exposed(defect: str, name: str) -> None:
     assert not any(defect in c.exposes for c in built(name))
@@ -52,7 +52,7 @@ def test_what_no_case_here_can_show_is_never_exposed(defect: str, name: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("270m", "D06 D23 D46 D47"), ("1b", "D06 D23 D46 D47"), ("4b", "D06 D23 D46")],
+    [("270m", "D06 D23 D46 D47 D71"), ("1b", "D06 D23 D46 D47 D71"), ("4b", "D06 D23 D46 D71")],
 )
 def test_released_geometries_hide_some(name: str, more: str) -> None:
     """A case's label alone is not enough: one kv head hides the order of the heads, and so on. The report says so."""
@@ -85,6 +85,6 @@ def test_cases_without_a_cache_claim_no_cache_defect() -> None:
     """Position slips, split prefills and unfilled slots need a second call; left padding alone shifts positions."""
     for c in built("tiny"):
         if all(run.splits is None for run in c.runs):
-            assert not set(c.exposes) & {"D28", "D36", "D54", "D55", "D56", "D57"}, c.name
+            assert not set(c.exposes) & {"D28", "D36", "D54", "D55", "D56", "D57", "D74", "D75"}, c.name
         if "D29" in c.exposes:
             assert c.name in ("padded-left", "padded-left-cached")

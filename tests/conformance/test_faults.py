@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,7 @@ from conformance.cases import catalogue as cases
 from conformance.cases.plan import plan_of
 from conformance.checkpoints import resolve
 from conformance.defects.all import FAULTS, find
-from conformance.defects.catalogue import DEFECTS
+from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.defects.injection import Fault
 from conformance.defects.rounding import ROUNDING, erf, grid, twins
 from conformance.peers.reference import ReferencePeer
@@ -138,6 +139,11 @@ def test_more_than_the_catalogue() -> None:
     assert len({f.id for f in FAULTS if not f.catalogued}) >= 25
 
 
+def test_what_was_seen_is_a_thread() -> None:
+    assert set(SEEN) <= set(DEFECTS)
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", thread) for thread in SEEN.values())
+
+
 def test_keys_are_unique_and_found() -> None:
     assert len({f.key for f in FAULTS}) == len(FAULTS)
     assert all(fault in find([fault.key.lower()]) for fault in FAULTS)
@@ -173,7 +179,9 @@ def test_without_a_fault_it_is_the_reference(targets: dict[str, Any]) -> None:
     assert same(healthy, shown(FaultyPeer(), targets["tiny"], "cross-cached"))
 
 
-@pytest.mark.parametrize("key", ["D01", "D09", "D24 after k_norm", "D25", "D28 slips", "D54 few", "X10", "X22", "X48"])
+@pytest.mark.parametrize(
+    "key", ["D01", "D09", "D24 after k_norm", "D25", "D28 slips", "D54 few", "D68", "D75 slots", "X10", "X22", "X48"]
+)
 def test_nothing_of_a_fault_stays(key: str, targets: dict[str, Any]) -> None:
     (fault,) = (f for f in FAULTS if f.key == key)
     healthy = shown(FaultyPeer(), targets["tiny"], "decoder-split" if "D54" in key else "cross-cached")

@@ -16,6 +16,7 @@ pytest.importorskip("torch", reason="needs torch: the faults are injected into t
 pytest.importorskip("transformers", reason="needs transformers: the faults are injected into it")
 
 from injected import assert_injected
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers_faults import DEC, ENC, FAULTS, Fault, Faulty
 from transformers_patches import decoder, short_sliding_cache, truncated_cross_cache
 
@@ -72,7 +73,7 @@ def test_missing_tap_is_a_failure(name: str, target: Any, monkeypatch: pytest.Mo
     ("change", "status"),
     [
         (lambda x: x[..., :-1], "shape"),
-        (lambda x: x.astype(np.float64), "dtype"),
+        (lambda x: x.astype(np.float16), "dtype"),
         (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.inf, x).astype(x.dtype), "nan"),
         (lambda x: x + np.float32(1e-3), "values"),
     ],
@@ -110,9 +111,38 @@ def test_truncated_cross_cache_is_not_passed(target: Any, monkeypatch: pytest.Mo
     assert result.culprit is not None
     # the mask is made for 3 own keys and 29 of the source; there are 3 and 17, fewer than the source alone, so that
     # the halves cannot be told apart and every tap on them shows what reached the attention
-    assert (result.culprit.tap, result.culprit.status) == (f"{DEC}.layers.0.self_attn.k_rope", "shape")
+    assert (result.culprit.tap, result.culprit.status) == (f"{DEC}.layers.0.self_attn.keys", "shape")
     assert result.culprit.call == 1
     assert (result.passed, result.deviates, verdict(result)) == (False, True, "DEVIATES")
+
+
+def coarse_cache(_: Any, patch: pytest.MonkeyPatch) -> None:
+    """Keys come out of the cache as multiples of 1 / 32, the newest too, as from one that keeps small integers."""
+    for kind in (DynamicLayer, DynamicSlidingWindowLayer):
+
+        def update(self: Any, *args: Any, true: Any = kind.update, **kwargs: Any) -> Any:
+            keys, values = true(self, *args, **kwargs)
+            return (keys * 32).round() / 32, values
+
+        patch.setattr(kind, "update", update)
+
+
+def test_a_lossy_cache_is_no_fault_of_rope(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turned keys are seen before the cache, and are right; the report says where it begins, and how wide it is."""
+    result = judged(Faulty(coarse_cache, monkeypatch), target, "cross-cached")
+    assert result.culprit is not None
+    assert (result.culprit.tap, result.culprit.status) == (f"{DEC}.layers.0.self_attn.keys", "values")
+    assert all(f.passed for f in result.local if f.tap.endswith("k_rope"))
+    spread = pytest.importorskip("conformance.report.spread")
+    rows = [(f.tap, f.call, f.status) for f in result.local]
+    assert spread.cache(result.culprit.tap, result.culprit.call, rows).startswith("the cache")
+    assert "in 7 of 7 layers, at the same tap" in spread.layers(result.culprit.tap, rows)
+
+
+def test_keys_are_seen_without_a_rope_of_that_name(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model file whose RoPE has another name shows its newest keys as they reach the attention."""
+    monkeypatch.setattr("conformance.peers.torch.hooks.ROTATE", "no_such_function")
+    assert judged(TransformersPeer("sdpa"), target, "cross-cached").culprit is None
 
 
 def test_what_is_missing_after_an_error_is_no_fault(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:

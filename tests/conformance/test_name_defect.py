@@ -43,6 +43,7 @@ NAMES = {
     "decoder padding dropped once cached": {"D42"},
     "given positions ignored with a cache": {"D28"},
     "pooled at the count of tokens": {"D64"},
+    "logits of the first positions": {"D81"},
 }
 """The others are nothing that the catalogue could know the value of: a NaN, a stale copy, one weight, zeros for ids."""
 
@@ -82,6 +83,30 @@ def test_two_faults_at_one_tap_are_neither(target: Any) -> None:
     assert result.culprit.tap == fault_of("D47").tap
     assert not any(s.named for s in result.named)
     assert {s.verdict for s in result.named} <= {"absent", "no power"}
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("D67", "D19"),  # the same tables under the same names, for other layers
+        ("D19 tables", "D67"),
+        ("D72 encoder", "D38"),  # the same in the first layer, but not in those without a window
+        ("D76 scale", "D01"),  # the same in this call, but not in the one before
+        ("D54 many", "D69"),  # the same length, but one call later another
+    ],
+)
+def test_what_is_alike_at_one_tap_is_told_apart_by_the_others(key: str, other: str, target: Any) -> None:
+    fault = fault_of(key)
+    verdicts = {s.defect: s for s in judged(fault.inject, target, fault.case).named}
+    assert {d for d, s in verdicts.items() if s.named} == {fault.id}
+    assert verdicts[other].verdict == "absent"
+    assert verdicts[other].residual < 1e-3, "at the culprit it fits as well"
+
+
+def test_what_nothing_tells_apart_is_named_twice(target: Any) -> None:
+    """Without padding, no window and a window that is left out with the mask are one and the same."""
+    result = judged(fault_of("D32").inject, target, "window")
+    assert {s.defect for s in result.named if s.named} == {"D32", "D69"}
 
 
 def test_no_power_is_said(target: Any) -> None:

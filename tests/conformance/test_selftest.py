@@ -48,6 +48,7 @@ def options(*given: str) -> argparse.Namespace:
     [
         *("D02 bf16", "D24 in k_norm", "D31 even", "D34 cache", "D36 cached", "D41", "D48", "D49 ignored"),
         *("D51 bf16", "D55", "D60 order", "D63 squares fp16", "D65 pads", "D66"),
+        *("D19 tables", "D32", "D67", "D69 one query", "D72 decoder", "D75 slots", "D76 scale", "D77", "D81 first"),
         *("X01 bf16", "X04", "X15", "X18", "X33", "X47", "X55", "X63"),
     ],
 )
@@ -114,6 +115,29 @@ def test_a_false_label_of_our_own_fails() -> None:
     fault = fault_of("X30")
     trial = Trial("X30", {"short": "K"}, (fault.tap, "values", 0), 1e6, ["D28"], injected=True)
     assert wrong(fault, trial) == ["X30 in short: named D28, which it is not"]
+
+
+def test_a_near_fault_need_not_be_found_and_must_not_be_named() -> None:
+    near = next(f for f in catalogue.NEAR if f.near == "D52")
+    survived = Trial(near.key, {near.case: "!"}, injected=True)
+    assert wrong(near, survived) == []
+    assert wrong(near, replace(survived, named=["D52"])) == [f"{near.key} in window: named D52, which it is not"]
+    assert wrong(near, replace(survived, injected=False))[0].endswith("with it and without")
+    outcome = Outcome([near], [survived], [])
+    assert outcome.near() == ["near to a catalogued one, bfloat16: 0 of 1 found", f"  within the rounding: {near.id}"]
+    assert "none of 1 near ones called by its neighbour's name" in outcome.last_line()
+
+
+def test_there_are_enough_near_faults() -> None:
+    lanes = {(f.id, f.lane) for f in catalogue.NEAR}
+    assert len(lanes) == len(catalogue.NEAR) == 2 * len({f.id for f in catalogue.NEAR}) >= 80
+    assert {f.near for f in catalogue.NEAR} == {"D02", "D11", "D12", "D13", "D27", "D51", "D52"}
+
+
+@pytest.mark.parametrize("key", ["N13.1 bf16", "N52.2 bf16", "N52.11", "N02.1 bf16", "N12.18 bf16", "N51.3 bf16"])
+def test_near_faults_are_not_called_by_a_name(key: str, bench: Bench) -> None:
+    (fault,) = (f for f in catalogue.NEAR if f.key == key)
+    assert wrong(fault, bench.try_out(fault, everywhere=False)) == []
 
 
 def test_a_blamed_legal_run_fails() -> None:

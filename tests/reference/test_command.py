@@ -6,7 +6,7 @@ import pytest
 from processes import python
 
 import t5g2ref
-from t5g2ref import __main__ as command
+from t5g2ref import command_line as command
 from t5g2ref import params, taps
 from t5g2ref.config import PRESETS, Config
 from t5g2ref.generate.greedy import greedy

@@ -15,8 +15,8 @@ from elsewhere import TYPES, Elsewhere, equal, samples, store
 from helpers import Array, generator, same_bits
 
 import t5g2ref
-from t5g2ref import __main__ as command
 from t5g2ref import backend as backends
+from t5g2ref import command_line as command
 from t5g2ref.backend import Backend, BackendError
 from t5g2ref.backend.cuda import loading
 from t5g2ref.checkpoint import folder as weights

@@ -93,6 +93,15 @@ def test_preprocess_resize_literals() -> None:
     np.testing.assert_array_equal(preprocess(step, 2), np.broadcast_to(levels()[np.array([36, 219])], (3, 2, 2)))
 
 
+@pytest.mark.parametrize("period", [2, 4])
+def test_a_fine_pattern_is_averaged(period: int) -> None:
+    """What points alone would make of a shrunk picture is stripes or one colour (defect D77); here it is grey."""
+    stripes = np.where(np.arange(64) % period < period // 2, 255, 0).astype(np.uint8)
+    pixels = preprocess(np.broadcast_to(stripes[None, :, None], (64, 64, 3)), 8)
+    assert np.abs(pixels).max() < 0.1, "at the edges the average is one-sided"
+    assert np.abs(levels()[stripes[::8]]).min() == 1, "each eighth column is black or white"
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(0, 255))
 def test_a_plain_image_stays_plain(width: int, height: int, size: int, level: int) -> None:
     image = np.full((height, width, 3), level, dtype=np.uint8)

@@ -17,6 +17,7 @@ from transformers_patches import (
     erf_gelu,
     exchange_thetas,
     exchanged_gate_and_up,
+    first_logits,
     first_picture_twice,
     first_row_s_positions,
     on_output,
@@ -131,6 +132,7 @@ FAULTS = [
     ),
     Fault("pooled at the count of tokens", "sequence-multi", "logits", pooled_by_count),
     Fault("classifier's decoder ids all 0", "sequence-regression", f"{DEC}.embed_tokens", zeros_for_decoder_ids),
+    Fault("logits of the first positions", "second-source", "lm_head", first_logits),
     Fault("first picture's features twice", "images", f"{ENC}.inputs_embeds", first_picture_twice),
 ]
 

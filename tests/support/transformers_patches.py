@@ -231,6 +231,22 @@ def pooled_by_count(model: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "forward", forward)
 
 
+def first_logits(model: Any, patch: pytest.MonkeyPatch) -> None:
+    """logits_to_keep keeps the first n positions: they are moved to where the last ones are cut off."""
+    true, count = model.forward, [0]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        count[0] = kwargs.get("logits_to_keep", 0)
+        return true(*args, **kwargs)
+
+    def moved(module: Any, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.roll(-count[0], dims=1)
+        return output
+
+    patch.setattr(model, "forward", forward)
+    model.model.register_forward_hook(moved)
+
+
 def zeros_for_decoder_ids(model: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "prepare_decoder_input_ids_from_labels", torch.zeros_like)
 

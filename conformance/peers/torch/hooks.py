@@ -1,4 +1,4 @@
-"""Sees a torch model's activations from outside: hooks on its modules, and a wrapper around its attention calls.
+"""Sees a torch model's activations from outside: hooks on its modules, and wrappers around RoPE and attention calls.
 
 The peer is not changed: hooks only look, and the wrapper calls what it wraps. What one forward shows is kept under
 (module path, what, how many times before), on the model's device while there is room. The tap table then reads it.
@@ -6,6 +6,7 @@ The peer is not changed: hooks only look, and the wrapper calls what it wraps. W
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from conformance.activations import DEVICE_SHARE, Dump
 from conformance.peers.torch.tensors import to_array
 from t5g2ref.taps import Tap
+
+ROTATE = "apply_rotary_pos_emb"  # as every model file of transformers calls it: (q, k, cos, sin, …) → (q, k)
 
 
 class Capture:
@@ -35,24 +38,48 @@ class Capture:
         self._paths = {id(module): name for name, module in self._modules.items()}
         self._taps = [tap for tap in taps if ":" in tap.peer]  # the others are what the model returns
         self._cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
+        self._inside = ""  # path of the attention that was entered last
         self._room = 0 if self._cuda is None else torch.cuda.mem_get_info(self._cuda)[0] // DEVICE_SHARE
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Put hooks in place inside the block, and forget what was seen before it."""
         self._seen.clear()
+        homes: set[str] = set()  # the files that attentions are written in
         with ExitStack() as stack:
             for path, what in {self._place(tap)[:2] for tap in self._taps}:
                 module = self._modules.get(path)
                 if module is not None and what == "in":
                     handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
                     stack.callback(handle.remove)
+                elif module is not None and what == "rope_keys":
+                    stack.callback(module.register_forward_pre_hook(self._entering(path)).remove)
+                    homes.add(type(module).__module__)
                 elif module is not None:
                     handle = module.register_forward_hook(self._after(path, what), with_kwargs=True)
                     stack.callback(handle.remove)
+            for home in homes:
+                if (true := getattr(sys.modules[home], ROTATE, None)) is not None:
+                    stack.enter_context(patch.object(sys.modules[home], ROTATE, self._rotating(true)))
             original = type(ALL_ATTENTION_FUNCTIONS).get_interface
             stack.enter_context(patch.object(type(ALL_ATTENTION_FUNCTIONS), "get_interface", self._wrapped(original)))
             yield
+
+    def _entering(self, path: str) -> Callable[..., None]:
+        def enter(*_: Any) -> None:
+            self._inside = path
+
+        return enter
+
+    def _rotating(self, true: Callable[..., Any]) -> Callable[..., Any]:
+        """RoPE whose keys are kept: those that reach the attention call have been through the cache."""
+
+        def rotate(q: Any, k: Any, cos: Any, sin: Any, **how: Any) -> Any:
+            turned = true(q, k, cos, sin, **how)
+            self._keep(self._inside, "rope_keys", turned[1])
+            return turned
+
+        return rotate
 
     def into(self, dump: Dump, taps: list[Tap], extra: dict[str, Any]) -> None:
         """Put every one of `taps` that was seen into the newest call of `dump`; `extra` holds what the model
@@ -120,6 +147,8 @@ class Capture:
 
     def _find(self, tap: Tap) -> Any:
         path, what, index = self._place(tap)
+        if what == "rope_keys" and f"{path}:{what}" not in self._seen:  # its RoPE has another name
+            what = "new_keys"
         halves = {"new_keys": "keys", "own_keys": "keys", "cross_keys": "keys"}
         halves |= {"own_values": "values", "cross_values": "values"}
         seen = self._seen.get(f"{path}:{halves.get(what, what)}", [])

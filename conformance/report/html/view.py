@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from conformance.report import spread
 from conformance.report.candidates import candidates
 from conformance.report.document import (
     Document,
@@ -38,6 +39,8 @@ class Blame:
     defects: list[Document]
     candidates: list[str]
     command: str
+    layers: str = ""
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,26 @@ def _blames(document: Document, shown: list[Comparison]) -> list[Blame]:
         tap = str((first.culprit or {}).get("tap", ""))
         tried = [(str(s["defect"]), str(s["verdict"])) for s in first.judgement.get("named", ())]
         may_be = [] if defects else candidates(tap, exposed, tried)
-        found.append(Blame(first, places, list(defects.values()), may_be, command(document, first.judgement)))
+        found.append(
+            Blame(
+                first,
+                places,
+                list(defects.values()),
+                may_be,
+                command(document, first.judgement),
+                *_spread(document, first),
+            )
+        )
     return found
+
+
+def _spread(document: Document, c: Comparison) -> tuple[str, str]:
+    """Over which layers a local culprit's fault is spread, and whether it begins at the cache."""
+    if c.culprit is None or c.anchor != "local anchor":
+        return "", ""
+    tap, call = str(c.culprit["tap"]), int(number(c.culprit["call"]))
+    found = [(str(r["tap"]), int(number(r["call"])), str(r["status"])) for r in rows(document, c.judgement, "local")]
+    return spread.layers(tap, found), spread.cache(tap, call, found)
 
 
 def _matrices(document: Document, shown: list[Comparison]) -> list[Matrix]:
