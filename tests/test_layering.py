@@ -58,6 +58,7 @@ conformance/judge: session | __init__
 conformance/report: candidates document explain result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
+conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
 conformance/commands: options | request export explain listing | run | check selftest | command_line
@@ -81,6 +82,7 @@ ROOMS = {  # and the question that each answers
     "conformance/peers": "Who is asked?",
     "conformance/judge": "Who is to blame?",
     "conformance/report": "What is said?",
+    "conformance/sweep": "How are many done at once?",
     "conformance/selftest": "Is the judge any good?",
     "conformance/commands": "What can one type?",
     "conformance/examples": "ports to copy from",

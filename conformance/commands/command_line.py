@@ -107,6 +107,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.cases(target)
     shared.backend(target)
     shared.timeout(target)
+    shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
     shared.outputs(target)
     shared.progress(target)
 
