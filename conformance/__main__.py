@@ -123,6 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Unavailable as error:
         print(f"conformance: {error}", file=sys.stderr)
         return USAGE
+    except SystemExit:  # argparse's own: 0 after --help, 2 for what it cannot read
+        raise
+    except BaseException:
+        return _own_fault()
     options.command_line = shlex.join(["python", "-m", "conformance", *given])
     return _guarded(options)
 
@@ -143,11 +147,22 @@ def _guarded(options: argparse.Namespace) -> int:
         print("conformance: interrupted", file=sys.stderr)
         print("VERDICT: INCOMPLETE - interrupted")
         return INCOMPLETE
-    except BaseException:  # Python's own exit status is 1, which says that a peer deviates; SystemExit's may be 0
-        traceback.print_exc()
-        print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
-        print("VERDICT: INCOMPLETE - the suite itself failed")
+    except MemoryError:  # without a traceback, which takes memory too
+        print("conformance: out of memory; give a smaller --ckpt, or fewer cases with --case", file=sys.stderr)
+        print("VERDICT: INCOMPLETE - out of memory")
         return INCOMPLETE
+    except BaseException:
+        return _own_fault()
+
+
+def _own_fault() -> int:
+    """Say that the error is ours. Python's own exit status is 1, which says that a peer deviates; SystemExit's may be
+    0."""
+    with suppress(Exception):  # what is to be shown may itself be what cannot be shown
+        traceback.print_exc()
+    print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
+    print("VERDICT: INCOMPLETE - the suite itself failed")
+    return INCOMPLETE
 
 
 def _command(options: argparse.Namespace) -> int:

@@ -74,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("t5g2ref: interrupted", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(
+            "t5g2ref: out of memory; give a smaller checkpoint, picture or text, or a smaller --dtype", file=sys.stderr
+        )
+        return 2
     except (BackendError, ConfigError, WeightsError, ValueError, OSError, ImportError) as error:
         print(f"t5g2ref: {error}", file=sys.stderr)
         return 2

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     (
         "t5g2ref/checkpoint",
         "checkpoints, untrusted",
-        "header tensor | file | write synthetic | folder | __init__",
+        "header tensor | file | write synthetic | opened | fit | folder | __init__",
     ),
     ("t5g2ref/processor", "pictures and text", "image text | __init__"),
     ("t5g2ref", "", "__init__"),

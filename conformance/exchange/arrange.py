@@ -19,9 +19,9 @@ from conformance.exchange.manifest import Declared
 from conformance.exchange.reading import DumpError, Tensors, truths
 from conformance.measure.finding import Finding
 from t5g2ref import taps
-from t5g2ref.checkpoint.header import short
 from t5g2ref.checkpoint.tensor import convert
 from t5g2ref.config import Config
+from t5g2ref.config.fields import short
 from t5g2ref.taps import Tap
 
 Array = np.ndarray[Any, Any]

@@ -14,8 +14,7 @@ import time
 import weakref
 from typing import IO, Any
 
-from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import short, unique_keys
 
 MAX_LINE = 1 << 20  # bytes of an answer
 KEPT = 1 << 12  # bytes of standard error

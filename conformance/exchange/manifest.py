@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from conformance.exchange.reading import DumpError, confined
-from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import short, unique_keys
 from t5g2ref.dtypes import RUN_IN
 
 FORMAT, VERSION = "t5g2ref-dump", 1

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref.checkpoint.header import ANY, Entry, HeaderError, read_header, short
+from t5g2ref.checkpoint.header import ANY, Entry, HeaderError, read_header
 from t5g2ref.checkpoint.tensor import Stored, WeightsError, stamp
+from t5g2ref.config.fields import short
 
 Array = np.ndarray[Any, Any]
 _MAX_NAME = 1024  # of a file

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.checkpoint.header import FLOATS, Entry, HeaderError, encode_header, read_header, short
+from t5g2ref.checkpoint.header import FLOATS, Entry, HeaderError, encode_header, read_header
 from t5g2ref.checkpoint.tensor import CHUNK, Array, Stored, WeightsError, convert, element, finite, stamp
 
 __all__ = [  # numbers and errors of `stored`, and the header: they are this reader's
@@ -28,7 +28,6 @@ __all__ = [  # numbers and errors of `stored`, and the header: they are this rea
     "element",
     "encode_header",
     "finite",
-    "short",
 ]
 
 

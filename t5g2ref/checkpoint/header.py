@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from t5g2ref.config.fields import unique_keys
+from t5g2ref.config.fields import short, unique_keys
 
-MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+MAX_HEADER = 1 << 22  # bytes: thirty thousand tensors, twenty times those of the largest release
 FLOATS: dict[str, np.dtype[Any]] = {
     **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (8, 4, 2)},
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -47,12 +47,6 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-def short(value: object) -> str:
-    """`repr` cut to a line's worth: names and values in a header may be of any length."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def read_header(

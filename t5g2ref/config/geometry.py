@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from t5g2ref.config.fields import MAX_SIZE, ConfigError, read_file, refuse
+from t5g2ref.config.fields import MAX_LAYERS, MAX_SIZE, ConfigError, read_file, refuse
 from t5g2ref.config.read import LAYER_TYPES, read
 from t5g2ref.config.write import write
 
@@ -171,6 +171,8 @@ def _check_sizes(part: object, where: str) -> None:
             raise refuse(path, value, "an integer from 1 to 2**31 - 1", "correct the field")
         if str(field.type).startswith("float") and not _positive(value):
             raise refuse(path, value, "a finite number above 0", "correct the field, or null for no softcap")
+        if field.name == "num_hidden_layers" and value > MAX_LAYERS:
+            raise refuse(path, value, f"1 to {MAX_LAYERS}", "correct the number of layers")
 
 
 def _positive(value: object) -> bool:

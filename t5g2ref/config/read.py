@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from t5g2ref.config.fields import ABSENT, Section, refuse
+from t5g2ref.config.fields import ABSENT, MAX_LAYERS, Section, refuse
 from t5g2ref.dtypes import DTYPES
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
@@ -123,8 +123,8 @@ def _layer_types(part: Section, layers: int) -> tuple[str, ...]:
         if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
             raise refuse(part.path("layer_types"), given, "a list of strings", "name one type for each layer")
         return tuple(given)
-    if not 1 <= layers <= 10_000:  # the list is built from this number, which is not trusted
-        raise refuse(part.path("num_hidden_layers"), layers, "1 to 10000", "correct the number of layers")
+    if not 1 <= layers <= MAX_LAYERS:  # the list is built from this number, which is not trusted
+        raise refuse(part.path("num_hidden_layers"), layers, f"1 to {MAX_LAYERS}", "correct the number of layers")
     name = "sliding_window_pattern" if part.has("sliding_window_pattern") else "_sliding_window_pattern"
     pattern = part.integer(name, PATTERN)
     if pattern < 1:

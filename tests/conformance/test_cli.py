@@ -560,6 +560,16 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
     assert "this says nothing about a peer" in err
 
 
+def test_out_of_memory_is_no_verdict_on_a_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(session, "judge", judge)
+    status, lines, err = run("--case", "short", peers=[Ours()])
+    assert (status, lines) == (3, ["VERDICT: INCOMPLETE - out of memory"])
+    assert "conformance: out of memory; give a smaller --ckpt, or fewer cases with --case" in err
+
+
 # What is not installed
 
 
