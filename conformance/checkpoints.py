@@ -15,9 +15,10 @@ from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check
+from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, fitted
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.notes import noted
 from t5g2ref.params import Shape, shapes
 
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
@@ -69,10 +70,12 @@ def resolve(
 
 
 def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> Target:
+    notes: list[str] = []
     if name in HUB:
         config = preset(name)
     elif Path(name, "config.json").is_file():
-        config = Config.load(name)
+        with noted(notes):
+            config = Config.load(name)
     else:
         raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
     _judgeable(name, config)
@@ -85,7 +88,9 @@ def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> T
     _require(backend, name, wanted)
     tensors = Synthetic(config, massive=not calm)
     weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
-    return Target(f"{name} ({'calm ' if calm else ''}synthetic weights)", config, weights, backend=backend)
+    return Target(
+        f"{name} ({'calm ' if calm else ''}synthetic weights)", config, weights, backend=backend, notes=tuple(notes)
+    )
 
 
 def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:
@@ -123,10 +128,13 @@ def _require(backend: Backend, name: str, tensors: Mapping[str, Shape]) -> None:
 
 
 def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Target:
+    notes: list[str] = []
     try:
-        config = Config.load(folder)
-        checkpoint = Checkpoint.open(folder)
-        names = check(checkpoint, config)
+        with noted(notes):
+            config = Config.load(folder)
+            checkpoint = Checkpoint.open(folder)
+            config = fitted(checkpoint, config)
+            names = check(checkpoint, config)
         if any(n.startswith("score.") for n in names):
             raise CheckpointError(f"{folder}: this is a classifier's checkpoint; give the language model's")
         _judgeable(name, config)
@@ -137,7 +145,7 @@ def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Ta
             weights[tensor] = checkpoint.read(tensor, "float32", backend)
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
-    return Target(name, config, weights, folder, backend)
+    return Target(name, config, weights, folder, backend, tuple(notes))
 
 
 def _folder(name: str) -> Path:

@@ -50,6 +50,8 @@ def positions(nx: Numerics, name: str, value: Any, shape: tuple[int, ...], start
 
 def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
     """(I, C, side, side) finite numbers."""
+    if not config.has_vision:
+        raise ValueError("pixel_values: expected none, since this checkpoint has no vision tower; give one that has")
     pixels, size = nx.array(value), config.vision
     expected = (size.num_channels, size.image_size, size.image_size)
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not pixels.shape[0]:

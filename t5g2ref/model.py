@@ -14,7 +14,7 @@ from t5g2ref.config import Config
 from t5g2ref.embedding import embed, place_images
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.trace import OFF, Trace
-from t5g2ref.weights import Weights
+from t5g2ref.weights import Stack, Weights
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class T5Gemma2:
         """The same weights under other numerics (a float64 oracle beside a float32 control)."""
         return replace(self, nx=nx)
 
+    @property
+    def _decoder(self) -> Stack:
+        if self.weights.decoder is None:
+            raise ValueError("this checkpoint is an encoder alone: call encode, or give one that has a decoder")
+        return self.weights.decoder
+
     @scoped
     def encode(
         self,
@@ -105,8 +111,8 @@ class T5Gemma2:
     @scoped
     def start(self, encoded: Encoded, trace: Trace = OFF) -> Cache:
         """An empty cache over this encoder output; its cross keys and values are projected here, once."""
-        stack = self.weights.decoder
-        return decoder.start(self.nx, stack, self.config.decoder, encoded.hidden, encoded.valid, trace.at("decoder"))
+        stack, config = self._decoder, self.config.decoder
+        return decoder.start(self.nx, stack, config, encoded.hidden, encoded.valid, trace.at("decoder"))
 
     @scoped
     def decode(
@@ -128,7 +134,7 @@ class T5Gemma2:
         inner = trace.at("decoder")
         table = self.weights.encoder.text_model.embed_tokens  # tied: one table for both stacks and the logits
         x = inner("embed_tokens", embed(nx, table, ids, config.eoi_token_index))
-        return decoder.decode(nx, self.weights.decoder, config.decoder, x, positions, cache, valid, inner)
+        return decoder.decode(nx, self._decoder, config.decoder, x, positions, cache, valid, inner)
 
     @scoped
     def logits(self, hidden: Array, trace: Trace = OFF) -> Array:

@@ -24,11 +24,11 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room, the question that it answers, and its files. Files between two bars know nothing of each
 # other; a file knows those behind it in earlier groups and earlier rows. A room may have several rows.
 LAYERS: tuple[tuple[str, str, str], ...] = (
-    ("t5g2ref", "the model, flat, in reading order", "trace dtypes"),
+    ("t5g2ref", "the model, flat, in reading order", "trace dtypes notes"),
     (
         "t5g2ref/config",
         "the geometry, from config.json",
-        "fields | read | write | geometry | __init__",
+        "fields | read | remarks write | geometry | __init__",
     ),
     ("t5g2ref/backend", "the array library: NumPy, or CuPy in `cuda/`", "interface"),
     ("t5g2ref/backend/cuda", "", "blas checks kernels loading | fused | device | __init__"),
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
     (
         "t5g2ref/checkpoint",
         "checkpoints, untrusted",
-        "header tensor | file | write synthetic | opened | fit | folder | __init__",
+        "header tensor | file | names write synthetic | opened | fit | folder | __init__",
     ),
     ("t5g2ref/processor", "pictures and text", "image text | __init__"),
     ("t5g2ref", "", "__init__"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.checkpoint.header import FLOATS, Entry, HeaderError, encode_header, read_header
+from t5g2ref.checkpoint.header import SEEN, Entry, HeaderError, encode_header, read_header
 from t5g2ref.checkpoint.tensor import CHUNK, Array, Stored, WeightsError, convert, element, finite, stamp
 
 __all__ = [  # numbers and errors of `stored`, and the header: they are this reader's
@@ -45,7 +45,7 @@ class SafetensorsFile:
         with _opened(path) as handle:
             seen = stamp(handle)
             try:
-                entries = read_header(handle, seen[0], FLOATS)
+                entries = read_header(handle, seen[0], SEEN)
             except HeaderError as error:
                 remedy = error.remedy or "download the file again"
                 raise WeightsError(f"{path}: {error}; {remedy}") from error

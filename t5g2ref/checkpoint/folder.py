@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.checkpoint.fit import check, head_of
+from t5g2ref.checkpoint.fit import check, fitted, head_of
 from t5g2ref.checkpoint.opened import Checkpoint
 from t5g2ref.checkpoint.tensor import WeightsError, element
 from t5g2ref.checkpoint.write import save
@@ -20,7 +20,7 @@ from t5g2ref.config import Config
 from t5g2ref.params import tree
 from t5g2ref.weights import Weights
 
-__all__ = ["Checkpoint", "WeightsError", "check", "head_of", "load", "save"]
+__all__ = ["Checkpoint", "WeightsError", "check", "fitted", "head_of", "load", "save"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,6 +47,7 @@ def load(
     element(dtype)
     config = Config.load(folder) if config is None else config
     checkpoint = Checkpoint.open(folder)
+    config = fitted(checkpoint, config)
     names = check(checkpoint, config)
     kept = {name: backend.kept(checkpoint.dtype(name), dtype) for name in names}
     size = sum(prod(shape) * element(kept[name]).itemsize for name, shape in names.items())

@@ -6,17 +6,19 @@ Names are the Hub's older ones or transformers 5.23's, with or without `model.`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.checkpoint.file import SafetensorsFile
+from t5g2ref.checkpoint.names import canonical_places
 from t5g2ref.checkpoint.tensor import WeightsError, convert
 from t5g2ref.checkpoint.write import INDEX, SINGLE
 from t5g2ref.config.fields import short, unique_keys
-from t5g2ref.params import Shape, canonical
+from t5g2ref.notes import note
+from t5g2ref.params import Shape
 
 _MAX_INDEX = 1 << 22  # bytes
 
@@ -34,9 +36,11 @@ class Checkpoint:
         root = Path(folder)
         if (root / SINGLE).exists():
             file = SafetensorsFile.open(_inside(root, SINGLE))
-            return Checkpoint(root, _by_canonical((file, key) for key in file.entries))
+            if (root / INDEX).exists():
+                note(f"{root}: {INDEX} lies beside {SINGLE} and is not read; remove the one that is stale")
+            return Checkpoint(root, canonical_places((file, key) for key in file.entries))
         if (root / INDEX).exists():
-            return Checkpoint(root, _by_canonical(_sharded(root)))
+            return Checkpoint(root, canonical_places(_sharded(root)))
         raise WeightsError(_nothing(root))
 
     def keys(self) -> list[str]:
@@ -75,18 +79,6 @@ class Checkpoint:
         if name not in self.tensors:
             raise WeightsError(f"{name} is not in {self.folder}; it has {len(self.tensors)} others, see keys()")
         return self.tensors[name]
-
-
-def _by_canonical(found: Iterable[tuple[SafetensorsFile, str]]) -> dict[str, tuple[SafetensorsFile, str]]:
-    out: dict[str, tuple[SafetensorsFile, str]] = {}
-    for file, key in found:
-        name = canonical(key)
-        if name in out:
-            first, spelled = out[name]
-            places = f"{short(spelled)} in {first.path.name} and {short(key)} in {file.path.name}"
-            raise WeightsError(f"{short(name)} is there twice: {places}; keep one of them")
-        out[name] = file, key
-    return out
 
 
 def _sharded(root: Path) -> list[tuple[SafetensorsFile, str]]:
@@ -150,6 +142,11 @@ def _nothing(root: Path) -> str:
     expected = f"expected {SINGLE} or {INDEX}"
     if not root.is_dir():
         return f"{root}: no such folder; {expected} in a checkpoint's folder"
+    if (root / "adapter_model.safetensors").exists():
+        remedy = "merge it into its base (PEFT: merge_and_unload()) and save that"
+        return f"{root}: LoRA not merged: has adapter_model.safetensors alone, {expected}; {remedy}"
+    if any(root.glob("*.gguf")):
+        return f"{root}: has a GGUF file alone, {expected}; give the checkpoint that it was made from"
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in root.glob(pattern))
     if pickles:
         why = "loading a pickle runs code from the file, so it is refused"
