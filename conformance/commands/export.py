@@ -219,8 +219,9 @@ CASE/inputs.safetensors       run0.input_ids, run0.decoder_input_ids, ...; a mis
 CASE/expected-N.safetensors   with --expected: what call N should give, from the same weights in float64.
 
 How to run a case. Make one model object for the case. A case with task "sequence" or "token" is a classifier: the same
-weights, and the `head.score.out_proj.*` of its inputs. For each run, encode input_ids (B, S) with attention_mask
-(1 keep, 0 padding), position_ids and pixel_values where they are given. Then make the run's calls in order. A call with
+weights, and the `head.score.out_proj.*` of its inputs. One with task "encoder" ends where the encoder does. For each
+run, encode input_ids (B, S) with attention_mask (1 keep, 0 padding), position_ids and pixel_values where they are
+given. Then make the run's calls in order. A call with
 "decoder": [first, last] feeds decoder_input_ids[:, first:last] with decoder_position_ids[:, first:last] and
 decoder_attention_mask[:, :last]; where "cached" is true, the calls of a run go on from each other's cache, and the
 encoder runs in the first of them only. Where "derived" is true, decoder_input_ids are what the model itself has to

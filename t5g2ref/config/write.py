@@ -27,6 +27,7 @@ def write(fields: Mapping[str, Any], spelling: str = "released") -> dict[str, An
         "tie_word_embeddings": True,
     }
     if not fields["has_decoder"]:
+        encoder["text_config"] |= {"dropout_rate": 0.0}  # which transformers 5.24 reads there, and has no default for
         return encoder | ids | ({"dtype": fields["dtype"]} if fields["dtype"] else {})
     out = {
         "architectures": ["T5Gemma2ForConditionalGeneration"],

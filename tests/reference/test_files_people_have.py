@@ -5,16 +5,13 @@ A row is what was done to a plain checkpoint, and the sentence that its owner se
 
 from __future__ import annotations
 
-import json
-import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
+from files import Change, Flat, changed, encoder_alone, renamed, text_alone, text_alone_and_said
 from helpers import same_bits
 
 import t5g2ref
@@ -23,25 +20,10 @@ from t5g2ref.__main__ import main
 from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, load
 from t5g2ref.notes import Note
 
-Flat = dict[str, Any]
-Change = Callable[[Flat, Flat], None]
 TABLE, EOI = "model.encoder.embed_tokens.weight", "model.encoder.embed_tokens.eoi_embedding"
 HEAD = "lm_head.out_proj.weight"
 QUERY = "model.decoder.layers.0.self_attn.q_proj.weight"
 IDS, ANSWER = [[33, 5, 17, 42, 301]], [[33, 8]]
-
-
-def changed(folder: Path, change: Change) -> Path:
-    """The bundled tiny checkpoint after `change` to its {name in the file: tensor} and its config.json."""
-    shutil.copytree(t5g2ref.bundled("tiny"), folder)
-    flat, raw = (
-        dict(safetensors.numpy.load_file(folder / "model.safetensors")),
-        json.loads((folder / "config.json").read_text()),
-    )
-    change(flat, raw)
-    safetensors.numpy.save_file(flat, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(raw))
-    return folder
 
 
 def opened(folder: Path) -> tuple[t5g2ref.T5Gemma2, list[str]]:
@@ -51,11 +33,6 @@ def opened(folder: Path) -> tuple[t5g2ref.T5Gemma2, list[str]]:
         model = t5g2ref.load(folder)
     assert all(w.category is Note for w in caught)
     return model, [str(w.message) for w in caught]
-
-
-def renamed(flat: Flat, rule: Callable[[str], str]) -> None:
-    for name in list(flat):
-        flat[rule(name)] = flat.pop(name)
 
 
 # Other layouts of the same model
@@ -170,28 +147,8 @@ def test_a_stale_index_beside_a_single_file(tmp_path: Path) -> None:
 # A part of the model
 
 
-def _encoder_alone(flat: Flat, raw: Flat) -> None:
-    """As transformers 5.24 saves a `T5Gemma2Encoder`."""
-    for name in [name for name in flat if not name.startswith("model.encoder.")]:
-        del flat[name]
-    renamed(flat, lambda name: name.removeprefix("model.encoder.").replace("vision_model.", ""))
-    encoder = dict(raw["encoder"])
-    raw.clear()
-    raw |= encoder
-
-
-def _text_alone(flat: Flat, raw: Flat) -> None:
-    for name in [name for name in flat if "vision_tower" in name or "multi_modal_projector" in name]:
-        del flat[name]
-
-
-def _text_alone_and_said(flat: Flat, raw: Flat) -> None:
-    _text_alone(flat, raw)
-    raw["encoder"]["vision_config"] = None
-
-
 def test_an_encoder_alone(tmp_path: Path) -> None:
-    model, notes = opened(changed(tmp_path / "c", _encoder_alone))
+    model, notes = opened(changed(tmp_path / "c", encoder_alone))
     assert len(notes) == 1
     assert notes[0].endswith("t5gemma2_encoder: an encoder alone, which can encode and not generate")
     plain = t5g2ref.load(t5g2ref.bundled("tiny"))
@@ -210,8 +167,8 @@ def test_an_encoder_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_text_alone, "no tensor of the vision tower is there: a model of text alone, which takes no pictures"),
-        (_text_alone_and_said, "there is no vision_config: a model of text alone, which takes no pictures"),
+        (text_alone, "no tensor of the vision tower is there: a model of text alone, which takes no pictures"),
+        (text_alone_and_said, "there is no vision_config: a model of text alone, which takes no pictures"),
     ],
 )
 def test_text_alone(tmp_path: Path, change: Change, words: str) -> None:
@@ -224,7 +181,7 @@ def test_text_alone(tmp_path: Path, change: Change, words: str) -> None:
         model.encode([[33, *[307] * 16]], pixel_values=np.zeros((1, 3, 106, 106)))
 
 
-@pytest.mark.parametrize("change", [_encoder_alone, _text_alone_and_said])
+@pytest.mark.parametrize("change", [encoder_alone, text_alone_and_said])
 def test_a_part_keeps_its_configuration(tmp_path: Path, change: Change) -> None:
     config = opened(changed(tmp_path / "c", change))[0].config
     assert t5g2ref.Config.from_dict(config.to_dict()) == config
