@@ -5,13 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from t5g2ref.config import Config
+from t5g2ref.notes import note
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.outputs import IGNORED
+
+BEYOND = 8.0  # a picture's numbers lie in [-1, 1]; those of one that was not scaled reach 255
+
+
+def array(nx: Numerics, name: str, value: Any) -> Array:
+    """The value as an array of the backend. ValueError says of rows of several lengths what to do with them."""
+    try:
+        return nx.xp.asarray(value)
+    except ValueError as error:
+        rows = value if isinstance(value, list | tuple) else []
+        lengths = sorted({len(row) for row in rows if isinstance(row, list | tuple)})
+        if len(lengths) < 2:
+            raise ValueError(f"{name}: expected an array of numbers, found {type(value).__name__}: {error}") from error
+        found = f"{name}: expected rows of one length, found rows of {', '.join(map(str, lengths[:8]))}"
+        raise ValueError(f"{found}; pad them, and give a mask that is 0 on the padding") from error
 
 
 def token_ids(nx: Numerics, config: Config, name: str, value: Any) -> Array:
     """(B, T) integers inside the vocabulary."""
-    ids = nx.xp.asarray(value)
+    ids = array(nx, name, value)
     if ids.ndim != 2 or 0 in ids.shape:
         raise ValueError(f"{name}: expected a non-empty (batch, length) array, found shape {tuple(ids.shape)}")
     if ids.dtype.kind not in "iu":
@@ -27,7 +43,7 @@ def keep_mask(nx: Numerics, name: str, value: Any, shape: tuple[int, ...]) -> Ar
     xp = nx.xp
     if value is None:
         return xp.ones(shape, dtype=bool)
-    mask = xp.asarray(value)
+    mask = array(nx, name, value)
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)} as the ids, found {tuple(mask.shape)}")
     if not bool(((mask == 0) | (mask == 1)).all()):
@@ -35,17 +51,24 @@ def keep_mask(nx: Numerics, name: str, value: Any, shape: tuple[int, ...]) -> Ar
     return mask.astype(bool)
 
 
-def positions(nx: Numerics, name: str, value: Any, shape: tuple[int, ...], start: int) -> Array:
-    """(B, T) positions >= 0; start, start + 1, … for None."""
+def positions(nx: Numerics, name: str, value: Any, shape: tuple[int, ...], start: int, longest: int) -> Array:
+    """(B, T) positions >= 0; start, start + 1, … for None. Those from `longest` on are computed, and noted."""
     xp = nx.xp
     if value is None:
+        _note_beyond(name, start + shape[1] - 1, longest)
         return xp.broadcast_to(xp.arange(start, start + shape[1])[None], shape)
-    given = xp.asarray(value)
+    given = array(nx, name, value)
     if given.ndim != 2 or given.shape[1] != shape[1] or given.shape[0] not in (1, shape[0]):
         raise ValueError(f"{name}: expected shape {tuple(shape)} or (1, {shape[1]}), found {tuple(given.shape)}")
     if given.dtype.kind not in "iu" or int(given.min()) < 0:
         raise ValueError(f"{name}: expected integers >= 0, found dtype {given.dtype}, least {given.min()}")
+    _note_beyond(name, int(given.max()), longest)
     return xp.broadcast_to(given, shape)
+
+
+def _note_beyond(name: str, last: int, longest: int) -> None:
+    if last >= longest:
+        note(f"{name}: go beyond max_position_embeddings ({longest}), for which the model was not made")
 
 
 def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
@@ -61,6 +84,11 @@ def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
         )
     if not bool(nx.xp.isfinite(pixels).all()):
         raise ValueError("pixel_values: found NaN or infinity; expected finite numbers in [-1, 1]")
+    if bool((abs(pixels) > BEYOND).any()):
+        note(
+            f"pixel_values: found numbers beyond {BEYOND:g}, expected [-1, 1]: of bytes, take x / 127.5 - 1, or "
+            "t5g2ref.processor.image.preprocess"
+        )
     return pixels
 
 
@@ -72,12 +100,14 @@ def class_labels(nx: Numerics, value: Any, shape: tuple[int, ...], classes: int)
     wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
     if bool(wrong.any()):
         raise ValueError(f"labels: expected {IGNORED} or [0, {classes}), found {int(labels[wrong][0])}")
+    if not bool((labels != IGNORED).any()):
+        raise ValueError(f"labels: all are {IGNORED}, expected one that counts: the mean loss of none is no number")
     return labels
 
 
 def numbers(nx: Numerics, value: Any, shape: tuple[int, ...]) -> Array:
     """Labels of exactly `shape`, all finite."""
-    labels = nx.xp.asarray(value)
+    labels = array(nx, "labels", value)
     if tuple(labels.shape) != tuple(shape):
         raise ValueError(f"labels: expected shape {tuple(shape)}, found {tuple(labels.shape)}")
     if not bool(nx.xp.isfinite(labels).all()):
