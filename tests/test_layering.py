@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, str, str], ...] = (
         "checkpoints, untrusted",
         "header tensor | file | names write synthetic | opened | fit | folder | __init__",
     ),
-    ("t5g2ref/processor", "pictures and text", "image text | __init__"),
+    ("t5g2ref/processor", "pictures and text", "image tokenizer_json | text | __init__"),
     ("t5g2ref", "", "__init__"),
     ("t5g2ref/generate", "words out", "greedy | __init__"),
     ("t5g2ref", "", "__main__"),
