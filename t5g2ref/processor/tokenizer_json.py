@@ -14,9 +14,13 @@ from typing import Any
 
 from t5g2ref.config.fields import short, unique_keys
 
-MAX_KEYS = 64
+MAX_KEYS, MAX_MARKS = 64, 100_000  # of the two upper levels; and brackets, commas and strings on the way
 MAX_PART, MAX_ADDED = 1 << 16, 1 << 23  # bytes; Gemma 3's 6415 added tokens have one MiB
-_MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]', re.DOTALL)
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_MARK = re.compile(_STRING + rb'|["{}\[\],:]', re.DOTALL)
+_FLAT = rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+"
+_DEEP = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb"|\[" + _FLAT + rb"\]|\{" + _FLAT + rb"\})*+", re.DOTALL)
+"""As much of a vocabulary, or of the pairs that are merged, as has no further depth: stepped over at once."""
 _TYPES = {
     "normalizer": ("Replace", "Prepend", "Sequence"),
     "pre_tokenizer": ("Split", "Sequence"),
@@ -48,9 +52,14 @@ def _spans(data: bytes) -> dict[str, slice]:
     found: dict[str, slice] = {}
     path: list[str] = []
     keys: list[tuple[str, int]] = []  # of the objects that are open at depths 1 and 2: key, and where its value begins
-    depth, last = 0, ""
-    for mark in _MARK.finditer(data):
+    depth, last, at, marks = 0, "", 0, 0
+    while mark := _MARK.search(data, at):
+        at, marks = mark.end(), marks + 1
+        if marks > MAX_MARKS:
+            raise ForeignTokenizer(f"it is nested or strewn beyond {MAX_MARKS} brackets and commas")
         sign = data[mark.start() : mark.start() + 1]
+        if mark[0] == b'"':
+            raise ForeignTokenizer("a string has no end")
         if sign == b'"':
             last = _text(mark[0]) if depth <= 2 else ""
         elif sign == b":" and depth in (1, 2):
@@ -58,6 +67,9 @@ def _spans(data: bytes) -> dict[str, slice]:
             keys.append((last, mark.end()))
         elif sign in b"{[":
             depth += 1
+            inner = depth > 2 or (depth == 2 and keys[:1] and keys[0][0] != "model")
+            if inner and (deep := _DEEP.match(data, at)):
+                at = deep.end()
         if sign in (b",", b"}", b"]"):
             if depth in (1, 2) and len(keys) >= depth:
                 path = [key for key, _ in keys[:depth]]

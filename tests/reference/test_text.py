@@ -218,7 +218,7 @@ NO_GEMMA: list[tuple[str, Any, str]] = [
     ),
     ("post_processor", {"type": "RobertaProcessing"}, "has 'RobertaProcessing', expected one of TemplateProcessing"),
     ("model", {"type": "Unigram"}, "model.type is 'Unigram', expected 'BPE'"),
-    ("post_processor", {"type": "x" * 70_000}, "a string has 70002 bytes, expected at most 65536"),
+    ("post_processor", {"type": "x" * 70_000}, "post_processor has 70013 bytes, expected at most 65536"),
 ]
 
 
@@ -230,6 +230,24 @@ def test_what_no_gemma_tokenizer_has(save: Callable[..., Path], part: str, value
         Tokenizer.from_folder(folder)
     assert words in str(error.value)
     assert str(error.value).endswith("; give the tokenizer.json of a Gemma checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[" * 1_000_000, "it is nested or strewn beyond 100000 brackets and commas"),
+        (b'{"model":[' + b"[]," * 1_000_000, "it is nested or strewn beyond 100000 brackets and commas"),
+        (b'{"a":[' + b"[]," * 1_000_000, "model.type is None, expected 'BPE'"),
+        (b'{"a":["' + b'\\"' * 1_000_000, "a string has no end"),
+        (b'{"a":1,' + b'"b":1,' * 1_000_000, "the key 'b' is there twice, or is no tokenizer's"),
+    ],
+)
+def test_a_bomb_is_not_unpacked(tmp_path: Path, data: bytes, words: str) -> None:
+    pytest.importorskip("tokenizers", reason="needs the tokenizers library")
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(ValueError, match="not a tokenizer of Gemma's make") as error:
+        Tokenizer.from_folder(tmp_path)
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["normalizer", "normal\\u0069zer"])
