@@ -90,14 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _notes_shown() -> Iterator[None]:
-    """Notes made inside go to standard error at the end, a line each; before the error, if there is one."""
+    """Notes made inside go to standard error at the end, a line each. What is refused has its one line alone."""
     notes: list[str] = []
-    try:
-        with noted(notes):
-            yield
-    finally:
-        for text in notes:
-            print(f"t5g2ref: note: {text}", file=sys.stderr)
+    with noted(notes):
+        yield
+    for text in notes:
+        print(f"t5g2ref: note: {text}", file=sys.stderr)
 
 
 def _folder(name: str) -> Path:

@@ -19,7 +19,7 @@ from t5g2ref.config.fields import short
 
 Array = np.ndarray[Any, Any]
 _MAX_NAME = 1024  # of a file
-MAX_HEADER = 10_000_000  # bytes: some ten thousand tensors; the taps of a call are far fewer
+MAX_HEADER = 1 << 22  # bytes: some ten thousand tensors; the taps of a call are far fewer
 
 
 class DumpError(ValueError):

@@ -123,3 +123,30 @@ def test_as_many_layers_as_a_config_may_name(folder: Path) -> None:
 def test_a_header_of_very_many_tensors(folder: Path, count: int, name: Callable[[int], str], words: str) -> None:
     safetensors(folder, entries(count, name))
     assert words in refusal(folder)
+
+
+# What parses, and is too deep or too long to be shown
+
+
+@pytest.mark.parametrize("path", ["model_type", "encoder.text_config.layer_types", "decoder.eos_token_id", "dtype"])
+@pytest.mark.parametrize("depth", [100, 900])
+def test_a_value_as_deep_as_json_goes(folder: Path, path: str, depth: int) -> None:
+    put(folder, path, "DEEP")
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
+    said = refusal(folder)
+    assert (
+        said.startswith(f"t5g2ref: {path} is [[[[[...]]]]], expected ") or "not JSON: maximum recursion depth" in said
+    )
+
+
+def test_a_long_name_in_a_config(folder: Path) -> None:
+    put(folder, "decoder.rope_parameters", {"x" * 900_000: 1})
+    assert "decoder.rope_parameters.xxxx" in refusal(folder)
+
+
+def test_an_index_of_very_many_names(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {f"x{i}": "a.safetensors" for i in range(200_000)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model.safetensors.index.json: larger than 4194304 bytes" in refusal(folder)
