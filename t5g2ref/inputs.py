@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from t5g2ref.config import Config
@@ -60,9 +61,12 @@ def positions(nx: Numerics, name: str, value: Any, shape: tuple[int, ...], start
     given = array(nx, name, value)
     if given.ndim != 2 or given.shape[1] != shape[1] or given.shape[0] not in (1, shape[0]):
         raise ValueError(f"{name}: expected shape {tuple(shape)} or (1, {shape[1]}), found {tuple(given.shape)}")
-    if given.dtype.kind not in "iu" or int(given.min()) < 0:
-        raise ValueError(f"{name}: expected integers >= 0, found dtype {given.dtype}, least {given.min()}")
-    _note_beyond(name, int(given.max()), longest)
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected integers >= 0, found dtype {given.dtype}")
+    least, last = (int(i) for i in nx.backend.host(xp.stack([given.min(), given.max()])))
+    if least < 0:
+        raise ValueError(f"{name}: expected integers >= 0, found dtype {given.dtype}, least {least}")
+    _note_beyond(name, last, longest)
     return xp.broadcast_to(given, shape)
 
 
@@ -82,9 +86,10 @@ def pixel_values(nx: Numerics, config: Config, value: Any) -> Array:
             f"pixel_values: expected (images, {', '.join(map(str, expected))}), found {tuple(pixels.shape)}; "
             "t5g2ref.processor.image.preprocess makes them from a picture"
         )
-    if not bool(nx.xp.isfinite(pixels).all()):
+    largest = float(nx.xp.abs(nx.wide(pixels)).max())  # the one wait of a device
+    if not math.isfinite(largest):
         raise ValueError("pixel_values: found NaN or infinity; expected finite numbers in [-1, 1]")
-    if bool((abs(pixels) > BEYOND).any()):
+    if largest > BEYOND:
         note(
             f"pixel_values: found numbers beyond {BEYOND:g}, expected [-1, 1]: of bytes, take x / 127.5 - 1, or "
             "t5g2ref.processor.image.preprocess"
@@ -97,10 +102,12 @@ def class_labels(nx: Numerics, value: Any, shape: tuple[int, ...], classes: int)
     labels = numbers(nx, value, shape)
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels: expected integers, found dtype {labels.dtype}")
-    wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
-    if bool(wrong.any()):
+    counts = labels != IGNORED
+    wrong = counts & ((labels < 0) | (labels >= classes))
+    any_wrong, any_counts = nx.backend.host(nx.xp.stack([wrong.any(), counts.any()]))
+    if any_wrong:
         raise ValueError(f"labels: expected {IGNORED} or [0, {classes}), found {int(labels[wrong][0])}")
-    if not bool((labels != IGNORED).any()):
+    if not any_counts:
         raise ValueError(f"labels: all are {IGNORED}, expected one that counts: the mean loss of none is no number")
     return labels
 

@@ -98,7 +98,7 @@ class Tokenizer:
         Source: transformers `PreTrainedTokenizerBase._from_pretrained`, which drops tokenizer_config.json's
         add_bos_token and add_eos_token where there is a tokenizer.json.
         """
-        ids: list[int] = _unbroken(self.backend.encode, text, add_special_tokens=add_bos is None).ids
+        ids: list[int] = _unbroken(lambda: self.backend.encode(text, add_special_tokens=add_bos is None).ids)
         return [self.id_of(self.bos), *ids] if add_bos else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -109,7 +109,7 @@ class Tokenizer:
         plain = [int(i) for i in ids]  # NumPy integers are welcome
         if min(plain, default=0) < 0:
             raise ValueError(f"ids must be at least 0; found {min(plain)}: drop ignored labels first")
-        text: str = _unbroken(self.backend.decode, plain, skip_special_tokens=skip_special)
+        text: str = _unbroken(lambda: self.backend.decode(plain, skip_special_tokens=skip_special))
         return text
 
     def id_of(self, token: str) -> int:
@@ -135,16 +135,16 @@ def _parse(data: bytes, path: Path) -> Any:
         raise ImportError("tokenizers are read by a library: pip install 't5g2ref[text]'") from error
     try:
         check(data)
-        return _unbroken(Backend.from_buffer, data)
+        return _unbroken(lambda: Backend.from_buffer(data))
     except ValueError as error:
         remedy = "give the tokenizer.json of a Gemma checkpoint"
         raise ValueError(f"{path}: not a tokenizer of Gemma's make: {error}; {remedy}") from error
 
 
-def _unbroken(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def _unbroken(function: Callable[[], T]) -> T:
     """What the library's function gives. It raises bare Exceptions, and panics, which are BaseExceptions."""
     try:
-        return function(*args, **kwargs)
+        return function()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
