@@ -5,9 +5,12 @@
 Every branch of the model bites in them: groups and several kv heads, head_dim unlike hidden / heads, a query scale of
 its own, windows of a few tokens (odd in the encoder and even in the decoder of `tiny`, the other way round in
 `tiny-even`), linear RoPE factors, strange thetas and ids, both layer types in both stacks with two full layers each,
-an encoder whose settings differ from the decoder's, an 8 × 8 patch grid pooled to 4 × 4, and no parameter at zero:
-norms, biases, EOI row and projector included. Every tensor comes from a generator seeded by its name, so the files
-can be made again bit for bit.
+an encoder whose settings differ from the decoder's, and no parameter at zero: norms, biases, EOI row and projector
+included. Every tensor comes from a generator seeded by its name, so the files can be made again bit for bit.
+
+Two more things differ. `tiny` is stored in bfloat16 and pools 8 × 8 patches to 4 × 4. `tiny-even` is stored in float32,
+off bfloat16's grid, so that a copy kept in bfloat16 shows. It pools 12 × 12 patches to 3 × 3, in squares of sixteen as
+the released ones do. The mean of four is also what a bilinear resampling gives there.
 """
 
 from __future__ import annotations
@@ -92,6 +95,9 @@ EVEN = replace(
     TINY,
     encoder=replace(ENCODER, sliding_window=24),
     decoder=replace(DECODER, sliding_window=15, final_logit_softcapping=None),
+    vision=replace(VISION, image_size=158),
+    mm_tokens_per_image=9,
+    dtype="float32",
 )
 
 
@@ -115,7 +121,7 @@ def main() -> None:
     for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2)):
         (folder / name).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=MARK, dir=folder) as made:
-            save(made, config, weights(config, seed), dtype="bfloat16", layout="hub")
+            save(made, config, weights(config, seed), dtype=config.dtype or "bfloat16", layout="hub")
             for file in ("config.json", "model.safetensors"):
                 os.replace(Path(made, file), folder / name / file)
         size = (folder / name / "model.safetensors").stat().st_size

@@ -80,7 +80,8 @@ class Case:
         return [(run, bounds) for run in self.runs for bounds in run.bounds]
 
     def head(self, width: int) -> dict[str, Array]:
-        """Seeded `score.out_proj` weights (labels, width) for a classifier over a language model's checkpoint."""
+        """Seeded `score.out_proj` weights (labels, width) for a classifier over a language model's checkpoint, off
+        bfloat16's grid, so that a copy kept in it shows."""
         if self.task in ("lm", "encoder"):
             return {}
         rng = np.random.default_rng([20251212, self.num_labels])
@@ -89,8 +90,8 @@ class Case:
             rng.normal(0, 0.5, self.num_labels),
         )
         return {
-            "score.out_proj.weight": to_grid(weight, "bfloat16"),
-            "score.out_proj.bias": to_grid(bias, "bfloat16"),
+            "score.out_proj.weight": weight.astype(np.float32),
+            "score.out_proj.bias": bias.astype(np.float32),
         }
 
     def of_encoder(self) -> Case:

@@ -15,6 +15,7 @@ from conformance.checkpoints import resolve
 from conformance.oracle.run_case import models
 from conformance.peers.find import create
 from conformance.target import Target
+from t5g2ref import bundled
 from t5g2ref.backend import NUMPY
 from t5g2ref.dtypes import DType, to_grid
 
@@ -75,8 +76,10 @@ def test_rounded_weights(target: Target) -> None:
     assert target.rounded("float32") is target.weights
     half = target.rounded("bfloat16")
     assert list(half) == list(target.weights)
-    assert all(half[name] is value for name, value in target.weights.items()), "the checkpoint is on this grid"
+    assert not any(half[name] is value for name, value in target.weights.items()), "no tensor is on this grid"
     assert target.rounded("bfloat16") is half, "made once"
+    grid = resolve(str(bundled("tiny")), synthetic=False)[0]
+    assert all(grid.rounded("bfloat16")[name] is value for name, value in grid.weights.items()), "on this grid"
 
 
 def test_weights_off_the_grid_are_rounded_for_truth_and_controls(target: Target) -> None:

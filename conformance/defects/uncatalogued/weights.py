@@ -8,6 +8,7 @@ import numpy as np
 
 from conformance.defects.injection import Fault, Injection, Setting, renamed, weighed
 from conformance.defects.norms import exchanged
+from t5g2ref.dtypes import to_grid
 from t5g2ref.numerics import Array
 
 E, D, TOWER, PROJECTOR = "encoder.text_model", "decoder", "encoder.vision_tower", "encoder.multi_modal_projector"
@@ -29,6 +30,11 @@ def _eight_bits(w: Array, s: Setting) -> Array:
     host = s.nx.backend.host(w).astype(np.float32)
     step = np.abs(host).max() / 127
     return s.nx.xp.asarray(np.rint(host / step) * step).astype(w.dtype)
+
+
+def _in_bfloat16(w: Array, s: Setting) -> Array:
+    """Of a checkpoint in bfloat16 it is the same."""
+    return s.nx.array(to_grid(w, "bfloat16"))
 
 
 def _last_bit(w: Array, s: Setting) -> Array:
@@ -124,5 +130,37 @@ FAULTS = [
         "token",
         "score",
         weighed("score.out_proj.bias", lambda w, _: w * 0),
+    ),
+    Fault(
+        "X70",
+        "one up_proj is kept in bfloat16",
+        "short",
+        f"{D}.layers.2.mlp.up_proj",
+        weighed(f"{D}.layers.2.mlp.up_proj.weight", _in_bfloat16),
+        target="tiny-even",
+    ),
+    Fault(
+        "X71",
+        "the table is kept in bfloat16",
+        "short",
+        f"{E}.embed_tokens",
+        weighed(f"{E}.embed_tokens.weight", _in_bfloat16),
+        target="tiny-even",
+    ),
+    Fault(
+        "X72",
+        "one norm's weight is kept in bfloat16",
+        "short",
+        f"{D}.layers.5.self_attn.q_norm",
+        weighed(f"{D}.layers.5.self_attn.q_norm.weight", _in_bfloat16),
+        target="tiny-even",
+    ),
+    Fault(
+        "X73",
+        "the classifier's head is kept in bfloat16",
+        "token",
+        "score",
+        weighed("score.out_proj.weight", _in_bfloat16),
+        target="tiny-even",
     ),
 ]
