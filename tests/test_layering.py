@@ -22,15 +22,15 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room and its files. Files between two bars know nothing of each other; a file knows those behind
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
-t5g2ref: trace dtypes files streams
-t5g2ref/config: fields | read | write | geometry | __init__
+t5g2ref: trace dtypes files streams notes
+t5g2ref/config: fields | read | remarks write | geometry | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
 t5g2ref: numerics weights | taps params cache embedding ops rope masks | attention mlp outputs
 t5g2ref: vision encoder decoder inputs | model
-t5g2ref/checkpoint: header tensor | file | write synthetic | folder | __init__
-t5g2ref/processor: image text | __init__
+t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
+t5g2ref/processor: image tokenizer_json | text | __init__
 t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__

@@ -133,6 +133,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         known=request.known.states(),
         notes=[
             *request.notes,
+            *(note for target in targets for note in target.notes),
             *_notes(peers, request.backend),
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
