@@ -5,7 +5,7 @@ from __future__ import annotations
 from t5g2ref.attention import Keys, attend, merge_heads, split_heads
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import Config, VisionConfig
-from t5g2ref.numerics import Array, Numerics
+from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Biased, Encoder, Projector, VisionAttention, VisionLayer, VisionTower
@@ -62,12 +62,17 @@ def attention(nx: Numerics, w: VisionAttention, config: VisionConfig, x: Array, 
     return trace("out_proj", nx.linear(out, w.out_proj.weight, w.out_proj.bias))
 
 
+@twinned
+def average(nx: Numerics, squares: Array) -> Array:
+    """(I, side, kernel, side, kernel, D) → (I, side, side, D): the mean of each square of patches, rounded once."""
+    return nx.cast(nx.wide(squares).mean(axis=(2, 4)))
+
+
 def project(nx: Numerics, w: Projector, config: Config, encoded: Array, trace: Trace = OFF) -> Array:
     """(I, P, D) → (I, M, D_text): average the patch grid in squares, RMSNorm, then a matrix stored (vision, text)."""
     side, images = config.tokens_per_side, encoded.shape[0]
     kernel = config.vision.patches_per_side // side
     squares = encoded.reshape(images, side, kernel, side, kernel, -1)
-    pooled = nx.cast(nx.wide(squares).mean(axis=(2, 4))).reshape(images, side * side, -1)
-    pooled = trace("avg_pool", pooled)
+    pooled = trace("avg_pool", average(nx, squares).reshape(images, side * side, -1))
     normed = trace("mm_soft_emb_norm", rms_norm(nx, pooled, w.mm_soft_emb_norm.weight, config.vision.layer_norm_eps))
     return trace("projected", nx.linear(normed, w.mm_input_projection_weight.T))

@@ -37,13 +37,13 @@ t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | catalogue plan | __init__
 conformance: target activations | checkpoints
-conformance/measure: distance limits words | finding match sums logits regression
+conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
 conformance/oracle: side_by_side run_case worst_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
-conformance/defects/uncatalogued: attention outputs stream weights | pictures | __init__
+conformance/defects/uncatalogued: attention elements outputs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel reading writing staged | manifest layouts case_words

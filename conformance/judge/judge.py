@@ -94,7 +94,7 @@ def _compared(
     whole = all(shown(tap.name) for _, tap in plan if not tap.exact)
     half = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit) if dtype in HALF else None
     progress(f"{case.name}: local anchor of {peer.name}")
-    lane = half or SingleLane(dtype, compared)
+    lane = half or SingleLane(dtype, compared, whole=whole)
     local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
     along = Found([])
     if not until_culprit:

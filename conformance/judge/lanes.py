@@ -1,4 +1,7 @@
-"""Two lanes that need truth and controls alone: local float32 by the worst token, cumulative by the median token."""
+"""Two lanes that judge by truth and controls: local float32 by the worst token, cumulative by the median token.
+
+Local float32 also holds every element against its worst-case bound, which walks beside truth and controls.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,55 @@ import numpy as np
 from conformance.cases.plan import kind_of
 from conformance.judge.meeting import Ended, Meeting, Place
 from conformance.measure import limits
+from conformance.measure.bound import above
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
 from conformance.measure.ratio import Errors, errors_of, typical
 from conformance.measure.ratio import values as judged_values
+from conformance.oracle.worst_case import SMALLEST, ceiling
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
 from t5g2ref.taps import Tap
 
+COPIES = ("keys", "values", "cross_keys", "cross_values", "inputs_embeds")
+"""Last parts of the names of taps that hold what was shown before: no bit of it may change."""
+
 
 class SingleLane:
-    """float32 under the local anchor: a tap is judged on the spot, by its worst token."""
+    """float32 under the local anchor: a tap is judged on the spot, by its worst token and its worst element.
 
-    def __init__(self, dtype: DType, distances: Distances) -> None:
-        self.dtype, self._distances = dtype, distances
+    Args:
+        whole: whether the peer shows every tap. Only then do bounds walk along, which are of single operations.
+    """
+
+    def __init__(self, dtype: DType, distances: Distances, *, whole: bool = False) -> None:
+        self.dtype, self._distances, self._whole = dtype, distances, whole
         self._unclear: dict[str, None] = {}
+        self._gap = False  # whether a tap was not usable: several operations lie between those around it
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
-        return ours
+        bounds = [ceiling(self._distances.backend, self.dtype)] if self._whole else []
+        return [*ours, *(ours[0].with_numerics(nx) for nx in bounds)]
 
     def look(self, meeting: Meeting) -> Finding:
         found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
+            self._gap = self._gap or not (found.passed or meeting.tap.exact)
             return found
         if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
         limit = limits.LIMITS["local"]
-        return judged_values(meeting.tap, meeting.call, found, self.dtype, limit, "worst")
+        finding = judged_values(meeting.tap, meeting.call, found, self.dtype, limit, "worst")
+        if not meeting.others or meeting.tap.name == "loss" or self._gap:
+            return finding
+        return self._bounded(finding, meeting, found)
+
+    def _bounded(self, finding: Finding, meeting: Meeting, found: Errors) -> Finding:
+        """The finding with the largest |error| / bound, by which it fails where the ratio passed."""
+        tap, (bound,) = meeting.tap, meeting.others
+        bound = None if tap.name.rsplit(".", 1)[-1] in COPIES else bound
+        backend, smallest = self._distances.backend, SMALLEST[self.dtype]
+        return above(finding, tap, meeting.peer, meeting.truth, bound, found.keep, smallest, backend)
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
         return Ended(unclear=list(self._unclear))

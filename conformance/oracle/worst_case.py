@@ -1,11 +1,14 @@
-"""The worst case: how far a legal half-precision run can be from the truth at a tap, element by element.
+"""The worst case: how far a legal run in float32 or a half type can be from the truth at a tap, element by element.
 
 `Ceiling` is a Numerics under which the model's own source computes, in place of a value, the bound of its error. The
 walk gives every operation the peer's own values, so that one operation lies between two taps and its bound is the
 textbook one (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, chapters 2 and 3): one rounding of the
-result to the half type, plus what sums and functions in float32 may lose before. Attention also may round its scores
+result to the peer's type, plus what sums and functions in float32 may lose before. Attention also may round its scores
 twice, as an unfused one does, and a product may be rounded before its bias is added. An error above the bound is no
 matter of statistics: nobody who rounds where this model rounds can have it.
+
+In float32 every rounding is one of SINGLE. A sum of n terms, in whatever order and blocks, is off by at most n of them
+times the sum of the terms' sizes. So the bound of one element knows nothing of its neighbours, however large they are.
 
 A product that is itself reduced in the half type (split-K on some GPUs) is not legal here: it is worse than this bound,
 and is shown as what it is.
@@ -13,6 +16,7 @@ and is shown as what it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +27,10 @@ from t5g2ref.dtypes import DType, unit_roundoff
 from t5g2ref.numerics import EXACT, Array, Numerics
 
 SINGLE = 2.0**-24  # unit roundoff of the float32 inside
-LOOSE = 4  # float32 functions (exp, tanh, cos, rsqrt) are not correctly rounded: a few ulps
-SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-24}  # below it a half type rounds to a fixed grid, or flushes
+LOOSE = 4  # float32 functions (tanh, cos, rsqrt) are not correctly rounded: a few ulps
+EXP = 20  # ulps of the exponential in flash kernels on vector units (PyTorch's `exp_u20`)
+SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-24, "float32": 2.0**-110}
+"""Below it a type rounds to a fixed grid, or flushes; in float32 each of 65536 products may be flushed."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,32 @@ class Ceiling(Numerics):
     """Numerics of error bounds; make it by `ceiling`.
 
     Args:
-        half: the peer's type.
+        half: the peer's type: a half one, or float32.
     """
 
     half: DType = "bfloat16"
 
     @property
     def u(self) -> float:
-        """Unit roundoff of the half type, with the second order: (1 + u)(1 + 2⁻²⁰) − 1."""
+        """Unit roundoff of the peer's type, with the second order: (1 + u)(1 + 2⁻²⁰) − 1."""
         return unit_roundoff(self.half) * (1 + 2.0**-10)
+
+    @property
+    def single(self) -> bool:
+        """Whether the peer is in float32, and there is nothing wider inside."""
+        return self.half == "float32"
 
     def cast(self, x: Array) -> Array:
         """One rounding of x; the last bits of float32 relative to the row's largest element for what came before."""
         size = self.xp.abs(x)
         return self.u * size + 2 * LOOSE * SINGLE * size.max(axis=-1, keepdims=True)
+
+    def add(self, a: Array, b: Array) -> Array:
+        """One rounding of the sum, which in float32 is all there is."""
+        return self.u * self.xp.abs(a + b) if self.single else super().add(a, b)
+
+    def mul(self, a: Array, b: Array) -> Array:
+        return self.u * self.xp.abs(a * b) if self.single else super().mul(a, b)
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Attention's weights, which are bounds already, times values."""
@@ -61,9 +79,9 @@ class Ceiling(Numerics):
         return first + self.u * abs_(y) + (x.shape[-1] + LOOSE) * SINGLE * size
 
 
-def ceiling(backend: Backend, half: DType) -> Ceiling:
-    """The bounds of a peer in `half`, on this backend."""
-    return Ceiling("float64", EXACT, backend.with_twins(TWINS), half, half)
+def ceiling(backend: Backend, dtype: DType) -> Ceiling:
+    """The bounds of a peer in this type, on this backend."""
+    return Ceiling("float64", EXACT, backend.with_twins(TWINS), dtype, dtype)
 
 
 Definition = Callable[..., Array]
@@ -79,11 +97,15 @@ def _rms_norm(definition: Definition, nx: Ceiling, x: Array, weight: Array, eps:
 
 
 def _layer_norm(definition: Definition, nx: Ceiling, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """The mean is subtracted: what float32 loses there is relative to x, not to the difference."""
+    """The mean is subtracted: what float32 loses there is relative to x, not to the difference. A running variance is
+    off by κ, the root mean square over the spread (Chan and Lewis, 1979)."""
     true, xp = _true(nx), nx.xp
     y = definition(true, x, weight, bias, eps)
-    spread = xp.sqrt(((x - x.mean(axis=-1, keepdims=True)) ** 2).mean(axis=-1, keepdims=True) + eps)
-    size = xp.abs(x).max(axis=-1, keepdims=True) / spread * xp.abs(true.weight(weight)) + xp.abs(true.weight(bias))
+    centred = x - x.mean(axis=-1, keepdims=True)
+    spread = xp.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+    kappa = xp.sqrt((x**2).mean(axis=-1, keepdims=True)) / spread
+    sizes = xp.abs(x).max(axis=-1, keepdims=True) + kappa * xp.abs(centred)
+    size = sizes / spread * xp.abs(true.weight(weight)) + xp.abs(true.weight(bias))
     return nx.u * xp.abs(y) + 2 * (x.shape[-1] + LOOSE) * SINGLE * size
 
 
@@ -94,8 +116,8 @@ def _gelu_tanh(definition: Definition, nx: Ceiling, x: Array) -> Array:
 
 def _softcap(definition: Definition, nx: Ceiling, x: Array, cap: float | None) -> Array:
     """Three roundings: of x / cap, which tanh does not enlarge, of tanh, and of the product."""
-    if cap is None:
-        return x  # nothing is done; the ratio judges what was handed on
+    if cap is None:  # nothing is done: a copy in float32; in a half type the ratio judges what was handed on
+        return x * 0.0 if nx.single else x
     small = cap * SMALLEST[nx.half]  # the quotient and tanh may be in the type's fixed grid
     return nx.u * nx.xp.abs(x) + 2 * _relative(nx, definition(_true(nx), x, cap), LOOSE) + small
 
@@ -109,10 +131,12 @@ def _rotate(definition: Definition, nx: Ceiling, x: Array, cos: Array, sin: Arra
 
 
 def _tables(definition: Definition, nx: Ceiling, kind: Any, head_dim: int, positions: Array) -> tuple[Array, Array]:
-    """Frequency, its power and the angle are float32: an angle of a radians is off by a few ulps of a."""
+    """Frequency, its power and the angle are float32: an angle of a radians is off by a few ulps of a. A rounding of
+    the exponent moves the power by ln θ times as much."""
     frequencies = rope.inverse_frequencies(nx, kind, head_dim)
     angles = nx.xp.abs(positions[..., None] * frequencies)
-    loss = 4 * LOOSE * SINGLE * (1 + nx.xp.concatenate([angles, angles], axis=-1))
+    angles = nx.xp.concatenate([angles, angles], axis=-1)
+    loss = SINGLE * (2 * LOOSE + (3 * LOOSE + abs(math.log(kind.theta))) * angles)
     cos, sin = definition(_true(nx), kind, head_dim, positions)
     return nx.u * nx.xp.abs(cos) + loss, nx.u * nx.xp.abs(sin) + loss
 
@@ -125,16 +149,28 @@ def _weights(
     definition: Definition, nx: Ceiling, q: Array, k: Array, scale: float, cap: float | None, allowed: Any, grouped: Any
 ) -> Array:
     """Of the weights p: a score off by at most d moves every p by at most exp(2 d) − 1 of itself; then p is rounded,
-    and so is the sum of p · v, whose terms these bounds are to be multiplied by."""
+    and so is the sum of p · v, whose terms these bounds are to be multiplied by.
+
+    Inside, the scale and the largest score so far cost roundings of scores. Exponentials above and below the line are
+    off by EXP ulps each. Three sums over the keys count: the total, p · v, and the rescaling of a flash kernel's.
+    """
     xp, true = nx.xp, _true(nx)
     weights = definition(true, q, k, scale, cap, allowed, grouped)
     kt = k.swapaxes(-1, -2)
     scores, sizes = (xp.abs(s).reshape(grouped) * scale for s in (xp.matmul(q, kt), xp.matmul(xp.abs(q), xp.abs(kt))))
-    lost = (2 if cap is None else 5) * nx.u * scores + (q.shape[-1] + LOOSE) * SINGLE * sizes
+    lost = (2 if cap is None else 5) * nx.u * scores + (q.shape[-1] + 3 * LOOSE) * SINGLE * sizes
     lost = lost if allowed is None else xp.where(allowed, lost, 0.0)
     lost = xp.expm1(xp.minimum(2 * lost.max(axis=-1, keepdims=True), 700.0))
-    relative = lost + 2 * nx.u * (1 + lost) + (k.shape[2] + LOOSE) * SINGLE
+    relative = lost + 2 * nx.u * (1 + lost) + (3 * k.shape[2] + 4 * EXP + LOOSE) * SINGLE * (1 + lost)
     return weights * relative + (weights > 0) * SMALLEST[nx.half]
+
+
+def _average(definition: Definition, nx: Ceiling, squares: Array) -> Array:
+    """A mean of a square's patches, in any order."""
+    true = _true(nx)
+    y, size = definition(true, squares), definition(true, nx.xp.abs(squares))
+    terms = squares.shape[2] * squares.shape[4]
+    return nx.u * nx.xp.abs(y) + (terms + LOOSE) * SINGLE * size
 
 
 def _true(nx: Ceiling) -> Numerics:
@@ -149,6 +185,7 @@ TWINS: Mapping[str, Callable[..., Any]] = {
     ops.softcap.__name__: _softcap,
     rope.rotate.__name__: _rotate,
     rope.tables.__name__: _tables,
+    "average": _average,
     "embed": _embed,
     "attention_weights": _weights,
 }

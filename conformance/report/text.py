@@ -271,12 +271,12 @@ def _figures(result: Result, dtype: str) -> Iterator[str]:
                 f"{dtype}: worst {name} ratio {in_words(f.judged)} ({limit}, {tokens} token) at {_shortened(f.tap)}, "
                 f"{j.peer}, case {j.case}, {target}"
             )
+    found = [f for _, j in result.judgements if j.dtype == dtype for f in j.local]
+    ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
+    if not math.isnan(ceiling):
+        yield f"{dtype}: largest error {in_words(ceiling)} of the worst case that legal rounding can do"
     if dtype in HALF:
-        found = [f for _, j in result.judgements if j.dtype == dtype for f in j.local]
-        ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
         k = [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits] or [1.0]
-        if not math.isnan(ceiling):
-            yield f"{dtype}: largest error {in_words(ceiling)} of the worst case that legal rounding can do"
         yield (
             f"{dtype}: k of the median token {min(k):.2f} to {max(k):.2f}: bootstrap over tokens of the legal "
             f"profiles' errors, never above {in_words(LIMITS['half'])}"

@@ -138,7 +138,7 @@ class Bench:
                 if watched.unlike is None:
                     return NOTHING
                 ours = models(target.config, target.weights, case, "float32", target.backend)
-                lane = _From(watched.unlike, SingleLane("float32", distances(target.backend)))
+                lane = _From(watched.unlike, SingleLane("float32", distances(target.backend), whole=True))
                 plan = plan_of(target.config, case)
                 found = Walk(case, dump, plan, lane, local=True, until_culprit=True).run(ours)
             culprit = next((f for f in found.findings if not f.passed), None)

@@ -68,7 +68,7 @@ def test_a_fault_on_a_device_is_found_at_its_tap(where: str, far: Target) -> Non
     assert (result.culprit.tap, result.culprit.status) == (tap, "values")
 
 
-def test_one_wait_and_few_launches_a_tap(far: Target) -> None:
+def test_few_waits_and_launches_a_tap(far: Target) -> None:
     result = judged(ReferencePeer(far.backend, "float32"), far, "decoder-split")
     findings = result.local + result.cumulative
     library = far.backend.xp
@@ -76,6 +76,8 @@ def test_one_wait_and_few_launches_a_tap(far: Target) -> None:
     waits = Counter(place for place in library.waits if not place.startswith(("inputs.", "model.", "embedding.")))
     logits = sum(f.tap == "logits" for f in result.local)  # and once more for KL and first choice
     assert waits.pop("logits.LogitTest.add") == logits
+    bounded = sum(not f.tap.endswith(".mask") for f in result.local)  # local taps wait for their bounds as well
+    assert waits.pop("bound.above") == bounded
     assert waits == {"distance.Distances.differing": masks, "distance.Fused.errors": len(findings) - masks}
     assert len(library.launched) == 4 * (len(findings) - masks)  # truth, peer and two controls
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conformance.defects.uncatalogued import attention, pictures, stream, weights
+from conformance.defects.uncatalogued import attention, elements, pictures, stream, weights
 from conformance.defects.uncatalogued import outputs as heads
 
-FAULTS = [fault for part in (weights, stream, attention, pictures, heads) for fault in part.FAULTS]
+FAULTS = [fault for part in (weights, stream, attention, pictures, heads, elements) for fault in part.FAULTS]
