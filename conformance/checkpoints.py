@@ -15,15 +15,19 @@ from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check
+from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, fitted
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.notes import noted
 from t5g2ref.params import Shape, shapes
 
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
 BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",)}
 FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 
+LONGEST_WINDOW = 1 << 14  # of a stack: a case is twice as long, and attention is quadratic
+MOST_PIXELS = 1 << 26  # numbers in a picture
+LARGEST_VOCABULARY = 1 << 22
 WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
 
 Progress = Callable[[str, int, int], None]
@@ -66,16 +70,27 @@ def resolve(
 
 
 def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> Target:
+    notes: list[str] = []
     if name in HUB:
         config = preset(name)
     elif Path(name, "config.json").is_file():
-        config = Config.load(name)
+        with noted(notes):
+            config = Config.load(name)
     else:
         raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
-    _require(backend, name, shapes(config))
+    _judgeable(name, config)
+    wanted = shapes(config)
+    if (size := 4 * sum(map(prod, wanted.values()))) > (there := _memory()):
+        remedy = "give a smaller geometry, or a machine with more memory"
+        raise CheckpointError(
+            f"--ckpt {name}: {size:,} bytes of synthetic weights, this machine has {there:,}; {remedy}"
+        )
+    _require(backend, name, wanted)
     tensors = Synthetic(config, massive=not calm)
     weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
-    return Target(f"{name} ({'calm ' if calm else ''}synthetic weights)", config, weights, backend=backend)
+    return Target(
+        f"{name} ({'calm ' if calm else ''}synthetic weights)", config, weights, backend=backend, notes=tuple(notes)
+    )
 
 
 def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:
@@ -89,17 +104,40 @@ def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str,
             yield name, ahead.popleft().result()
 
 
+def _judgeable(name: str, config: Config) -> None:
+    """Raises CheckpointError for numbers that the cases' lengths follow and that no tensor bears out."""
+    vision = config.vision
+    for field, found, most in (
+        ("encoder.text_config.sliding_window", config.encoder.sliding_window, LONGEST_WINDOW),
+        ("decoder.sliding_window", config.decoder.sliding_window, LONGEST_WINDOW),
+        ("decoder.vocab_size", config.decoder.vocab_size, LARGEST_VOCABULARY),
+        ("numbers in a picture of encoder.vision_config", vision.num_channels * vision.image_size**2, MOST_PIXELS),
+    ):
+        if found > most:
+            remedy = "the cases follow it; correct config.json, or judge a smaller geometry"
+            raise CheckpointError(f"--ckpt {name}: {field} is {found}, expected at most {most}; {remedy}")
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _require(backend: Backend, name: str, tensors: Mapping[str, Shape]) -> None:
     backend.require(4 * sum(map(prod, tensors.values())), f"the weights of {name} in float32")
 
 
 def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Target:
+    notes: list[str] = []
     try:
-        config = Config.load(folder)
-        checkpoint = Checkpoint.open(folder)
-        names = check(checkpoint, config)
+        with noted(notes):
+            config = Config.load(folder)
+            checkpoint = Checkpoint.open(folder)
+            config = fitted(checkpoint, config)
+            names = check(checkpoint, config)
         if any(n.startswith("score.") for n in names):
             raise CheckpointError(f"{folder}: this is a classifier's checkpoint; give the language model's")
+        _judgeable(name, config)
         _require(backend, name, names)
         weights = {}
         for done, tensor in enumerate(names):
@@ -107,7 +145,7 @@ def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Ta
             weights[tensor] = checkpoint.read(tensor, "float32", backend)
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
-    return Target(name, config, weights, folder, backend)
+    return Target(name, config, weights, folder, backend, tuple(notes))
 
 
 def _folder(name: str) -> Path:

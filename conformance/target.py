@@ -23,6 +23,7 @@ class Target:
         weights: canonical name → float32 array of the backend.
         folder: the checkpoint on disk, for a peer with a loader of its own; None for synthetic weights.
         backend: where the judge computes.
+        notes: what is to be said of its files.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Target:
     weights: Mapping[str, Any]
     folder: Path | None = None
     backend: Backend = NUMPY
+    notes: tuple[str, ...] = ()
     _rounded: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rounded(self, dtype: DType) -> Mapping[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import numpy as np
 import t5g2ref
 from t5g2ref import params, taps
 from t5g2ref.backend import BackendError, find
-from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check
+from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, fitted
 from t5g2ref.config import PRESETS, Config, ConfigError, TextConfig
 from t5g2ref.dtypes import DTYPES
 from t5g2ref.generate.greedy import greedy
+from t5g2ref.notes import noted
 from t5g2ref.streams import OutputError, stopped
 
 EXAMPLES = """\
@@ -26,6 +29,7 @@ examples
   python -m t5g2ref generate FOLDER --prompt "Describe <start_of_image> briefly." --image cat.png
   python -m t5g2ref generate FOLDER --prompt "..." --backend cupy --dtype bfloat16       on the first CUDA device
 """
+OUT_OF_MEMORY = "out of memory; give a smaller checkpoint, picture or text, or a smaller --dtype"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,14 +69,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 2 with a message for bad input. OutputError where nobody reads any more."""
     options = parser().parse_args(arguments)
     try:
-        status = _describe(options) if options.command == "describe" else _generate(options)
+        with _notes_shown():
+            status = _describe(options) if options.command == "describe" else _generate(options)
         sys.stdout.flush()
         return status
-    except (BackendError, ConfigError, WeightsError, ValueError, OSError, ImportError) as error:
+    except (BackendError, ConfigError, WeightsError, ValueError, OSError, ImportError, MemoryError) as error:
         if stopped(error) or isinstance(error, OutputError):
             raise
-        print(f"t5g2ref: {error}", file=sys.stderr)
+        print(f"t5g2ref: {OUT_OF_MEMORY if isinstance(error, MemoryError) else error}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _notes_shown() -> Iterator[None]:
+    """Notes made inside go to standard error at the end, a line each. What is refused has its one line alone."""
+    notes: list[str] = []
+    with noted(notes):
+        yield
+    for text in notes:
+        print(f"t5g2ref: note: {text}", file=sys.stderr)
 
 
 def _folder(name: str) -> Path:
@@ -89,29 +104,33 @@ def _describe(options: argparse.Namespace) -> int:
         folder = _folder(options.checkpoint)
         config = Config.load(folder)
         checkpoint = Checkpoint.open(folder)
+        config = fitted(checkpoint, config)
         check(checkpoint, config)
         dtypes = sorted({checkpoint.dtype(name) for name in checkpoint.tensors})
         print(f"{folder}: {len(checkpoint.tensors)} tensors in {', '.join(dtypes)}, all in place")
     print(f"  {params.count(config):,} parameters, vocabulary {config.decoder.vocab_size}")
-    for name, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+    for name, stack in (("encoder", config.encoder), ("decoder", config.decoder))[: 1 + config.has_decoder]:
         print(f"  {name:8} {_stack(stack)}")
-    v = config.vision
-    print(
-        f"  vision   {v.num_hidden_layers} layers, width {v.hidden_size}, {v.num_attention_heads} heads, ffn", end=" "
-    )
-    print(
-        f"{v.intermediate_size}, {v.image_size} px in patches of {v.patch_size} -> {config.mm_tokens_per_image} tokens"
-    )
+    if config.has_vision:
+        print(f"  vision   {_tower(config)}")
     ids = (config.decoder.pad_token_id, config.decoder.bos_token_id, config.decoder.eos_token_id)
-    print(f"  ids      pad {ids[0]}, bos {ids[1]}, eos {', '.join(map(str, ids[2]))}", end="")
+    print(f"  ids      pad {ids[0]}, bos {ids[1]}, eos {', '.join(map(str, ids[2])) or 'none'}", end="")
     print(f", boi {config.boi_token_index}, eoi {config.eoi_token_index}, image {config.image_token_index}")
     if options.params:
         for key, shape in params.shapes(config).items():
             print(f"  {key:76} {' x '.join(map(str, shape))}")
     if options.taps:
-        for tap in taps.table(config, loss=True):
+        for tap in taps.table(config, images=config.has_vision, loss=True):
             print(f"  {tap.name:76} {tap.shape}")
     return 0
+
+
+def _tower(config: Config) -> str:
+    v = config.vision
+    return (
+        f"{v.num_hidden_layers} layers, width {v.hidden_size}, {v.num_attention_heads} heads, ffn "
+        f"{v.intermediate_size}, {v.image_size} px in patches of {v.patch_size} -> {config.mm_tokens_per_image} tokens"
+    )
 
 
 def _stack(stack: TextConfig) -> str:

@@ -14,7 +14,7 @@ from t5g2ref.config import Config
 from t5g2ref.embedding import embed, place_images
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.trace import OFF, Trace
-from t5g2ref.weights import Weights
+from t5g2ref.weights import Stack, Weights
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class T5Gemma2:
         """The same weights under other numerics (a float64 oracle beside a float32 control)."""
         return replace(self, nx=nx)
 
+    @property
+    def _decoder(self) -> Stack:
+        if self.weights.decoder is None:
+            raise ValueError("this checkpoint is an encoder alone: call encode, or give one that has a decoder")
+        return self.weights.decoder
+
     @scoped
     def encode(
         self,
@@ -87,7 +93,8 @@ class T5Gemma2:
         w, config, nx = self.weights.encoder, self.config, self.nx
         ids = inputs.token_ids(nx, config, "input_ids", input_ids)
         valid = inputs.keep_mask(nx, "attention_mask", attention_mask, ids.shape)
-        positions = inputs.positions(nx, "position_ids", position_ids, ids.shape, 0)
+        longest = config.encoder.max_position_embeddings
+        positions = inputs.positions(nx, "position_ids", position_ids, ids.shape, 0, longest)
         inner = trace.at("encoder")
         x = embed(nx, w.text_model.embed_tokens, ids, config.eoi_token_index)
         x = inner("text_model.embed_tokens", x)
@@ -105,8 +112,8 @@ class T5Gemma2:
     @scoped
     def start(self, encoded: Encoded, trace: Trace = OFF) -> Cache:
         """An empty cache over this encoder output; its cross keys and values are projected here, once."""
-        stack = self.weights.decoder
-        return decoder.start(self.nx, stack, self.config.decoder, encoded.hidden, encoded.valid, trace.at("decoder"))
+        stack, config = self._decoder, self.config.decoder
+        return decoder.start(self.nx, stack, config, encoded.hidden, encoded.valid, trace.at("decoder"))
 
     @scoped
     def decode(
@@ -124,11 +131,12 @@ class T5Gemma2:
         if ids.shape[0] != cache.batch:
             raise ValueError(f"decoder_input_ids have {ids.shape[0]} rows but the cache was started with {cache.batch}")
         valid = inputs.keep_mask(nx, "decoder_attention_mask", decoder_attention_mask, ids.shape)
-        positions = inputs.positions(nx, "decoder_position_ids", decoder_position_ids, ids.shape, cache.length)
+        start, longest = cache.length, config.decoder.max_position_embeddings
+        positions = inputs.positions(nx, "decoder_position_ids", decoder_position_ids, ids.shape, start, longest)
         inner = trace.at("decoder")
         table = self.weights.encoder.text_model.embed_tokens  # tied: one table for both stacks and the logits
         x = inner("embed_tokens", embed(nx, table, ids, config.eoi_token_index))
-        return decoder.decode(nx, self.weights.decoder, config.decoder, x, positions, cache, valid, inner)
+        return decoder.decode(nx, self._decoder, config.decoder, x, positions, cache, valid, inner)
 
     @scoped
     def logits(self, hidden: Array, trace: Trace = OFF) -> Array:
@@ -190,7 +198,7 @@ class T5Gemma2:
         nx, config = self.nx, self.config
         encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace)
         ids = self.shift_right(input_ids) if decoder_input_ids is None else decoder_input_ids
-        ids = nx.xp.asarray(ids)  # checked by decode
+        ids = inputs.array(nx, "decoder_input_ids", ids)  # checked by decode
         cache = self.start(encoded, trace)
         hidden, cache = self.decode(ids, cache, decoder_attention_mask, decoder_position_ids, trace)
         scores = heads.classify_tokens(nx, self.weights.score, hidden, trace)
@@ -206,7 +214,7 @@ class T5Gemma2:
         if per_token:
             targets = inputs.class_labels(nx, labels, scores.shape[:2], classes)
             return trace("loss", heads.cross_entropy(nx, scores, targets))
-        targets = nx.xp.asarray(labels)
+        targets = inputs.array(nx, "labels", labels)
         kind = config.problem_type or heads.problem_type(classes, targets)
         if kind == "single_label_classification":
             targets = inputs.class_labels(nx, targets, scores.shape[:1], classes)
@@ -217,7 +225,7 @@ class T5Gemma2:
 
     def shift_right(self, labels: Any) -> Array:
         """Decoder inputs made from labels or from encoder ids: bos in front, −100 becomes pad."""
-        stack, ids = self.config.decoder, self.nx.xp.asarray(labels)
+        stack, ids = self.config.decoder, inputs.array(self.nx, "labels", labels)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"labels: expected integers (batch, length), found {ids.dtype} {tuple(ids.shape)}")
         return heads.shift_right(self.nx, ids, stack.bos_token_id, stack.pad_token_id)

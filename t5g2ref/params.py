@@ -25,20 +25,27 @@ TIED: dict[str, str] = {
 }
 """Names that may be in a checkpoint and must then equal their source, which the model reads instead."""
 
+EYES = ("encoder.vision_tower.", "encoder.multi_modal_projector.")
+"""What a model has that can be given pictures."""
+
 _HUB = {  # newer prefix: the Hub's older one
     "encoder.text_model.": "encoder.",
     "encoder.vision_tower.": "encoder.vision_tower.vision_model.",
 }
+_ENCODER = ("embed_tokens.", "layers.", "norm.", "text_model.", "vision_tower.", "multi_modal_projector.")
+"""How the names of an encoder that was saved by itself begin (transformers 5.24 `T5Gemma2Encoder`)."""
 _OUTSIDE = ("lm_head.", "score.")  # beside the inner model, so never under `model.`
 
 
 def shapes(config: Config, head: Head = "lm") -> dict[str, Shape]:
-    """Return {canonical name: shape} of every unique parameter, in the order of the computation.
+    """Return {canonical name: shape} of every unique parameter of the model's parts, in the order of computation.
 
     head "classification" adds `score`; the language model's head is the tied embedding and adds nothing.
     """
     found = dict(_walk(Weights, config))
-    chosen = {name: shape for name, shape in found.items() if head == "classification" or not name.startswith("score.")}
+    kept = {"score.": head == "classification", "decoder.": config.has_decoder} | dict.fromkeys(EYES, config.has_vision)
+    absent = tuple(start for start, there in kept.items() if not there)
+    chosen = {name: shape for name, shape in found.items() if not name.startswith(absent)}
     return dict(sorted(chosen.items(), key=lambda item: _turn(item[0])))  # a stable sort: by classes, then as declared
 
 
@@ -83,18 +90,20 @@ def count(config: Config) -> int:
 
 
 def canonical(key: str) -> str:
-    """Return the canonical name of a checkpoint's key in either layout, with or without `model.`.
+    """Return the canonical name of a checkpoint's key in either layout, with or without `model.`; an encoder's own too.
 
     Idempotent; a key that belongs to no parameter comes back without its prefix, for the loader to refuse.
     """
     name = key
     while name.startswith("model."):
         name = name.removeprefix("model.")
+    if name.startswith(_ENCODER):
+        name = f"encoder.{name}"
     while name.startswith("encoder.vision_tower.vision_model."):
         name = name.replace("vision_tower.vision_model.", "vision_tower.", 1)
     if name.startswith(("encoder.embed_tokens.", "encoder.layers.", "encoder.norm.")):
         return name.replace("encoder.", "encoder.text_model.", 1)
-    return name
+    return "lm_head.out_proj.weight" if name == "lm_head.weight" else name
 
 
 def hub_name(name: str, layout: Layout) -> str:

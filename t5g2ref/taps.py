@@ -115,6 +115,8 @@ def table(config: Config, *, images: bool = True, task: str = "lm", loss: bool =
         taps += _vision(config)
     taps += _stack("encoder.text_model", config.encoder, "encoder", decoder=False)
     taps = [replace(tap, first_call=True) for tap in taps]
+    if not config.has_decoder:
+        return taps
     taps.append(Tap("decoder.embed_tokens", "B T D", "decoder", "embed_tokens:out", spine=True, module="decoder"))
     taps += _stack("decoder", config.decoder, "decoder", decoder=True)
     return taps + _heads(task, loss)

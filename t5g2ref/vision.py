@@ -13,6 +13,8 @@ from t5g2ref.weights import Biased, Encoder, Projector, VisionAttention, VisionL
 
 def image_features(nx: Numerics, w: Encoder, config: Config, pixels: Array, trace: Trace = OFF) -> Array:
     """pixels (I, C, side, side) in [-1, 1] → features (I, M, D_text), M = mm_tokens_per_image."""
+    assert w.vision_tower is not None, "inputs.pixel_values comes first"
+    assert w.multi_modal_projector is not None
     encoded = tower(nx, w.vision_tower, config.vision, pixels, trace.at("vision_tower"))
     return project(nx, w.multi_modal_projector, config, encoded, trace.at("multi_modal_projector"))
 

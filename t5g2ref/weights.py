@@ -172,11 +172,11 @@ class Projector:
 
 @part
 class Encoder:
-    """Eyes and text encoder."""
+    """Text encoder and eyes, which are None in a model of text alone."""
 
     text_model: TextEncoder = of()
-    vision_tower: VisionTower = of()
-    multi_modal_projector: Projector = of()
+    vision_tower: VisionTower | None = of()
+    multi_modal_projector: Projector | None = of()
 
 
 @part
@@ -188,10 +188,11 @@ class Score:
 
 @part
 class Weights:
-    """Every parameter of the model; `score` is None for a language model, whose head is the table."""
+    """Every parameter of the model. `score` is None in a language model, whose head is the table; `decoder` is None in
+    an encoder alone."""
 
     encoder: Encoder = of()
-    decoder: Stack = of()
+    decoder: Stack | None = of()
     score: Score | None = of()
 
 
@@ -204,6 +205,12 @@ def children(kind: Any) -> dict[str, tuple[Any, bool, str]]:
         inner = [arg for arg in get_args(hint) if arg not in (Ellipsis, type(None))]
         found[item.name] = (inner[0] if inner else hint), ... in get_args(hint), shape
     return found
+
+
+@cache
+def optional(kind: Any) -> frozenset[str]:
+    """Of a class of weights, the fields that a model may be without."""
+    return frozenset(name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint))
 
 
 def is_array(kind: type) -> bool:
@@ -221,7 +228,7 @@ def grown(kind: Any, flat: Mapping[str, Array], at: str = "") -> Any:
         elif numbered:
             made[name] = tuple(grown(inner, flat, f"{path}.{i}") for i in range(_count(flat, path)))
         else:
-            there = name != "score" or _count(flat, path)  # the one part that a model may be without
+            there = name not in optional(kind) or _count(flat, path)
             made[name] = grown(inner, flat, path) if there else None
     return kind(**made)
 

@@ -22,15 +22,15 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # From the ground up: a room and its files. Files between two bars know nothing of each other; a file knows those behind
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
-t5g2ref: trace dtypes files streams
-t5g2ref/config: fields | read | write | geometry | __init__
+t5g2ref: trace dtypes files streams notes
+t5g2ref/config: fields | read | remarks write | geometry | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
 t5g2ref: numerics weights | taps params cache embedding ops rope masks | attention mlp outputs
 t5g2ref: vision encoder decoder inputs | model
-t5g2ref/checkpoint: header tensor | file | write synthetic | folder | __init__
-t5g2ref/processor: image text | __init__
+t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
+t5g2ref/processor: image tokenizer_json | text | __init__
 t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
@@ -58,6 +58,7 @@ conformance/judge: session | __init__
 conformance/report: candidates document explain result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
+conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
 conformance/commands: options | request export explain listing | run | check selftest | command_line
@@ -81,6 +82,7 @@ ROOMS = {  # and the question that each answers
     "conformance/peers": "Who is asked?",
     "conformance/judge": "Who is to blame?",
     "conformance/report": "What is said?",
+    "conformance/sweep": "How are many done at once?",
     "conformance/selftest": "Is the judge any good?",
     "conformance/commands": "What can one type?",
     "conformance/examples": "ports to copy from",

@@ -19,7 +19,6 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,14 +44,16 @@ def _one_core(turn: Any) -> None:
 
 def _drawn(options: argparse.Namespace) -> list[Drawn]:
     runs = options.runs or USUAL[options.geometry]
-    made: Iterator[Drawn] = {"bundled": plan, "released": released_plan, "270m": whole_plan}[options.geometry](runs)
-    return list(made)
+    if options.geometry == "270m":
+        return list(whole_plan(runs, options.first))
+    return list((plan if options.geometry == "bundled" else released_plan)(runs))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=USUAL, default="bundled", help="of the models (bundled)")
     parser.add_argument("--runs", type=int, metavar="N", help="how many (200, released 48, 270m 20)")
+    parser.add_argument("--first", type=int, default=1, metavar="SEED", help="where 270m's seeds begin (1)")
     parser.add_argument("--cases", type=int, default=1000, metavar="N", help="of each bundled run (all)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (one a core; one on a device)")
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="where judge and peer compute")

@@ -63,7 +63,7 @@ class Case:
     """Runs made one after the other on the same peer object.
 
     Args:
-        task: "lm", "sequence" or "token"; the classifiers get seeded `score` weights.
+        task: "lm", "encoder", "sequence" or "token"; the classifiers get seeded `score` weights.
         exposes: ids of the defects that this case can show, given a geometry in which they matter.
         costly: it takes seconds even on a tiny checkpoint. It is judged on the first checkpoint alone, and a self-test
             runs it only for the faults that ask for it.
@@ -91,7 +91,7 @@ class Case:
     def head(self, width: int) -> dict[str, Array]:
         """Seeded `score.out_proj` weights (labels, width) for a classifier over a language model's checkpoint, off
         bfloat16's grid, so that a copy kept in it shows."""
-        if self.task == "lm":
+        if self.task in ("lm", "encoder"):
             return {}
         rng = np.random.default_rng([20251212, self.num_labels])
         weight, bias = (
@@ -102,6 +102,15 @@ class Case:
             "score.out_proj.weight": weight.astype(np.float32),
             "score.out_proj.bias": bias.astype(np.float32),
         }
+
+    def of_encoder(self) -> Case:
+        """The case for an encoder alone: its sources, and no decoder ids."""
+
+        def source(run: Run) -> Run:
+            ids = run.input_ids
+            return Run(ids, ids[:, :0], run.attention_mask, run.position_ids, run.pixel_values)
+
+        return replace(self, runs=tuple(map(source, self.runs)), task="encoder")
 
     def copied(self) -> Case:
         """The case with arrays of its own, for a peer to do with as it likes: the truth is computed from ours."""

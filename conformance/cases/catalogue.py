@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,19 @@ Array = np.ndarray[Any, Any]
 SEED = 20251212  # of the inputs that are judged
 
 
+SEEING = ("image", "images")
+ENCODING = ("short", "window", "padded-right", "padded-left", "eoi", "image", "images", "far-positions")
+"""Cases whose sources show what an encoder does; the others are about the decoder."""
+
+
 def _ids(defects: str) -> tuple[str, ...]:
     return tuple(defects.split())
+
+
+DECODING = _ids(
+    "D07 D08 D16 D18 D24 D25 D28 D29 D34 D36 D37 D39 D42 D43 D44 D50 D54 D55 D56 D57 D64 D65 D71 D74 D75 D76 D81"
+)
+"""Defects of a decoder, of what stands behind it, or of two stacks that are not alike."""
 
 
 def _short(k: Kit) -> Case:
@@ -239,13 +251,21 @@ _BUILDERS: tuple[Callable[[Kit], Case], ...] = (
 
 
 def build(config: Config, seed: int = SEED) -> list[Case]:
-    """Every case, for this geometry; another seed draws other inputs of the same lengths."""
+    """Every case that this geometry's parts can run; another seed draws other inputs of the same lengths."""
     cases = []
     for index, builder in enumerate(_BUILDERS):
         cases.append(builder(Kit(config, np.random.default_rng([seed, index]))))
     names = [case.name for case in cases]
     assert len(set(names)) == len(names), names
-    return cases
+    if not config.has_vision:
+        cases = [case for case in cases if case.name not in SEEING]
+    if config.has_decoder:
+        return cases
+    return [replace(c.of_encoder(), exposes=_seen_in_encoder(c)) for c in cases if c.name in ENCODING]
+
+
+def _seen_in_encoder(case: Case) -> tuple[str, ...]:
+    return tuple(defect for defect in case.exposes if defect not in DECODING)
 
 
 def select(cases: list[Case], patterns: list[str]) -> list[Case]:

@@ -27,7 +27,7 @@ class Kit:
         c = self.config
         special = {c.boi_token_index, c.eoi_token_index, c.image_token_index, c.decoder.pad_token_id}
         special |= {c.decoder.bos_token_id, *c.decoder.eos_token_id}
-        ordinary = np.delete(np.arange(c.decoder.vocab_size), list(special))
+        ordinary = np.setdiff1d(np.arange(c.decoder.vocab_size), list(special))
         return self.rng.choice(ordinary, size=shape).astype(np.int64)
 
     def others(self, ids: Array) -> Array:

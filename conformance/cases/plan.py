@@ -49,7 +49,7 @@ def minimum(config: Config, case: Case) -> list[list[str]]:
     for call, tap in plan_of(config, case):
         if required(tap):
             calls[call].append(tap.name)
-    for names in calls:
+    for names in calls[: len(calls) * config.has_decoder]:
         names.append("decoder_input_ids")
     return calls
 

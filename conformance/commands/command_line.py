@@ -107,6 +107,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.cases(target)
     shared.backend(target)
     shared.timeout(target)
+    shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
     shared.outputs(target)
     shared.progress(target)
 
@@ -126,6 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"conformance: {error}", file=sys.stderr)
         return USAGE
+    except SystemExit:  # argparse's own: 0 after --help, 2 for what it cannot read
+        raise
+    except BaseException as error:
+        if isinstance(error, OutputError) or stopped(error):
+            raise
+        return _own_fault(given[0] if given and given[0] in ("list", *MODULES) else None)
     options.command_line = shlex.join(["python", "-m", "conformance", *given])
     return _guarded(options)
 
@@ -143,25 +150,34 @@ def _guarded(options: argparse.Namespace) -> int:
         if isinstance(error, OutputError):
             raise
         if stopped(error):
-            return _interrupted(options, error)
+            return _interrupted(options.command, error)
         if isinstance(error, (UsageError, Unavailable, BackendError, ConfigError, OSError)):
             print(f"conformance: {error}", file=sys.stderr)
             return USAGE
+        if isinstance(error, MemoryError):  # without a traceback, which takes memory too
+            print("conformance: out of memory; give a smaller --ckpt, or fewer cases with --case", file=sys.stderr)
+            return _incomplete(options.command, "out of memory")
+        return _own_fault(options.command)
+
+
+def _own_fault(command: str | None) -> int:
+    """Say that the error is ours."""
+    with suppress(Exception):  # what is to be shown may itself be what cannot be shown
         traceback.print_exc()
-        print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
-        return _incomplete(options, "the suite itself failed")
+    print("conformance: the suite itself failed; this says nothing about a peer", file=sys.stderr)
+    return _incomplete(command, "the suite itself failed")
 
 
-def _interrupted(options: argparse.Namespace, error: BaseException) -> int:
+def _interrupted(command: str | None, error: BaseException) -> int:
     """Raises for a command that gives no verdict."""
-    if options.command not in JUDGING:
+    if command not in JUDGING:
         raise error
     print("conformance: interrupted", file=sys.stderr)
-    return _incomplete(options, "interrupted")
+    return _incomplete(command, "interrupted")
 
 
-def _incomplete(options: argparse.Namespace, why: str) -> int:
-    if options.command in JUDGING:
+def _incomplete(command: str | None, why: str) -> int:
+    if command in JUDGING:
         print(f"VERDICT: INCOMPLETE - {why}", flush=True)
     return INCOMPLETE
 

@@ -175,7 +175,7 @@ CASE/expected-N.safetensors   with --expected: the truth for call N, from the sa
 
 How to run a case
   1. Make one model object for the case. A case with task "sequence" or "token" is a classifier: it has the same
-     weights, and the `head.score.out_proj.*` of its inputs.
+     weights, and the `head.score.out_proj.*` of its inputs. One with task "encoder" ends where the encoder does.
   2. For each run, encode input_ids (B, S) with attention_mask (1 keep, 0 padding), position_ids and pixel_values,
      where they are given.
   3. Make the run's calls in order. A call with "decoder": [first, last] feeds decoder_input_ids[:, first:last] with

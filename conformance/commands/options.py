@@ -53,6 +53,18 @@ def timeout(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def jobs(parser: argparse.ArgumentParser, usual: str) -> None:
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"processes (default: {usual})")
+
+
+def processes(options: argparse.Namespace) -> int | None:
+    """What `--jobs` asks for. Raises UsageError for less than one."""
+    wanted: int | None = getattr(options, "jobs", None)
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"--jobs {wanted}: expected at least 1")
+    return wanted
+
+
 def progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.errors import UsageError
 from conformance.peers.find import BUILT_IN, create, names
 from conformance.peers.guard import warnings_kept
-from conformance.peers.protocol import Peer, optional
+from conformance.peers.protocol import TIMEOUT, Peer, optional
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
@@ -39,6 +40,8 @@ class Request:
         names: a peer's name → what to give to `--peer` for it.
         notes: warnings that arose while the peers were made.
         command: the command line, for whoever reproduces the report.
+        timeout: seconds for each answer of a process.
+        jobs: how many processes judge; None for as many as are usual.
     """
 
     peers: tuple[Peer, ...]
@@ -57,6 +60,8 @@ class Request:
     names: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     command: str = ""
+    timeout: float = TIMEOUT
+    jobs: int | None = None
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -116,6 +121,8 @@ def _request(
         names=names or {},
         notes=notes,
         command=getattr(given, "command_line", ""),
+        timeout=getattr(given, "timeout", TIMEOUT),
+        jobs=shared.processes(given),
     )
 
 

@@ -7,6 +7,7 @@ a peer deviates.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dataclasses import replace
 from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of
-from conformance.checkpoints import resolve
+from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
 from conformance.defects.exposure import hidden, reach
@@ -25,10 +26,13 @@ from conformance.progress import Reporter, reporting
 from conformance.report import files
 from conformance.report import text as report
 from conformance.report.result import Result, environment
+from conformance.sweep import shards
 from conformance.target import Target
 from conformance.terminal import console
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import HALF
+
+WORTH = 40  # comparisons, from which on processes pay
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,14 +48,14 @@ def judge_peers(request: Request) -> int:
         plan = _plan(targets, request.cases)
         session = Session(plan, found, reporter, exact=request.exact, cases=request.values, asked=request.asked)
         try:
-            session.judge(list(request.peers))
+            peak = _judged(request, plan, session, found, reporter)
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted, peak = True, 0
     result = _result(request, targets, plan, session, found)
     result = replace(
         result,
         seconds=time.perf_counter() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + peak,
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
     try:
@@ -62,6 +66,43 @@ def judge_peers(request: Request) -> int:
         raise
     files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
     return result.status
+
+
+def _judged(request: Request, plan: Plan, session: Session, found: Found, reporter: Reporter) -> int:
+    """Judge in this process, or in as many as were asked for; returns the most bytes that the others had together."""
+    total = session.total(list(request.peers))
+    processes = _processes(request, total)
+    if processes == 1:
+        session.judge(list(request.peers))
+        return 0
+    pieces = shards.shards(plan, dict(request.names), processes, exact=request.exact, values=request.values)
+    question = shards.Question(
+        ckpt=request.ckpt,
+        synthetic=request.synthetic,
+        calm=request.calm,
+        backend=request.backend.name,
+        timeout=request.timeout,
+        asked=request.asked,
+        alone=len(request.peers) == 1,
+    )
+    reporter.start(total)
+
+    def told(what: str) -> None:
+        reporter.say(what)
+        reporter.step()
+
+    answer = shards.judged(question, pieces, processes, found, told)
+    session.versions, session.notes = answer.versions, answer.notes
+    return sum(answer.peak.values())
+
+
+def _processes(request: Request, comparisons: int) -> int:
+    """As many as were asked for. Unasked, one a core where models are small, and the work is worth their start."""
+    usual = request.ckpt in BUNDLED and not request.synthetic and comparisons >= WORTH
+    usual = usual and all(name.startswith("transformers") for name in request.names.values())
+    most = request.jobs or ((os.cpu_count() or 1) if usual else 1)
+    many = request.backend.name == "numpy" and len(request.names) == len(request.peers)
+    return min(most, comparisons) if many else 1
 
 
 def _targets(request: Request, reporter: Reporter) -> list[Target]:
@@ -76,8 +117,9 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
 def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
     """The judgements in the order of the checkpoints, with everything else that a report says."""
     few, versions, peers = _few(plan, found), session.versions, list(request.peers)
-    order = {target.name: i for i, (target, _) in enumerate(plan)}
-    ordered = sorted(found, key=lambda i: order[i[0]])
+    targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
+    places = {"exact": -1, **{case.name: i for i, (_, case) in enumerate(plan)}}
+    ordered = sorted(found, key=lambda f: (targets_.index(f[0]), peers_.index(f[1].peer), places[f[1].case]))
     return Result(
         judgements=[(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered],
         exposes={case.name: case.exposes for _, case in plan},
@@ -91,6 +133,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         known=request.known.states(),
         notes=[
             *request.notes,
+            *(note for target in targets for note in target.notes),
             *_notes(peers, request.backend),
             *dict.fromkeys(note for _, note in few),
             *_wider(found),

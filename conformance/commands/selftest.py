@@ -26,7 +26,7 @@ from conformance.report.files import FILES, check_writable, write_one
 from conformance.selftest import matrix
 from conformance.selftest.legal import LEGAL
 from conformance.selftest.matrix import Outcome
-from conformance.selftest.workers import Job, _results
+from conformance.selftest.workers import Job, results
 from t5g2ref import bundled
 from t5g2ref.config import Config
 
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     lane.metavar = "LANE"
     shared.backend(parser)
     shared.checkpoint(parser)
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core; one on a device)")
+    shared.jobs(parser, "one a core; one on a device")
     parser.add_argument("--json", type=Path, metavar="FILE", help=FILES["json"])
     shared.progress(parser)
     shared.defaults(parser)
@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
     found: dict[Job, Any] = {}
     reporter.start(len(jobs))
     try:
-        for job, result in _results(given, jobs, _processes(options, len(jobs))):
+        for job, result in results(given, jobs, _processes(options, len(jobs))):
             found[job] = result
             reporter.say(" ".join(job[1:]))
             reporter.step()
@@ -134,7 +134,6 @@ def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:
 
 
 def _processes(options: argparse.Namespace, jobs: int) -> int:
-    if options.jobs is not None and options.jobs < 1:
-        raise UsageError(f"--jobs {options.jobs}: expected at least 1")
+    wanted = shared.processes(options)
     usual = (os.cpu_count() or 1) if options.backend == "numpy" and options.ckpt in BUNDLED else 1
-    return min(options.jobs or usual, jobs)
+    return min(wanted or usual, jobs)

@@ -33,7 +33,7 @@ def _stacks(config: Config) -> tuple[TextConfig, TextConfig]:
 
 _HIDDEN: dict[str, tuple[Callable[[Config], bool], str]] = {
     "D50": (
-        lambda c: c.decoder.final_logit_softcapping is None,
+        lambda c: c.decoder.final_logit_softcapping is None or not c.has_decoder,
         "final_logit_softcapping is null: a missing one cannot show (an added one would)",
     ),
     "D46": (

@@ -19,24 +19,28 @@ from conformance.exchange.manifest import Declared
 from conformance.exchange.reading import DumpError, Tensors, truths
 from conformance.measure.finding import Finding
 from t5g2ref import taps
-from t5g2ref.checkpoint.header import short
 from t5g2ref.checkpoint.tensor import convert
 from t5g2ref.config import Config
+from t5g2ref.config.fields import short
 from t5g2ref.taps import Tap
 
 Array = np.ndarray[Any, Any]
+LONGEST = 256  # characters of a name for which others are looked up: the work grows with their square
+_GLOB = frozenset("*?[")
+MOST_PATTERNS = 500  # globs in one object, each of which may be held against every tap
 File = tuple[Tensors, Mapping[str, str]]
 """One call: its checked file, and tap → tensor in it."""
 
 
 def chosen(patterns: Mapping[str, str], name: str) -> str | None:
     """What is declared for a tap: under its own name, else under the first glob that matches."""
-    return patterns.get(name, next((v for p, v in patterns.items() if fnmatchcase(name, p)), None))
+    globs = ((p, v) for p, v in patterns.items() if _GLOB & set(p))
+    return patterns.get(name, next((v for p, v in globs if fnmatchcase(name, p)), None))
 
 
 def unknown(name: str, known: Iterable[str], what: str) -> NoReturn:
     """Raises DumpError for a name that is none of `known`, and suggests the nearest."""
-    near = get_close_matches(name, list(known), 3)
+    near = get_close_matches(name, list(known), 3) if len(name) <= LONGEST else []
     raise DumpError(f"{short(name)} is no {what}; " + (f"close: {', '.join(near)}" if near else "see `list`"))
 
 
@@ -45,7 +49,10 @@ def check_patterns(declared: Declared, config: Config) -> None:
     table = [t for task in ("lm", "sequence", "token") for t in taps.table(config, task=task, loss=True)]
     names = {tap.name for tap in table}
     for field, patterns in (("layouts", declared.layouts), ("stored", declared.stored)):
-        for pattern in patterns:
+        globs = [pattern for pattern in patterns if pattern not in names]
+        if len(globs) > MOST_PATTERNS:
+            raise DumpError(f"{field} has {len(globs)} patterns, expected at most {MOST_PATTERNS} beside names of taps")
+        for pattern in globs:
             if not any(fnmatchcase(name, pattern) for name in names):
                 unknown(pattern, names, f"tap, nor a pattern of any, in {field}")
 

@@ -14,8 +14,7 @@ import time
 import weakref
 from typing import IO, Any
 
-from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import from_json
+from t5g2ref.config.fields import from_json, short
 
 MAX_LINE = 1 << 20  # bytes of an answer
 KEPT = 1 << 12  # bytes of standard error

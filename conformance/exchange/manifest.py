@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from conformance.exchange.reading import DumpError, confined
-from t5g2ref.checkpoint.header import short
-from t5g2ref.config.fields import from_json
+from t5g2ref.config.fields import from_json, short
 from t5g2ref.dtypes import RUN_IN
 from t5g2ref.files import opened
 
 FORMAT, VERSION = "t5g2ref-dump", 1
-MAX_BYTES = 1 << 26
+MAX_BYTES = 1 << 23
+MOST_CASES = 1000
+MOST = 10_000  # entries of an object: some more than the taps of the largest release
 STORED = ("uint8", "float32")
 LONGEST = 64
 FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases"}
@@ -66,7 +67,10 @@ def read(folder: Path) -> Manifest:
         _refuse("version", raw.get("version"), f"{VERSION}, the one that this t5g2ref reads")
     _known(raw, FIELDS, "manifest.json")
     name, mark = _checkpoint(raw.get("checkpoint"))
-    cases = {case: _calls(value, f"cases.{case}") for case, value in _object(raw.get("cases"), "cases").items()}
+    named = _object(raw.get("cases"), "cases")
+    if len(named) > MOST_CASES:
+        raise DumpError(f"cases has {len(named)} entries, expected at most {MOST_CASES}")
+    cases = {_text(case, "cases"): _calls(value, f"cases.{case}") for case, value in named.items()}
     if not cases:
         _refuse("cases", {}, "at least one case")
     return Manifest(declared(raw), name, mark, cases)
@@ -97,7 +101,7 @@ def _checkpoint(value: object) -> tuple[str, str]:
 
 
 def _calls(value: object, where: str) -> list[Shown]:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_CASES:
         _refuse(where, value, "a list with an object for each call")
     out = []
     for i, item in enumerate(value):
@@ -110,6 +114,8 @@ def _calls(value: object, where: str) -> list[Shown]:
 def _taps(value: object, where: str) -> dict[str, str] | None:
     """{tap: tensor}; a list has names that are both. None stands for everything that the file holds."""
     if isinstance(value, list):
+        if len(value) > MOST:
+            raise DumpError(f"{where} has {len(value)} entries, expected at most {MOST}")
         names = [_text(name, where) for name in value]
         if len(set(names)) < len(names):
             _refuse(where, value, "each tap once")
@@ -140,6 +146,8 @@ def _known(raw: dict[str, Any], fields: set[str], where: str) -> None:
 
 
 def _texts(value: object, where: str, *, empty: bool = False) -> dict[str, str]:
+    if len(_object(value, where)) > MOST:
+        raise DumpError(f"{short(where)[1:-1]} has {len(_object(value, where))} entries, expected at most {MOST}")
     return {
         _text(key, where): item if empty and item == "" else _text(item, f"{where}.{key}")
         for key, item in _object(value, where).items()

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref.checkpoint.header import ANY, Entry, HeaderError, read_header, short
+from t5g2ref.checkpoint.header import ANY, Entry, HeaderError, read_header
 from t5g2ref.checkpoint.tensor import Stored, WeightsError, stamp
+from t5g2ref.config.fields import short
 from t5g2ref.files import opened
 
 Array = np.ndarray[Any, Any]
 _MAX_NAME = 1024  # of a file
-MAX_HEADER = 10_000_000  # bytes: some ten thousand tensors; the taps of a call are far fewer
+MAX_HEADER = 1 << 22  # bytes: some ten thousand tensors; the taps of a call are far fewer
 
 
 class DumpError(ValueError):

@@ -32,12 +32,20 @@ class Session:
     """Judges every peer on every case. Each judgement goes into `found` as soon as it is made."""
 
     def __init__(
-        self, plan: Plan, found: Found, reporter: Reporter, *, exact: bool, cases: bool, asked: bool = False
+        self,
+        plan: Plan,
+        found: Found,
+        reporter: Reporter,
+        *,
+        exact: bool,
+        cases: bool,
+        asked: bool = False,
+        alone: bool | None = None,
     ) -> None:
         self._plan, self._found, self._reporter = plan, found, reporter
         self._exact, self.cases, self._asked = exact, cases, asked
         self._targets = list({id(target): target for target, _ in plan}.values())
-        self._alone = True
+        self._alone = alone
         self.versions: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
 
@@ -48,7 +56,7 @@ class Session:
 
     def judge(self, peers: list[Peer]) -> None:
         self._reporter.start(self.total(peers))
-        self._alone = len(peers) == 1
+        self._alone = len(peers) == 1 if self._alone is None else self._alone
         for peer in peers:
             with warnings_kept(peer.name, self.notes):
                 self._wholly(peer)

@@ -66,6 +66,9 @@ def _walk(model: T5Gemma2, case: Case, run: Run, trace_of: TraceOfCall) -> None:
         "position_ids": run.position_ids,
         "pixel_values": run.pixel_values,
     }
+    if case.task == "encoder":
+        model.encode(run.input_ids, **masks, trace=trace_of(0))
+        return
     if case.task != "lm" or run.labels is not None:
         call: Callable[..., Any] = model.classify if case.task != "lm" else model
         extra = {"per_token": case.task == "token"} if case.task != "lm" else {}

@@ -33,7 +33,7 @@ from conformance.peers.folder import opened
 from conformance.peers.guard import line
 from conformance.peers.protocol import TIMEOUT, OptionalMembers, Skip
 from conformance.target import Target
-from t5g2ref.checkpoint.header import short
+from t5g2ref.config.fields import short
 from t5g2ref.dtypes import RUN_IN
 
 VERSION = 1

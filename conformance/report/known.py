@@ -31,9 +31,11 @@ from conformance.judge.judgement import Judgement
 from conformance.measure.finding import FAULTS, Finding
 from conformance.target import Target
 from t5g2ref import taps
+from t5g2ref.config.fields import short
 from t5g2ref.files import opened
 
 MAX_BYTES = 1 << 20
+MAX_DOTS, MAX_ENTRIES, MAX_SPECIFIER = 200, 500, 256  # of a line, a file, a version: what they cost grows faster
 REQUIRED = ("peer", "case", "tap", "reason", "link")
 BY_NAME = ("missing", "shape", "dtype", "nan")  # excused only where an entry says so
 EXACT = ("weights", "probe-")  # how the names of the exact lane begin
@@ -168,50 +170,60 @@ def load(path: Path) -> Known:
         raise KnownError(f"--known {path}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
         raise KnownError(f"--known {path}: larger than {MAX_BYTES} bytes")
+    if (dots := max(line.count(b".") for line in data.split(b"\n"))) > MAX_DOTS:
+        raise KnownError(
+            f"--known {path}: a line has {dots} dots, expected at most {MAX_DOTS}"
+        )  # a key of so many parts
     try:
         raw = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise KnownError(f"--known {path}: not TOML: {error}") from error
+        raise KnownError(f"--known {path}: not TOML: {short(str(error))[1:-1]}") from error
     entries = raw.pop("deviation", [])
     if raw:
-        raise KnownError(f"--known {path}: has {next(iter(raw))!r}, expected nothing but [[deviation]]")
+        raise KnownError(f"--known {path}: has {short(next(iter(raw)))}, expected nothing but [[deviation]]")
     if not isinstance(entries, list) or not entries:
         raise KnownError(f"--known {path}: expected at least one [[deviation]]")
+    if len(entries) > MAX_ENTRIES:
+        raise KnownError(f"--known {path}: has {len(entries)} deviations, expected at most {MAX_ENTRIES}")
     return Known(tuple(_entry(entry, f"--known {path}: deviation {i}") for i, entry in enumerate(entries, 1)))
 
 
 def _entry(raw: object, where: str) -> Deviation:
     if not isinstance(raw, dict):
-        raise KnownError(f"{where} is {raw!r}, expected a table under [[deviation]]")
+        raise KnownError(f"{where} is {short(raw)}, expected a table under [[deviation]]")
     _names(raw, (*REQUIRED, "status", "versions"), where)
     for name in REQUIRED:
         if name not in raw:
             raise KnownError(f"{where}: {name} is missing, expected each of {', '.join(REQUIRED)}")
     for name in (*REQUIRED, "status"):
         if name in raw and not _is_line(raw[name]):
-            raise KnownError(f"{where}: {name} is {raw[name]!r}, expected a line of text")
+            raise KnownError(f"{where}: {name} is {short(raw[name])}, expected a line of text")
     if not raw["link"].startswith(("https://", "http://")):
-        raise KnownError(f"{where}: link is {raw['link']!r}, expected an address that begins with https:// or http://")
+        raise KnownError(
+            f"{where}: link is {short(raw['link'])}, expected an address that begins with https:// or http://"
+        )
     if raw.get("status", FAULTS[0]) not in FAULTS:
-        raise KnownError(f"{where}: status is {raw['status']!r}, expected one of {', '.join(FAULTS)}")
+        raise KnownError(f"{where}: status is {short(raw['status'])}, expected one of {', '.join(FAULTS)}")
     _versions(raw.get("versions", {}), f"{where}: versions")
     return Deviation(**raw)
 
 
 def _versions(raw: object, where: str) -> None:
     if not isinstance(raw, dict):
-        raise KnownError(f'{where} is {raw!r}, expected a table: {{ package = ">=1.0" }}')
+        raise KnownError(f'{where} is {short(raw)}, expected a table: {{ package = ">=1.0" }}')
     for name, specifier in raw.items():
         try:
-            SpecifierSet(specifier if isinstance(specifier, str) else "?")
+            SpecifierSet(specifier if isinstance(specifier, str) and len(specifier) <= MAX_SPECIFIER else "?")
         except InvalidSpecifier:
-            raise KnownError(f"{where}.{name} is {specifier!r}, expected a specifier such as '>=5.20,<5.24'") from None
+            raise KnownError(
+                f"{where}.{name} is {short(specifier)}, expected a specifier such as '>=5.20,<5.24'"
+            ) from None
 
 
 def _names(raw: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
     for name in raw:
         if name not in allowed:
-            raise KnownError(f"{where}: has {name!r}, expected only {', '.join(allowed)}")
+            raise KnownError(f"{where}: has {short(name)}, expected only {', '.join(allowed)}")
 
 
 def _is_line(value: object) -> bool:

@@ -76,9 +76,9 @@ def released_plan(runs: int) -> Iterator[Drawn]:
         yield Drawn(seed, f"{RELEASED[seed // 2 % 2]} cut", cast(DType, dtype), variant)
 
 
-def whole_plan(seeds: int, geometry: str = "270m") -> Iterator[Drawn]:
-    """Runs of transformers at a whole released geometry in bfloat16."""
-    for seed in range(1, seeds + 1):
+def whole_plan(seeds: int, first: int = 1, geometry: str = "270m") -> Iterator[Drawn]:
+    """Runs of transformers at a whole released geometry in bfloat16, on so many seeds."""
+    for seed in range(first, first + seeds):
         for attention in ("eager", "sdpa"):
             yield Drawn(seed, geometry, "bfloat16", f"transformers:{attention}")
 
@@ -90,10 +90,16 @@ def cut(config: Config) -> Config:
         kinds = text.layer_types[CUT]
         return replace(text, num_hidden_layers=len(kinds), layer_types=kinds, vocab_size=WORDS)
 
-    vision = replace(config.vision, num_hidden_layers=1)
-    stacks = replace(config, encoder=shorter(config.encoder), decoder=shorter(config.decoder), vision=vision)
     last = WORDS - 1
-    return replace(stacks, boi_token_index=last - 2, eoi_token_index=last - 1, image_token_index=last)
+    return replace(
+        config,
+        encoder=shorter(config.encoder),
+        decoder=shorter(config.decoder),
+        vision=replace(config.vision, num_hidden_layers=1),
+        boi_token_index=last - 2,
+        eoi_token_index=last - 1,
+        image_token_index=last,
+    )
 
 
 def long_cases(config: Config, seed: int) -> list[Case]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2ref.backend import NUMPY, Backend
-from t5g2ref.checkpoint.header import FLOATS, Entry, HeaderError, encode_header, read_header, short
+from t5g2ref.checkpoint.header import SEEN, Entry, HeaderError, encode_header, read_header
 from t5g2ref.checkpoint.tensor import CHUNK, Array, Stored, WeightsError, convert, element, finite, stamp
 from t5g2ref.files import opened
 
@@ -29,7 +29,6 @@ __all__ = [  # numbers and errors of `stored`, and the header: they are this rea
     "element",
     "encode_header",
     "finite",
-    "short",
 ]
 
 
@@ -47,7 +46,7 @@ class SafetensorsFile:
         with _opened(path) as handle:
             seen = stamp(handle)
             try:
-                entries = read_header(handle, seen[0], FLOATS)
+                entries = read_header(handle, seen[0], SEEN)
             except HeaderError as error:
                 remedy = error.remedy or "download the file again"
                 raise WeightsError(f"{path}: {error}; {remedy}") from error

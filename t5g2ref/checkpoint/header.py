@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from t5g2ref.config.fields import from_json
+from t5g2ref.config.fields import from_json, short
 
-MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+MAX_HEADER = 1 << 22  # bytes: thirty thousand tensors, twenty times those of the largest release
 FLOATS: dict[str, np.dtype[Any]] = {
     **{f"F{8 * n}": np.dtype(f"<f{n}") for n in (8, 4, 2)},
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -27,6 +27,13 @@ ANY: dict[str, np.dtype[Any]] = {
     **FLOATS,
     "BOOL": np.dtype(np.bool_),
 }
+SEEN: dict[str, np.dtype[Any]] = {  # what a file of weights may hold before it is known what it is
+    **ANY,
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
+CODES = {dtype: code for code, dtype in SEEN.items()}
 _MAX_DIMS, _MAX_DIM, _MAX_NAME = 16, 1 << 48, 1024  # bound the work below, far above any tensor
 
 
@@ -47,12 +54,6 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-def short(value: object) -> str:
-    """`repr` cut to a line's worth: names and values in a header may be of any length."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def read_header(
@@ -124,12 +125,11 @@ def _check_cover(entries: Mapping[str, Entry], start: int, size: int) -> None:
 
 def encode_header(tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[bytes, dict[str, Entry]]:
     """The first bytes of a file of {tensor: (dtype, shape)}, and where each tensor's bytes belong."""
-    codes = {dtype: code for code, dtype in ANY.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     at, spans = 0, {}
     for name, (dtype, shape) in tensors.items():
         spans[name] = (at, at + math.prod(shape) * dtype.itemsize)
-        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": list(spans[name])}
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": list(spans[name])}
         at = spans[name][1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned

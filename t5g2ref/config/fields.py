@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from t5g2ref.files import opened
 
 MAX_BYTES = 1 << 20
 MAX_SIZE = (1 << 31) - 1
+MAX_LAYERS = 1000  # of a stack; the releases have at most 34, and names are made for each
 ABSENT: Any = object()
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxlong = 4, 200, 120
+_SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = 40
 
 
 class ConfigError(ValueError):
@@ -22,9 +28,13 @@ class ConfigError(ValueError):
 
 def refuse(field: str, found: object, expected: str, remedy: str) -> ConfigError:
     """Return the error for one field; `field` is its full dotted path in config.json."""
-    shown = repr(found)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ConfigError(f"{field} is {shown}, expected {expected}; {remedy}")
+    return ConfigError(f"{short(field)[1:-1]} is {short(found, 80)}, expected {expected}; {remedy}")
+
+
+def short(value: object, most: int = 120) -> str:
+    """`repr` cut to a line's worth. What a file says may be of any length and depth, which plain `repr` walks whole."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"the key {key!r} appears twice in one object")
+            raise ValueError(f"the key {short(key)} appears twice in one object")
         out[key] = value
     return out
 
@@ -108,7 +118,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         raw = from_json(data)
     except ValueError as error:
-        raise ConfigError(f"{file}: not JSON: {error}; download config.json again") from error
+        raise ConfigError(f"{file}: not JSON: {short(str(error))[1:-1]}; download config.json again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: holds a JSON {type(raw).__name__}, expected an object; download it again")
     return raw

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from t5g2ref.config.fields import MAX_SIZE, ConfigError, read_file, refuse
+from t5g2ref.config.fields import MAX_LAYERS, MAX_SIZE, ConfigError, read_file, refuse
 from t5g2ref.config.read import LAYER_TYPES, read
+from t5g2ref.config.remarks import remarks
 from t5g2ref.config.write import write
+from t5g2ref.notes import note
 
 __all__ = ["PRESETS", "Config", "ConfigError", "Rope", "Ropes", "TextConfig", "VisionConfig", "preset"]
 
@@ -114,7 +116,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole model; `dtype` is the one its checkpoint declares, None where it declares none."""
+    """The whole model; `dtype` is the one its checkpoint declares, None where it declares none.
+
+    Without a tower `vision` is the released one's, without a decoder `decoder` is the encoder's stack: both unused.
+    """
 
     encoder: TextConfig
     decoder: TextConfig
@@ -126,11 +131,14 @@ class Config:
     num_labels: int = 2
     problem_type: str | None = None
     dtype: str | None = None
+    has_vision: bool = True
+    has_decoder: bool = True
 
     def __post_init__(self) -> None:
         _check_text(self.encoder, "encoder.text_config")
         _check_text(self.decoder, "decoder")
-        _check_vision(self.vision, self.mm_tokens_per_image)
+        if self.has_vision:
+            _check_vision(self.vision, self.mm_tokens_per_image)
         _check_joint(self)
 
     @property
@@ -145,12 +153,15 @@ class Config:
         for name in ("encoder", "decoder"):
             ropes = {kind: Rope(**rope) for kind, rope in parts[name]["rope_parameters"].items()}
             parts[name] = TextConfig(**parts[name] | {"rope_parameters": ropes})
-        return Config(**parts | {"vision": VisionConfig(**parts["vision"])})
+        return Config(**parts | {"vision": VisionConfig(**parts["vision"]) if parts["has_vision"] else SIGLIP})
 
     @staticmethod
     def load(path: str | Path) -> Config:
-        """Return the Config of a checkpoint folder, or of a config.json given by its path."""
-        return Config.from_dict(read_file(path))
+        """Return the Config of a checkpoint folder, or of a config.json given by its path; what is odd is noted."""
+        config = Config.from_dict(raw := read_file(path))
+        for text in remarks(raw):
+            note(f"{path}: {text}")
+        return config
 
     def to_dict(self, spelling: Literal["released", "old"] = "released") -> dict[str, Any]:
         """Return the config.json object that transformers accepts and `from_dict` reads back to equal values.
@@ -171,6 +182,8 @@ def _check_sizes(part: object, where: str) -> None:
             raise refuse(path, value, "an integer from 1 to 2**31 - 1", "correct the field")
         if str(field.type).startswith("float") and not _positive(value):
             raise refuse(path, value, "a finite number above 0", "correct the field, or null for no softcap")
+        if field.name == "num_hidden_layers" and value > MAX_LAYERS:
+            raise refuse(path, value, f"1 to {MAX_LAYERS}", "correct the number of layers")
 
 
 def _positive(value: object) -> bool:
@@ -204,8 +217,6 @@ def _check_text(text: TextConfig, where: str) -> None:
 
 
 def _check_ids(text: TextConfig, where: str) -> None:
-    if not text.eos_token_id:
-        raise refuse(f"{where}.eos_token_id", text.eos_token_id, "at least one id", "the releases have 1")
     _check_id(f"{where}.pad_token_id", text.pad_token_id, text.vocab_size)
     _check_id(f"{where}.bos_token_id", text.bos_token_id, text.vocab_size)
     for token in text.eos_token_id:
@@ -240,6 +251,8 @@ def _check_joint(config: Config) -> None:
         if getattr(encoder, name) != getattr(decoder, name):
             remedy = "both stacks share one embedding and one residual width"
             raise refuse(f"decoder.{name}", getattr(decoder, name), expected, remedy)
+    if not config.has_vision:
+        return
     _check_id("image_token_index", config.image_token_index, encoder.vocab_size)
     _check_id("encoder.boi_token_index", config.boi_token_index, encoder.vocab_size)
     _check_id("encoder.eoi_token_index", config.eoi_token_index, encoder.vocab_size)
@@ -247,6 +260,9 @@ def _check_joint(config: Config) -> None:
         found = (config.image_token_index, config.boi_token_index, config.eoi_token_index)
         remedy = "each marks something else in the prompt"
         raise refuse("image_token_index", found, "image, boi and eoi ids that differ", remedy)
+
+
+SIGLIP = VisionConfig(1152, 4304, 27, 16, 896, 14)
 
 
 def _preset(hidden: int, layers: int, heads: int, kv: int, ffn: int, window: int, longest: int) -> Config:
@@ -265,7 +281,7 @@ def _preset(hidden: int, layers: int, heads: int, kv: int, ffn: int, window: int
         layer_types=tuple(LAYER_TYPES[(i + 1) % 6 == 0] for i in range(layers)),
         rope_parameters=Ropes(Rope(10_000.0), Rope(1_000_000.0, 8.0)),
     )
-    return Config(text, text, VisionConfig(1152, 4304, 27, 16, 896, 14), dtype="bfloat16")
+    return Config(text, text, SIGLIP, dtype="bfloat16")
 
 
 # The 270m row is the released config; window and positions of the others follow Gemma 3 of the same size,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from t5g2ref.config.fields import ABSENT, Section, refuse
+from t5g2ref.config.fields import ABSENT, MAX_LAYERS, Section, refuse, short
 from t5g2ref.dtypes import DTYPES
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
@@ -20,6 +20,8 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 ACTIVATION = "gelu_pytorch_tanh"
 THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
 PATTERN = 6
+ENCODER, GEMMA = "t5gemma2_encoder", "gemma3_text"
+PAD, BOS = 0, 2  # the releases'; they stand in where a file has null
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"}
 _TEXT_SIZES = (
     "vocab_size",
@@ -42,25 +44,28 @@ _VISION_SIZES = (
 
 
 def read(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested keyword arguments of `config.Config` from a parsed config.json in either spelling."""
+    """Return the nested keyword arguments of `config.Config` from a parsed config.json in either spelling.
+
+    An encoder that was saved by itself (`t5gemma2_encoder`) is its own top level and has no decoder.
+    """
     if not isinstance(raw, Mapping):
         raise refuse("config", raw, "a JSON object", "pass the parsed config.json")
     top = Section(raw, "")
-    if raw.get("model_type") != "t5gemma2":
-        raise refuse("model_type", raw.get("model_type"), "'t5gemma2'", "give a T5Gemma 2 checkpoint")
-    encoder, decoder = top.section("encoder"), top.section("decoder")
-    text, vision = encoder.section("text_config"), encoder.section("vision_config")
-    for part in (encoder, text, decoder):
-        name = part.raw.get("model_type", "t5gemma2")
-        if not (isinstance(name, str) and name.startswith("t5gemma2")):
-            raise refuse(part.path("model_type"), name, "a t5gemma2 part", "give a T5Gemma 2 checkpoint")
-    top.fixed("is_encoder_decoder", True, "only the encoder-decoder model is implemented")
-    for part in (top, encoder, text, decoder):
-        part.fixed("tie_word_embeddings", True, "untied embeddings are not implemented; no release has them")
+    alone = raw.get("model_type") == ENCODER
+    if raw.get("model_type") != "t5gemma2" and not alone:
+        raise refuse("model_type", raw.get("model_type"), f"'t5gemma2' or {ENCODER!r}", "give a T5Gemma 2 checkpoint")
+    encoder = top if alone else top.section("encoder")
+    text = encoder.section("text_config")
+    decoder = text if alone else top.section("decoder")
+    _check_kinds(top, encoder, text, decoder, alone)
+    seeing = encoder.has("vision_config")
+    vision = encoder.section("vision_config") if seeing else Section({}, encoder.path("vision_config"))
     return {
         "encoder": _text(text),
         "decoder": _text(decoder) | _decoder_ids(top, decoder),
-        "vision": _vision(vision),
+        "vision": _vision(vision) if seeing else None,
+        "has_vision": seeing,
+        "has_decoder": not alone,
         "mm_tokens_per_image": encoder.integer("mm_tokens_per_image", 256),
         "boi_token_index": encoder.integer("boi_token_index", 255_999),
         "eoi_token_index": _eoi(top, encoder),
@@ -70,6 +75,22 @@ def read(raw: Mapping[str, Any]) -> dict[str, Any]:
         "problem_type": top.choice("problem_type", PROBLEM_TYPES),
         "dtype": _dtype((top, text, encoder, vision, decoder)),
     }
+
+
+def _check_kinds(top: Section, encoder: Section, text: Section, decoder: Section, alone: bool) -> None:
+    """Each part is what its place says; the older Gemma 3 parts have the same fields and weights."""
+    for part in (encoder, text, decoder):
+        name = part.raw.get("model_type", "t5gemma2")
+        known = isinstance(name, str) and (name.startswith("t5gemma2") or (name == GEMMA and part is not encoder))
+        if not known:
+            raise refuse(part.path("model_type"), name, "a t5gemma2 part", "give a T5Gemma 2 checkpoint")
+        part.fixed("use_bidirectional_attention", False, "Gemma 3's own bidirectional window is not implemented")
+    if not alone:
+        top.fixed("is_encoder_decoder", True, "only the encoder-decoder model is implemented")
+    for part in (top, encoder, text, decoder):
+        if type(part.raw.get("tie_word_embeddings", True)) not in (bool, type(None)):
+            found = part.raw["tie_word_embeddings"]
+            raise refuse(part.path("tie_word_embeddings"), found, "true or false", "the releases have true")
 
 
 def _text(part: Section) -> dict[str, Any]:
@@ -87,8 +108,8 @@ def _text(part: Section) -> dict[str, Any]:
         "rope_parameters": _ropes(part),
         "attn_logit_softcapping": _optional(part, "attn_logit_softcapping"),
         "final_logit_softcapping": _optional(part, "final_logit_softcapping"),
-        "pad_token_id": part.integer("pad_token_id", 0),
-        "bos_token_id": part.integer("bos_token_id", 2),
+        "pad_token_id": _id(part, "pad_token_id", PAD),
+        "bos_token_id": _id(part, "bos_token_id", BOS),
         "eos_token_id": _eos(part),
     }
 
@@ -123,8 +144,8 @@ def _layer_types(part: Section, layers: int) -> tuple[str, ...]:
         if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
             raise refuse(part.path("layer_types"), given, "a list of strings", "name one type for each layer")
         return tuple(given)
-    if not 1 <= layers <= 10_000:  # the list is built from this number, which is not trusted
-        raise refuse(part.path("num_hidden_layers"), layers, "1 to 10000", "correct the number of layers")
+    if not 1 <= layers <= MAX_LAYERS:  # the list is built from this number, which is not trusted
+        raise refuse(part.path("num_hidden_layers"), layers, f"1 to {MAX_LAYERS}", "correct the number of layers")
     name = "sliding_window_pattern" if part.has("sliding_window_pattern") else "_sliding_window_pattern"
     pattern = part.integer(name, PATTERN)
     if pattern < 1:
@@ -156,6 +177,8 @@ def _rope(part: Section, theta: float) -> dict[str, float]:
             raise refuse(part.path(name), part.raw[name], "no such field", "only default and linear RoPE exist here")
     spelled = "type" if "type" in part.raw and "rope_type" not in part.raw else "rope_type"
     kind = part.raw.get(spelled, "default")
+    if part.raw.get("type", kind) != kind:
+        raise refuse(part.path("type"), part.raw["type"], f"{short(kind)}, as rope_type", "make the two agree")
     if kind not in ("default", "linear"):
         raise refuse(part.path(spelled), kind, "'default' or 'linear'", "other RoPE scalings are not implemented")
     _whole_rotary(part)
@@ -171,8 +194,14 @@ def _whole_rotary(part: Section) -> None:
         raise refuse(part.path("partial_rotary_factor"), factor, "1.0", "partial rotary is not implemented")
 
 
+def _id(part: Section, name: str, default: int) -> int:
+    return part.integer(name) if part.has(name) else default
+
+
 def _eos(part: Section) -> tuple[int, ...]:
     given = part.raw.get("eos_token_id", 1)
+    if given is None:  # no id ends a row
+        return ()
     ids = list(given) if isinstance(given, list | tuple) else [given]
     if not ids or any(type(item) is not int for item in ids):
         raise refuse(part.path("eos_token_id"), given, "an integer or a list of them", "the releases have 1")
@@ -181,11 +210,13 @@ def _eos(part: Section) -> tuple[int, ...]:
 
 def _decoder_ids(top: Section, decoder: Section) -> dict[str, Any]:
     """The decoder's ids, which the top level may repeat; generation reads the top level's list of ends."""
-    for name, default in (("pad_token_id", 0), ("bos_token_id", 2)):
-        mine = decoder.integer(name, default)
+    found: dict[str, Any] = {}
+    for name, default in (("pad_token_id", PAD), ("bos_token_id", BOS)):
+        given = name in decoder.raw and not decoder.has(name)  # null: what the top level says, if anything
+        found[name] = mine = _id(top if given and top.has(name) else decoder, name, default)
         if top.has(name) and top.integer(name) != mine:
             raise refuse(name, top.raw[name], f"{mine}, as decoder.{name}", "make the two agree")
-    return {"eos_token_id": _eos(top if top.has("eos_token_id") else decoder)}
+    return found | {"eos_token_id": _eos(top if top.has("eos_token_id") else decoder)}
 
 
 def _eoi(top: Section, encoder: Section) -> int:
@@ -209,7 +240,7 @@ def _dtype(parts: Iterable[Section]) -> str | None:
     """The first dtype declared, top level first; a release declares it in the nested parts only."""
     for part in parts:
         for name in ("dtype", "torch_dtype"):
-            if part.has(name):
+            if part.has(name) and part.raw[name] != "auto":  # as good as none: what the file has
                 value = part.raw[name]
                 short = value.removeprefix("torch.") if isinstance(value, str) else value
                 if short not in DTYPES:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5g2ref.config.fields import refuse
-from t5g2ref.config.read import ACTIVATION, LAYER_TYPES
+from t5g2ref.config.read import ACTIVATION, ENCODER, LAYER_TYPES
 
 
 def write(fields: Mapping[str, Any], spelling: str = "released") -> dict[str, Any]:
@@ -20,12 +20,15 @@ def write(fields: Mapping[str, Any], spelling: str = "released") -> dict[str, An
     ids = {name: fields[name] for name in ("boi_token_index", "eoi_token_index", "image_token_index")}
     vision = fields["vision"] | {"hidden_act": ACTIVATION, "vision_use_head": False}
     encoder = {
-        "model_type": "t5gemma2_encoder",
+        "model_type": ENCODER,
         "text_config": _write_text(fields["encoder"], "t5gemma2_text", "encoder.text_config", spelling),
-        "vision_config": {"model_type": "siglip_vision_model"} | vision,
+        "vision_config": {"model_type": "siglip_vision_model"} | vision if fields["has_vision"] else None,
         "mm_tokens_per_image": fields["mm_tokens_per_image"],
         "tie_word_embeddings": True,
     }
+    if not fields["has_decoder"]:
+        encoder["text_config"] |= {"dropout_rate": 0.0}  # which transformers 5.24 reads there, and has no default for
+        return encoder | ids | ({"dtype": fields["dtype"]} if fields["dtype"] else {})
     out = {
         "architectures": ["T5Gemma2ForConditionalGeneration"],
         "model_type": "t5gemma2",
@@ -55,7 +58,7 @@ def _write_text(part: Mapping[str, Any], model_type: str, where: str, spelling: 
         "attention_bias": False,
         "tie_word_embeddings": True,
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,  # transformers wants an int
-        "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
     }
     types, ropes = list(out.pop("layer_types")), out.pop("rope_parameters")
     if spelling == "old":

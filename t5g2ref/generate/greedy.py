@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from t5g2ref import inputs
 from t5g2ref.cache import Cache
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
@@ -45,6 +46,9 @@ def greedy(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
     ends = tuple(model.config.decoder.eos_token_id if stop is None else stop)
+    size = model.config.decoder.vocab_size
+    if wrong := [end for end in ends if not 0 <= end < size]:
+        raise ValueError(f"stop: ids must lie in [0, {size}), found {wrong[0]}, which no row would ever have")
     with model.nx.scope():
         encoded = model.encode(input_ids, attention_mask, None, pixel_values)
         start = start_ids(model, decoder_input_ids, encoded.hidden.shape[0])
@@ -86,7 +90,7 @@ def start_ids(model: T5Gemma2, given: Any, batch: int) -> Array:
     first = xp.full((batch, 1), bos)
     if given is None:
         return first
-    given = xp.asarray(given)
+    given = inputs.array(model.nx, "decoder_input_ids", given)
     if given.ndim != 2 or given.shape[0] != batch:
         raise ValueError(f"decoder_input_ids: expected ({batch}, length), found shape {tuple(given.shape)}")
     begins = model.nx.backend.host(given[:, :1] == bos)

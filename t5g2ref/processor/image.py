@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5g2ref.files import opened
+from t5g2ref.notes import note
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,9 +188,20 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image:
 def _converted(image: Image, name: str, max_pixels: int) -> Image:
     _check_size(image.size, name, max_pixels)
     try:
-        return image.convert("RGB")
+        rgb = image.convert("RGB")
     except Exception as error:  # a lazily opened image is decoded here, and a mode may have no way to RGB
         raise ValueError(f"{name}: cannot decode mode {image.mode} to RGB: {error}") from error
+    _note_white(image, name)
+    return rgb
+
+
+def _note_white(image: Image, name: str) -> None:
+    """Say of a deep grey picture that its values are clipped, as Pillow and transformers do, and not scaled."""
+    if image.mode[0] not in "IF":
+        return
+    most: Any = image.getextrema()[1]
+    if most > 255:
+        note(f"{name}: values to {most:g}, expected at most 255: all above come out white; scale it to 8 bits first")
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

@@ -13,15 +13,19 @@ Source: transformers' `Gemma3Processor`, which T5Gemma 2 uses, and `GemmaTokeniz
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from t5g2ref.config.fields import short
 from t5g2ref.files import opened
+from t5g2ref.processor.tokenizer_json import check
 
-MAX_BYTES = 256 * 2**20  # Gemma 3's tokenizer.json has 33 MB
+T = TypeVar("T")
+
+MAX_BYTES = 64 * 2**20  # Gemma 3's tokenizer.json has 33 MB
 
 
 def expand_images(
@@ -95,7 +99,7 @@ class Tokenizer:
         Source: transformers `PreTrainedTokenizerBase._from_pretrained`, which drops tokenizer_config.json's
         add_bos_token and add_eos_token where there is a tokenizer.json.
         """
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_bos is None).ids
+        ids: list[int] = _unbroken(lambda: self.backend.encode(text, add_special_tokens=add_bos is None).ids)
         return [self.id_of(self.bos), *ids] if add_bos else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -106,7 +110,7 @@ class Tokenizer:
         plain = [int(i) for i in ids]  # NumPy integers are welcome
         if min(plain, default=0) < 0:
             raise ValueError(f"ids must be at least 0; found {min(plain)}: drop ignored labels first")
-        text: str = self.backend.decode(plain, skip_special_tokens=skip_special)
+        text: str = _unbroken(lambda: self.backend.decode(plain, skip_special_tokens=skip_special))
         return text
 
     def id_of(self, token: str) -> int:
@@ -131,6 +135,18 @@ def _parse(data: bytes, path: Path) -> Any:
     except ImportError as error:
         raise ImportError("tokenizers are read by a library: pip install 't5g2ref[text]'") from error
     try:
-        return Backend.from_buffer(data)
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer of the tokenizers library: {error}") from error
+        check(data)
+        return _unbroken(lambda: Backend.from_buffer(data))
+    except ValueError as error:
+        remedy = "give the tokenizer.json of a Gemma checkpoint"
+        raise ValueError(f"{path}: not a tokenizer of Gemma's make: {error}; {remedy}") from error
+
+
+def _unbroken(function: Callable[[], T]) -> T:
+    """What the library's function gives. It raises bare Exceptions, and panics, which are BaseExceptions."""
+    try:
+        return function()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(f"the tokenizers library failed: {short(str(error))[1:-1]}") from error

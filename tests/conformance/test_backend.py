@@ -99,7 +99,7 @@ def test_fused_distances(letters: str, devices: None) -> None:
 GATES: list[tuple[str, Any]] = [
     ("missing", lambda p: None),
     ("shape", lambda p: p[:, :4]),
-    ("dtype", lambda p: p.astype(np.float64)),
+    ("dtype", lambda p: p.astype(bool)),
     ("nan", lambda p: np.where(np.arange(p.size).reshape(p.shape) == 77, np.nan, p).astype(p.dtype)),
     ("nan", lambda p: np.where(np.arange(p.size).reshape(p.shape) == 159, -np.inf, p).astype(p.dtype)),
     ("values", lambda p: (p * 1.5).astype(p.dtype)),

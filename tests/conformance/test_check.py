@@ -45,7 +45,7 @@ def test_half_types_stored_wide(tmp_path: Path, check: Check) -> None:
     folder = write(tmp_path, "short", dtype="bfloat16", change=widened)
     status, lines, _ = check(folder)
     assert status == 0
-    assert "declares bfloat16 and shows float32 at 16 taps, first encoder.text_model.embed_tokens" in "\n".join(lines)
+    assert "declares bfloat16 and shows float32 at 16 taps, first encoder.text_model.inputs_embeds" in "\n".join(lines)
     edit(folder, lambda document: document.update(stored={"*": "float32"}))
     assert check(folder)[0] == 0
 

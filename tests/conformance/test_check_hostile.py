@@ -89,6 +89,30 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "not text": (garbage("manifest.json", b"\xff\xfe\x00"), "not JSON"),
     "empty": (garbage("manifest.json", b""), "not JSON: 'Expecting value: line 1"),
     "deep": (garbage("manifest.json", b"[" * 100_000), "not JSON"),
+    "as deep as JSON goes": (
+        garbage("manifest.json", b"[" * 900 + b"]" * 900),
+        "manifest.json is [[[[[...]]]]], expected",
+    ),
+    "a long name": (
+        lambda folder: edit(folder, lambda raw: raw["cases"].update({"n" * 7_000_000: []})),
+        "expected a line of printable text",
+    ),
+    "many patterns": (
+        field(layouts={f"*.{i}": "B T D" for i in range(9_000)}),
+        "layouts has 9000 patterns, expected at most 500 beside names of taps",
+    ),
+    "very many patterns": (
+        field(layouts={f"*.{i}": "B T D" for i in range(100_000)}),
+        "layouts has 100000 entries, expected at most 10000",
+    ),
+    "a pattern like no tap": (
+        field(layouts={"decoder." * 120: "B T D"}),
+        "is no tap, nor a pattern of any, in layouts; see `list`",
+    ),
+    "very many taps": (
+        call(taps=["logits"] * 20_000),
+        "cases.short[0].taps has 20000 entries, expected at most 10000",
+    ),
     "a list": (garbage("manifest.json", b"[]"), "manifest.json is [], expected an object"),
     "a key twice": (garbage("manifest.json", b'{"format": 1, "format": 2}'), "appears twice"),
     "a huge number": (garbage("manifest.json", b'{"version": ' + b"9" * 5000 + b"}"), "not JSON"),
@@ -141,7 +165,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         garbage(FILE, headed({"a": tensor(shape=(1 << 40, 1 << 40, 0), offsets=(0, 0))})),
         "has shape",
     ),
-    "header of 11 MB": (garbage(FILE, headed({"a" * 11_000_000: tensor()}, EIGHT)), "expected at most 10000000"),
+    "header of 11 MB": (garbage(FILE, headed({"a" * 11_000_000: tensor()}, EIGHT)), "expected at most 4194304"),
     "header no JSON": (garbage(FILE, headed(b"{]")), "the header is not JSON"),
     "header a list": (garbage(FILE, headed([])), "the header is a JSON list"),
     "deep header": (garbage(FILE, headed(b"[" * 100_000)), "the header is not JSON"),

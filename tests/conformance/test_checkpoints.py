@@ -244,6 +244,33 @@ def test_folder_without_a_configuration(tmp_path: Path) -> None:
     assert "config.json: no such file" in refused(str(tmp_path))
 
 
+# Numbers that no tensor bears out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"sliding_window": 9,', '"sliding_window": 2147483647,', "encoder.text_config.sliding_window is 2147483647, "),
+        (
+            '"sliding_window": 18,',
+            '"sliding_window": 99999,',
+            "decoder.sliding_window is 99999, expected at most 16384;",
+        ),
+    ],
+)
+def test_a_window_that_makes_the_cases_endless(old: str, new: str, words: str, copy: Path) -> None:
+    file = copy / "config.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    assert words in refused(str(copy))
+
+
+def test_synthetic_weights_beyond_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_memory", lambda: 1 << 30)
+    with pytest.raises(CheckpointError, match=r"bytes of synthetic weights, this machine has 1,073,741,824; give a"):
+        resolve("1b", synthetic=True)
+
+
 # Synthetic weights
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
 from command_line import Change, Ours, Run, at, narrow, raising, strictly
 
+from conformance.commands import command_line
 from conformance.commands import run as judging
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge import session
@@ -228,4 +229,33 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines) == (3, ["VERDICT: INCOMPLETE - the suite itself failed"])
     assert "RuntimeError: the reference never reached 3 declared taps" in err
+    assert "this says nothing about a peer" in err
+
+
+def test_out_of_memory_is_no_verdict_on_a_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(session, "judge", judge)
+    status, lines, err = run("--case", "short", peers=[Ours()])
+    assert (status, lines) == (3, ["VERDICT: INCOMPLETE - out of memory"])
+    assert "conformance: out of memory; give a smaller --ckpt, or fewer cases with --case" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [((), ["VERDICT: INCOMPLETE - the suite itself failed"]), (("explain",), [])],
+)
+def test_a_failure_before_the_options_are_known(
+    arguments: tuple[str, ...], lines: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verdict, too, where one was to come."""
+
+    def parser() -> Any:
+        raise RuntimeError("no options today")
+
+    monkeypatch.setattr(command_line, "parser", parser)
+    status, found, err = run(*arguments)
+    assert (status, found) == (3, lines)
+    assert "RuntimeError: no options today" in err
     assert "this says nothing about a peer" in err

@@ -150,7 +150,7 @@ def future_leaks(model: Any, patch: pytest.MonkeyPatch) -> None:
 def window_over_cross(model: Any, patch: pytest.MonkeyPatch) -> None:
     """The last W source tokens are all that the cross half sees (D37)."""
     import torch
-    from test_faults_in_transformers import on_cross_mask
+    from transformers_patches import on_cross_mask
 
     width = model.config.decoder.sliding_window
 

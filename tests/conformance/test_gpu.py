@@ -106,7 +106,8 @@ def test_a_fault_is_found_at_its_tap(
     peer.factor = factor
     result = judged(peer, targets["cupy"], CASES["short"])
     assert result.culprit is not None
-    assert (result.culprit.tap, result.culprit.status) == (peer.tap, status)
+    first = "ceiling" if dtype in HALF and status == "values" else status  # the bound speaks before the ratio
+    assert (result.culprit.tap, result.culprit.status) == (peer.tap, first)
 
 
 def test_float32_products_are_not_tf32(device: Backend) -> None:

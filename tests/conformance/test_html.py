@@ -12,8 +12,22 @@ import pytest
 
 pytest.importorskip("jinja2", reason="needs Jinja2: the page is made with it")
 
-from documents import BAND, DEC, ENC, HOSTILE, SPINE, WIDER, document, everything, hostile, judgement, local, named, row
-from test_junit import real
+from documents import (
+    BAND,
+    DEC,
+    ENC,
+    HOSTILE,
+    SPINE,
+    WIDER,
+    document,
+    everything,
+    hostile,
+    judgement,
+    local,
+    named,
+    real,
+    row,
+)
 
 from conformance.report.document import in_words
 from conformance.report.html import comparisons

@@ -7,17 +7,13 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
-from documents import DEC, ENC, HOSTILE, document, everything, hostile, judgement, known, named, row
+from documents import DEC, ENC, HOSTILE, document, everything, hostile, judgement, known, named, real, row
 from processes import ROOT
 
 from conformance.defects.catalogue import DEFECTS
-from conformance.judge.judgement import Judgement
-from conformance.measure.finding import FAULTS, Finding
-from conformance.measure.match import Signature
+from conformance.measure.finding import FAULTS
 from conformance.report.document import STATUSES, DocumentError, group_of, number, state
-from conformance.report.document_write import as_json
 from conformance.report.junit import render
-from conformance.report.result import Result
 
 SCHEMA = ROOT / "conformance/report/schema/report-2.json"
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
@@ -182,16 +178,6 @@ def test_number(value: object, expected: float) -> None:
 @pytest.mark.parametrize("value", ["nan", None, True, "x", [], 10**400])
 def test_no_number_is_a_nan(value: object) -> None:
     assert number(value) != number(value)
-
-
-def real() -> dict[str, Any]:
-    """A document as the judge's own objects give it."""
-    good, bad = Finding("logits", 0, "pass", 1.0, 1.0, 1.0, (0, 1), judged=1.0), Finding("logits", 1, "nan")
-    sign = Signature("D52", "decoder.layers.*.mlp.act_fn", 1.0, 0.01, 0.2, "named")
-    judged = Judgement("port", "short", [good, bad], [good], named=[sign], logits={"kl": 1e-9}, seconds={"peer": 1.0})
-    result = Result([("tiny", judged)], {"short": ("D01",)}, {"D47": "one kv head"}, {"torch": "2.13"}, 1, 21)
-    found: dict[str, Any] = json.loads(as_json(result))
-    return found
 
 
 def test_the_judges_own_document_is_understood() -> None:

@@ -182,6 +182,12 @@ def test_without_a_file_nothing_is_known() -> None:
         (ENTRY + 'versions = "1.0"\n', "versions is '1.0', expected a table"),
         (ENTRY + 'versions = { port = "about 2" }\n', "versions.port is 'about 2', expected a specifier"),
         (ENTRY + "versions = { port = 2 }\n", "versions.port is 2, expected a specifier"),
+        (ENTRY + f'versions = {{ port = "{"=" * 9000}" }}\n', "expected a specifier such as"),
+        ("a" + ".a" * 300_000 + " = 1", "a line has 300000 dots, expected at most 200"),
+        ("deviation = " + "[" * 200 + "]" * 200, "deviation 1 is [[[[[...]]]]], expected a table"),
+        ("deviation = " + "[" * 9000 + "]" * 9000, "not TOML: "),
+        (ENTRY.replace("GELU", "x" * 900_000), "expected a line of text"),
+        (ENTRY * 501, "has 501 deviations, expected at most 500"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -17,6 +17,7 @@ from terminal import shell, stopped_at
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
 from conformance.selftest import workers
+from conformance.sweep.pool import deaf
 from conformance.terminal import NARROWEST, UNWATCHED, console
 
 QUICK = "--peer t5g2ref:numpy:float32 --lane fp32 --case short --ckpt tiny-even --no-progress"
@@ -157,7 +158,7 @@ def test_a_package_that_is_missing_is_no_deviation() -> None:
 def test_workers_are_ended_with_the_self_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     jobs = [("fault", "D01", "own"), ("fault", "D03", "own"), ("fault", "D04", "own")]
-    results = workers._results(("tiny", False, False, "numpy"), jobs, 2)
+    results = workers.results(("tiny", False, False, "numpy"), jobs, 2)
     next(results)
     assert multiprocessing.active_children()
     results.close()  # as an exception would
@@ -167,7 +168,7 @@ def test_workers_are_ended_with_the_self_test(tmp_path: Path, monkeypatch: pytes
 
 def test_workers_do_not_hear_what_the_terminal_sends_to_all() -> None:
     code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with workers._deaf():
+    with deaf():
         heard = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert heard == "True\n"
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

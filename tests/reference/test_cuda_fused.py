@@ -15,13 +15,13 @@ import pytest
 from helpers import U64, Array, close, generator, same_bits
 
 import t5g2ref.backend.cuda
-from t5g2ref import attention, ops, rope
+from t5g2ref import attention, numerics, ops, rope
 from t5g2ref.attention import Keys
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import HALF, DType
 from t5g2ref.masks import EVERYTHING, Band
-from t5g2ref.numerics import EAGER, Numerics
+from t5g2ref.numerics import EAGER, EXACT, FLASH, SDPA, Numerics, Profile
 from t5g2ref.trace import OFF
 
 HALVES = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -90,8 +90,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def twinned(dtype: DType) -> Numerics:
-    return Numerics(dtype, backend=NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fused"].TWINS))
+def twinned(dtype: DType, profile: Profile = EXACT) -> Numerics:
+    return Numerics(dtype, profile, NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fused"].TWINS))
 
 
 # ---- twins --------------------------------------------------------------------------------------------------------
@@ -225,6 +225,19 @@ def test_other_masks_are_the_definitions(launched: list[str], shape: tuple[int, 
     assert not launched
     for ours, theirs in zip(found, expected, strict=True):
         same_bits(ours, theirs)
+
+
+@HALVES
+def test_a_flash_kernel_s_roundings_are_the_definitions(launched: list[str], dtype: DType) -> None:
+    """The kernels round once, and FLASH twice: the weights' exponentials, and a product before its bias."""
+    scores, bias = (generator(name).normal(0, 4, shape).astype("float32") for name, shape in (("y", SCORES), ("b", 7)))
+    ours, theirs = twinned(dtype, FLASH), Numerics(dtype, FLASH)
+    same_bits(*(ops.scaled_softmax(nx, scores, 0.3, None, None) for nx in (ours, theirs)))
+    same_bits(*(numerics.biased(nx, scores, nx.array(bias)) for nx in (ours, theirs)))
+    assert not launched
+    ops.scaled_softmax(twinned(dtype, SDPA), scores, 0.3, None, None)
+    numerics.biased(twinned(dtype, SDPA), scores, theirs.array(bias))
+    assert launched == ["masked_softmax", "biased"]
 
 
 # ---- scalars beside native half arrays ----------------------------------------------------------------------------

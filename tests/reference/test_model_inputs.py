@@ -46,7 +46,7 @@ IDS = tokens("door", 2, 5)
         ({"position_ids": np.zeros((3, 5), int)}, r"^position_ids: expected shape .*found \(3, 5\)"),
         ({"position_ids": np.zeros(5, int)}, r"^position_ids: expected shape .*found \(5,\)"),
         ({"position_ids": np.full((2, 5), -1)}, r"^position_ids: expected integers >= 0, found dtype int64, least -1"),
-        ({"position_ids": np.zeros((2, 5))}, r"^position_ids: expected integers >= 0, found dtype float64, least 0"),
+        ({"position_ids": np.zeros((2, 5))}, r"^position_ids: expected integers >= 0, found dtype float64"),
         (
             {"decoder_position_ids": np.zeros((1, 5), int)},
             r"^decoder_position_ids: expected shape \(2, 4\) or \(1, 4\)",

@@ -187,6 +187,96 @@ def test_bad_folders(save: Callable[..., Path], tmp_path: Path) -> None:
             Tokenizer.from_folder(tmp_path)
 
 
+def spoiled(save: Callable[..., Path], part: str, value: Any) -> Path:
+    """A folder whose tokenizer.json has another part."""
+    folder = save()
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw[part] = value if part != "model" else raw["model"] | value
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return folder
+
+
+GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+REGEX = {"type": "Split", "pattern": {"Regex": "(a*)*b"}, "behavior": "Isolated", "invert": False}
+NO_GEMMA: list[tuple[str, Any, str]] = [
+    ("pre_tokenizer", REGEX, "pre_tokenizer has the pattern {'Regex': '(a*)*b'}, expected a plain String"),
+    ("normalizer", GROWING, "normalizer puts 'aa' for 'a', expected nothing longer"),
+    ("normalizer", {"type": "Sequence", "normalizers": [GROWING] * 40}, "expected at most 8 steps"),
+    ("normalizer", {"type": "Sequence", "normalizers": [GROWING]}, "normalizer puts 'aa' for 'a', expected nothing l"),
+    ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Sequence"}]}, "normalizer has 'Sequence', expected "),
+    (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        "has 'Precompiled', expected one of",
+    ),
+    ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": ""}, "expected a plain String"),
+    ("normalizer", [], "normalizer is [], expected an object"),
+    (
+        "decoder",
+        {"type": "Replace", "pattern": {"Regex": "a"}, "content": ""},
+        "decoder has the pattern {'Regex':",
+    ),
+    ("post_processor", {"type": "RobertaProcessing"}, "has 'RobertaProcessing', expected one of TemplateProcessing"),
+    ("model", {"type": "Unigram"}, "model.type is 'Unigram', expected 'BPE'"),
+    ("post_processor", {"type": "x" * 70_000}, "post_processor has 70013 bytes, expected at most 65536"),
+]
+
+
+@pytest.mark.parametrize(("part", "value", "words"), NO_GEMMA, ids=range(len(NO_GEMMA)))
+def test_what_no_gemma_tokenizer_has(save: Callable[..., Path], part: str, value: Any, words: str) -> None:
+    """Each of these panics, aborts or never ends in the library, or could: none reaches it."""
+    folder = spoiled(save, part, value)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer of Gemma's make: ") as error:
+        Tokenizer.from_folder(folder)
+    assert words in str(error.value)
+    assert str(error.value).endswith("; give the tokenizer.json of a Gemma checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[" * 1_000_000, "it is nested or strewn beyond 100000 brackets and commas"),
+        (b'{"model":[' + b"[]," * 1_000_000, "it is nested or strewn beyond 100000 brackets and commas"),
+        (b'{"a":[' + b"[]," * 1_000_000, "model.type is None, expected 'BPE'"),
+        (b'{"a":["' + b'\\"' * 1_000_000, "a string has no end"),
+        (b'{"a":1,' + b'"b":1,' * 1_000_000, "the key 'b' is there twice, or is no tokenizer's"),
+    ],
+)
+def test_a_bomb_is_not_unpacked(tmp_path: Path, data: bytes, words: str) -> None:
+    pytest.importorskip("tokenizers", reason="needs the tokenizers library")
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(ValueError, match="not a tokenizer of Gemma's make") as error:
+        Tokenizer.from_folder(tmp_path)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["normalizer", "normal\\u0069zer"])
+def test_a_part_that_is_there_twice(save: Callable[..., Path], key: str) -> None:
+    file = save() / "tokenizer.json"
+    file.write_text(f'{{"{key}": null, ' + file.read_text().strip()[1:])
+    with pytest.raises(ValueError, match="the key 'normalizer' is there twice"):
+        Tokenizer.from_folder(file.parent)
+
+
+def test_a_panic_of_the_library_is_an_error(save: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """A template that names a token which it does not give: a panic, a BaseException that is no Exception."""
+    piece = {"SpecialToken": {"id": "x", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [piece], "pair": [], "special_tokens": {}}
+    tokenizer = Tokenizer.from_folder(spoiled(save, "post_processor", template))
+    with pytest.raises(ValueError, match=r"the tokenizers library failed: no entry found for key"):
+        tokenizer.encode("ab")
+
+
+def test_a_vocabulary_is_stepped_over(save: Callable[..., Path]) -> None:
+    """Words that look like parts of the file are none."""
+    folder = save()
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    odd = ['"normalizer":', "{", "}", "[", ",", "model", 'a\\"', "type"]
+    raw["model"]["vocab"] |= {word: 1000 + i for i, word in enumerate(odd)}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    assert Tokenizer.from_folder(folder).id_of("type") == 1007
+
+
 def test_without_the_library_the_error_names_the_extra(
     save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

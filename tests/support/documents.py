@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from conformance.defects.catalogue import DEFECTS
+from conformance.judge.judgement import Judgement
+from conformance.measure.finding import Finding
+from conformance.measure.match import Signature
 from conformance.report.document import SCHEMA
+from conformance.report.document_write import as_json
+from conformance.report.result import Result
 
 COLUMNS = (
     *("tap", "call", "status", "worst", "median", "p99", "token", "peer_error", "control_error", "tokens", "detail"),
@@ -187,3 +193,13 @@ def hostile(text: str) -> dict[str, Any]:
         defects={text: text},
         known=[known(tap=text, reason=text, link=text, versions={text: text}, peer=text, state=text)],
     )
+
+
+def real() -> dict[str, Any]:
+    """A document as the judge's own objects give it."""
+    good, bad = Finding("logits", 0, "pass", 1.0, 1.0, 1.0, (0, 1), judged=1.0), Finding("logits", 1, "nan")
+    sign = Signature("D52", "decoder.layers.*.mlp.act_fn", 1.0, 0.01, 0.2, "named")
+    judged = Judgement("port", "short", [good, bad], [good], named=[sign], logits={"kl": 1e-9}, seconds={"peer": 1.0})
+    result = Result([("tiny", judged)], {"short": ("D01",)}, {"D47": "one kv head"}, {"torch": "2.13"}, 1, 21)
+    found: dict[str, Any] = json.loads(as_json(result))
+    return found

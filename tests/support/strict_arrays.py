@@ -27,7 +27,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {  # name: the keyword arguments let thr
     **dict.fromkeys(("abs", "cos", "exp", "isfinite", "log", "log1p", "maximum", "sin", "sqrt", "tanh"), ()),
     **dict.fromkeys(("expm1", "minimum", "sign"), ()),
     **dict.fromkeys(("arange", "asarray", "full", "ones", "zeros"), ("dtype",)),
-    **dict.fromkeys(("asnumpy", "broadcast_to", "matmul", "where"), ()),
+    **dict.fromkeys(("asnumpy", "broadcast_to", "full_like", "matmul", "where"), ()),
     **dict.fromkeys(("concatenate", "cumsum", "partition", "stack"), ("axis",)),
     "sum": ("axis", "dtype"),
     "zeros_like": (),

@@ -182,6 +182,6 @@ def _rows_of(probe: Probe, moves: Moves, target: Target, dtype: DType, shown: Sh
     )
     return [
         exact_rows(moves.base(tap, calls), target, ids, dtype, tap=tap, valid=valid)
-        for tap, ids, valid, calls in parts
+        for tap, ids, valid, calls in parts[: 1 + target.config.has_decoder]
         if shown(tap)
     ]

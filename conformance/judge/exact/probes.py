@@ -96,6 +96,8 @@ def stages(config: Config, run: Run) -> Iterator[Stage]:
         for i, window in enumerate(windows(part)):
             yield Stage(f"{module}.layers.{i}", stack, width, drawn[window])
         yield Stage(f"{module}.norm", stack, width)
+        if not config.has_decoder:
+            return
     yield Stage("logits", "decoder", config.decoder.vocab_size, keep=run.logits_to_keep)
 
 
@@ -137,8 +139,16 @@ class Probe:
 def probes(config: Config) -> list[Probe]:
     """Every probe for this geometry."""
     kit = Kit(config, np.random.default_rng([20251212, 1 << 16]))
-    made = [_tokens(kit, "encoder"), _tokens(kit, "decoder"), _padding(kit), _cross(kit), _positions(kit)]
-    return [*made, _pictures(kit)] if config.vision.image_size <= SMALL_IMAGE else made
+    seeing = [_pictures(kit)] if config.has_vision and config.vision.image_size <= SMALL_IMAGE else []
+    if config.has_decoder:
+        made = [_tokens(kit, "encoder"), _tokens(kit, "decoder"), _padding(kit), _cross(kit), _positions(kit)]
+        return [*made, *seeing]
+    return [_of_encoder(p) for p in (_tokens(kit, "encoder"), _padding(kit), _positions(kit), *seeing)]
+
+
+def _of_encoder(probe: Probe) -> Probe:
+    changes = tuple(replace(change, decoder=change.decoder[:, :0]) for change in probe.changes)
+    return replace(probe, case=probe.case.of_encoder(), changes=changes)
 
 
 def _length(part: TextConfig, reach: int) -> int:
@@ -252,7 +262,7 @@ def _positions(k: Kit) -> Probe:
 
 def _pictures(k: Kit) -> Probe:
     """The second picture of a row of two changed."""
-    (case,) = cases.select(cases.build(k.config), ["images"])
+    (case,) = cases.select(cases.build(replace(k.config, has_decoder=True)), ["images"])
     base, count = case.runs[0], k.config.mm_tokens_per_image
     assert base.pixel_values is not None
     pixels = base.pixel_values.copy()

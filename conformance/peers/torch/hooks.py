@@ -176,7 +176,9 @@ class Capture:
 
 
 def _canonical(name: str) -> str:
-    return name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+    name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+    alone = name.partition(".")[0] in ("text_model", "vision_tower", "multi_modal_projector")  # of an encoder by itself
+    return f"encoder.{name}" if alone else name
 
 
 def _visible(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import transformers
 from transformers import T5Gemma2Config
 from transformers.initialization import no_init_weights
 from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
+from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig
 
 from conformance.activations import Dump
 from conformance.arrays import device_index, has_device
@@ -25,10 +26,11 @@ from conformance.target import Target
 from t5g2ref import taps
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
-from t5g2ref.params import TIED, canonical
+from t5g2ref.params import EYES, TIED, canonical
 
 _CLASSES = {
     "lm": modeling.T5Gemma2ForConditionalGeneration,
+    "encoder": modeling.T5Gemma2Encoder,
     "sequence": modeling.T5Gemma2ForSequenceClassification,
     "token": modeling.T5Gemma2ForTokenClassification,
 }
@@ -66,9 +68,11 @@ class TransformersPeer(OptionalMembers):
     def weights(self) -> Iterator[tuple[str, Any]]:
         """Every tensor of the language model after its own loader; a tied one comes under each of its names."""
         assert self._target is not None, "open() comes first"
-        model, backend = self.model(Case("weights", "", ())), self._target.backend
+        config, backend = self._target.config, self._target.backend
+        model = self.model(Case("weights", "", (), task="lm" if config.has_decoder else "encoder"))
         for name, tensor in model.state_dict().items():
-            yield canonical(name), to_array(tensor, backend)
+            if config.has_vision or not canonical(name).startswith(EYES):  # it makes a tower where there is none
+                yield canonical(name), to_array(tensor, backend)
 
     def close(self) -> None:
         self._switches.close()
@@ -84,9 +88,10 @@ class TransformersPeer(OptionalMembers):
 
     def model(self, case: Case) -> Any:
         """The model for the case's task, made once; classifiers are made anew for each number of labels."""
-        key = (case.task, case.num_labels if case.task != "lm" else 0)
+        labelled = case.task in ("sequence", "token")
+        key = (case.task, case.num_labels if labelled else 0)
         if key not in self._models:
-            if case.task != "lm":
+            if labelled:
                 self._models = {k: m for k, m in self._models.items() if k[0] == "lm"}
                 self._release()
             self._models[key] = self._build(case)
@@ -114,7 +119,7 @@ class TransformersPeer(OptionalMembers):
             try:
                 with capture.recording():
                     out = model(**inputs)
-                returned = {"logits": out.logits, "loss": out.loss}
+                returned = {name: getattr(out, name, None) for name in ("logits", "loss")}
             finally:  # what was seen before it raised is evidence
                 capture.into(dump, wanted, returned)
             if run.splits is not None:
@@ -135,6 +140,8 @@ class TransformersPeer(OptionalMembers):
             else run.decoder_position_ids[:, first:last],
             "labels": run.labels,
         }
+        if case.task == "encoder":
+            given = {"attention_mask": run.attention_mask}
         if encoded is None:
             given |= {
                 "input_ids": run.input_ids,
@@ -157,6 +164,11 @@ class TransformersPeer(OptionalMembers):
     def _torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
+    @property
+    def _kind(self) -> Any:
+        assert self._target is not None
+        return T5Gemma2Config if self._target.config.has_decoder else T5Gemma2EncoderConfig
+
     def _build(self, case: Case) -> Any:
         assert self._target is not None
         transformers.logging.set_verbosity_error()
@@ -171,21 +183,17 @@ class TransformersPeer(OptionalMembers):
 
         A released config.json names bfloat16 inside the nested parts, which would leave encoder and tower in it.
         """
-        for part in (
-            config,
-            config.encoder,
-            config.encoder.text_config,
-            config.encoder.vision_config,
-            config.decoder,
-        ):
+        encoder = getattr(config, "encoder", config)  # of an encoder alone it is the whole
+        decoder = getattr(config, "decoder", encoder)
+        for part in (config, encoder, encoder.text_config, encoder.vision_config, decoder):
             part.dtype = self.dtype
-        if case.task != "lm":
+        if case.task in ("sequence", "token"):
             config.num_labels = case.num_labels
         return config
 
     def _from_folder(self, case: Case) -> Any:
         assert self._target is not None
-        config = self._config(T5Gemma2Config.from_pretrained(self._target.folder), case)
+        config = self._config(self._kind.from_pretrained(self._target.folder), case)
         return _CLASSES[case.task].from_pretrained(
             self._target.folder, config=config, dtype=self._torch_dtype, attn_implementation=self._attention
         )
@@ -193,7 +201,7 @@ class TransformersPeer(OptionalMembers):
     def _from_arrays(self, case: Case) -> Any:
         """Synthetic weights: the arrays themselves become the parameters, without a copy where type and place fit."""
         assert self._target is not None
-        config = self._config(T5Gemma2Config(**self._target.config.to_dict()), case)
+        config = self._config(self._kind(**self._target.config.to_dict()), case)
         with no_init_weights():  # every parameter is replaced below
             model = _CLASSES[case.task]._from_config(
                 config, dtype=self._torch_dtype, attn_implementation=self._attention

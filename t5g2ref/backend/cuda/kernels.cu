@@ -67,6 +67,17 @@ __device__ inline i64 row_offset(i64 r, i64 n1, i64 n2, i64 s0, i64 s1, i64 s2) 
     return (r / (n1 * n2)) * s0 + (r / n2 % n1) * s1 + (r % n2) * s2;
 }
 
+// 1 / sqrt(mean(x²) + eps) of a row, the same in each rms_norm below.
+template <typename T, typename A>
+__device__ inline A inverse_rms(const T* row, i64 width, double eps, A* shared) {
+    A sum = 0;
+    for (i64 i = threadIdx.x; i < width; i += blockDim.x) {
+        A value = widen(row[i]);
+        sum += value * value;
+    }
+    return A(1) / root(block_sum(sum, shared) / A(width) + A(eps));
+}
+
 // x / sqrt(mean(x²) + eps) · (1 + weight): one block a row.
 template <typename T>
 __global__ void rms_norm(const T* x, i64 n1, i64 n2, i64 s0, i64 s1, i64 s2, i64 width, const T* weight, double eps,
@@ -74,12 +85,7 @@ __global__ void rms_norm(const T* x, i64 n1, i64 n2, i64 s0, i64 s1, i64 s2, i64
     typedef typename Wide<T>::type A;
     __shared__ A shared[32];
     const T* row = x + row_offset(blockIdx.x, n1, n2, s0, s1, s2);
-    A sum = 0;
-    for (i64 i = threadIdx.x; i < width; i += blockDim.x) {
-        A value = widen(row[i]);
-        sum += value * value;
-    }
-    A scale = A(1) / root(block_sum(sum, shared) / A(width) + A(eps));
+    A scale = inverse_rms(row, width, eps, shared);
     for (i64 i = threadIdx.x; i < width; i += blockDim.x)
         out[(i64)blockIdx.x * width + i] = rounded<T>(A(widen(row[i])) * scale * (A(1) + A(widen(weight[i]))));
 }
@@ -90,16 +96,18 @@ __global__ void add_norm(const T* residual, const T* x, i64 width, const T* weig
     typedef typename Wide<T>::type A;
     __shared__ A shared[32];
     const i64 first = (i64)blockIdx.x * width;
-    A sum = 0;
-    for (i64 i = threadIdx.x; i < width; i += blockDim.x) {
-        A value = widen(x[first + i]);
-        sum += value * value;
-    }
-    A scale = A(1) / root(block_sum(sum, shared) / A(width) + A(eps));
+    A scale = inverse_rms(x + first, width, eps, shared);
     for (i64 i = threadIdx.x; i < width; i += blockDim.x) {
         T normed = rounded<T>(A(widen(x[first + i])) * scale * (A(1) + A(widen(weight[i]))));
         out[first + i] = rounded<T>(A(widen(residual[first + i])) + A(widen(normed)));
     }
+}
+
+// x · cos + other · sin, both products and the sum rounded.
+template <typename T, typename A> __device__ inline T turn(A x, A other, T cosine, T sine) {
+    A straight = widen(rounded<T>(x * A(widen(cosine))));
+    A turned = widen(rounded<T>(other * A(widen(sine))));
+    return rounded<T>(straight + turned);
 }
 
 // rms_norm of a head, rounded, then turned as by `rotate` below: x (B, N, T, H ≤ 1024) with cos and sin (B, T, H).
@@ -110,21 +118,14 @@ __global__ void turned_norm(const T* x, i64 heads, i64 length, i64 s0, i64 s1, i
     __shared__ A shared[32];
     __shared__ A normed[1024];
     const T* row = x + row_offset(blockIdx.x, heads, length, s0, s1, s2);
-    A sum = 0;
-    for (i64 i = threadIdx.x; i < width; i += blockDim.x) {
-        A value = widen(row[i]);
-        sum += value * value;
-    }
-    A scale = A(1) / root(block_sum(sum, shared) / A(width) + A(eps));
+    A scale = inverse_rms(row, width, eps, shared);
     for (i64 i = threadIdx.x; i < width; i += blockDim.x)
         normed[i] = widen(rounded<T>(A(widen(row[i])) * scale * (A(1) + A(widen(weight[i])))));
     __syncthreads();
     i64 half = width / 2, t = blockIdx.x % length, b = blockIdx.x / length / heads, angle = (b * length + t) * width;
     for (i64 h = threadIdx.x; h < width; h += blockDim.x) {
         A other = h < half ? -normed[h + half] : normed[h - half];
-        A straight = widen(rounded<T>(normed[h] * A(widen(cosines[angle + h]))));
-        A turned = widen(rounded<T>(other * A(widen(sines[angle + h]))));
-        out[(i64)blockIdx.x * width + h] = rounded<T>(straight + turned);
+        out[(i64)blockIdx.x * width + h] = turn(normed[h], other, cosines[angle + h], sines[angle + h]);
     }
 }
 
@@ -174,8 +175,7 @@ __global__ void biased(const typename Wide<T>::type* y, const T* bias, i64 width
     if (i < size) out[i] = rounded<T>(y[i] + A(widen(bias[i % width])));
 }
 
-// x (B, N, T, H) of any strides but a dense last axis, turned by cos and sin (B, T, H): both products and the sum are
-// rounded.
+// x (B, N, T, H) of any strides but a dense last axis, turned by cos and sin (B, T, H).
 template <typename T>
 __global__ void rotate(const T* x, i64 heads, i64 length, i64 s0, i64 s1, i64 s2, i64 width, const T* cosines,
                        const T* sines, i64 size, T* out) {
@@ -187,9 +187,7 @@ __global__ void rotate(const T* x, i64 heads, i64 length, i64 s0, i64 s1, i64 s2
     const T* head = x + row_offset(row, heads, length, s0, s1, s2);
     i64 angle = (b * length + t) * width + h;
     A other = h < half ? -A(widen(head[h + half])) : A(widen(head[h - half]));
-    A straight = widen(rounded<T>(A(widen(head[h])) * A(widen(cosines[angle]))));
-    A turned = widen(rounded<T>(other * A(widen(sines[angle]))));
-    out[at] = rounded<T>(straight + turned);
+    out[at] = turn(A(widen(head[h])), other, cosines[angle], sines[angle]);
 }
 
 // softmax(cap · tanh(x · scale / cap)) over the last axis, 0 where not allowed: one block a row. Row r belongs to query

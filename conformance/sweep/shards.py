@@ -1,0 +1,152 @@
+"""Judges in several processes. Every shard is some cases of one peer on one checkpoint; what is found is told at once.
+
+A worker reads the checkpoint and makes the peer itself, by the name that it was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from conformance.cases import catalogue
+from conformance.cases.case import Case
+from conformance.checkpoints import resolve
+from conformance.judge.judgement import Judgement
+from conformance.judge.session import Found, Plan, Session
+from conformance.peers.find import create
+from conformance.peers.protocol import optional
+from conformance.progress import reporting
+from conformance.sweep.pool import CONTEXT, done
+from conformance.target import Target
+from t5g2ref.backend import find
+
+SHARDS = 4  # for each process, so that none is left alone with the last
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some cases of one peer on one checkpoint.
+
+    Args:
+        peer, given: its name, and what `--peer` has to be given for it.
+        target: the checkpoint's name.
+        cases: names; the exact lane beside them where `exact` is true.
+    """
+
+    peer: str
+    given: str
+    target: str
+    cases: tuple[str, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all shards have in common; see `commands.request.Request`."""
+
+    ckpt: str
+    synthetic: bool
+    calm: bool
+    backend: str
+    timeout: float
+    asked: bool
+    alone: bool
+
+
+@dataclass
+class Answer:
+    """What came of all shards beside the judgements."""
+
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    peak: dict[int, int] = field(default_factory=dict)  # process → bytes
+
+
+def shards(plan: Plan, peers: dict[str, str], processes: int, *, exact: bool, values: bool) -> list[Shard]:
+    """The plan in pieces of about one size; the longest, which are those of half types, come first."""
+    targets = dict.fromkeys(target.name for target, _ in plan)
+    pieces = max(1, -(-SHARDS * processes // max(1, len(targets) * len(peers))))
+    found = []
+    for target in targets:
+        names = [case.name for of, case in plan if of.name == target] if values else []
+        for peer, given in peers.items():
+            for i in range(pieces):
+                part = tuple(names[i::pieces])
+                if part or (exact and i == 0):
+                    found.append(Shard(peer, given, target, part, exact and i == 0))
+    return sorted(found, key=lambda shard: "float16" not in shard.peer)
+
+
+class _Told(list[tuple[str, Judgement]]):
+    """A list of judgements that tells the parent each as it comes."""
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def append(self, item: tuple[str, Judgement]) -> None:
+        super().append(item)
+        self._tell(item)
+
+
+@dataclass
+class _Worker:
+    question: Question
+    targets: dict[str, Target]
+    cases: dict[str, list[Case]]
+    queue: Any
+
+
+def _start(question: Question, queue: Any) -> _Worker:
+    q = question
+    made = resolve(q.ckpt, synthetic=q.synthetic, calm=q.calm, backend=find(q.backend))
+    return _Worker(q, {t.name: t for t in made}, {t.name: catalogue.build(t.config) for t in made}, queue)
+
+
+def _work(worker: _Worker, shard: Shard) -> tuple[dict[str, dict[str, str]], list[str], int, int]:
+    target = worker.targets[shard.target]
+    peer = create(shard.given, target.backend)
+    peer.name = shard.peer
+    if isinstance(optional(peer, "timeout"), float):
+        vars(peer)["timeout"] = worker.question.timeout
+    plan = [(target, case) for case in worker.cases[shard.target] if case.name in shard.cases]
+    with reporting(quiet=True) as reporter:
+        session = Session(
+            plan or [(target, worker.cases[shard.target][0])],
+            _Told(worker.queue.put),
+            reporter,
+            exact=shard.exact,
+            cases=bool(plan),
+            asked=worker.question.asked,
+            alone=worker.question.alone,
+        )
+        session.judge([peer])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return session.versions, session.notes, os.getpid(), peak
+
+
+def judged(
+    question: Question,
+    pieces: list[Shard],
+    processes: int,
+    found: Found,
+    step: Callable[[str], None],
+) -> Answer:
+    """Judge all shards. Judgements go into `found` as they come; `step` is called for each, with what it is of."""
+    queue, answer = CONTEXT.SimpleQueue(), Answer()
+
+    def heard() -> None:
+        while not queue.empty():
+            target, judgement = queue.get()
+            found.append((target, judgement))
+            step(f"{judgement.case}: {judgement.peer}")
+
+    for _, (versions, notes, process, peak) in done(_start, (question, queue), _work, pieces, processes, heard):
+        answer.versions |= versions
+        answer.notes += [note for note in notes if note not in answer.notes]
+        answer.peak[process] = peak
+    heard()
+    return answer

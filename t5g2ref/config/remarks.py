@@ -1,0 +1,33 @@
+"""What should be said of a config.json that is read all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from t5g2ref.config.fields import short
+from t5g2ref.config.read import BOS, ENCODER, PAD
+
+
+def remarks(raw: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that its owner should know; `raw` has been read without a refusal."""
+    alone = raw["model_type"] == ENCODER
+    encoder = raw if alone else raw["encoder"]
+    text = encoder["text_config"]
+    decoder = text if alone else raw["decoder"]
+    if (how := raw.get("quantization_config")) is not None:
+        method = how.get("quant_method", "no quant_method") if isinstance(how, Mapping) else how
+        yield f"quantization_config ({short(method)[1:-1]}) is not applied: the weights are read as they are stored"
+    if any(part.get("tie_word_embeddings") is False for part in (raw, encoder, text, decoder)):
+        yield "tie_word_embeddings is false, but all tables here are one: files where they differ are refused"
+    if alone:
+        yield f"{ENCODER}: an encoder alone, which can encode and not generate"
+    if encoder.get("vision_config") is None:
+        yield "there is no vision_config: a model of text alone, which takes no pictures"
+    if alone:
+        return
+    for name, default in (("pad_token_id", PAD), ("bos_token_id", BOS)):
+        if decoder.get(name, default) is None and raw.get(name) is None:
+            yield f"decoder.{name} is null: {default}, the releases', stands in for it"
+    if decoder.get("eos_token_id", 1) is None and raw.get("eos_token_id") is None:
+        yield "decoder.eos_token_id is null: no id ends an answer, only its greatest length"
