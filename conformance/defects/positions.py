@@ -75,9 +75,9 @@ def decoder_positions(change: Callable[[Any, int], tuple[Any, int]]) -> Injectio
     """Other (given positions, first position) of a decoder call."""
 
     def wrap(true: Any) -> Any:
-        def positions(nx: Numerics, name: str, value: Any, shape: Any, start: int) -> Array:
+        def positions(nx: Numerics, name: str, value: Any, shape: Any, start: int, longest: int) -> Array:
             value, start = change(value, start) if name.startswith("decoder") else (value, start)
-            return true(nx, name, value, shape, start)
+            return true(nx, name, value, shape, start, longest)
 
         return positions
 

@@ -50,7 +50,7 @@ def _sine_first(definition: Any, nx: Numerics, *rest: Any) -> tuple[Array, Array
 
 
 def _from_one(true: Any) -> Any:
-    return lambda nx, name, value, shape, start: true(nx, name, value, shape, start + 1)
+    return lambda nx, name, value, shape, start, longest: true(nx, name, value, shape, start + 1, longest)
 
 
 def _last_layer(c: Config, back: int = 0) -> str:
