@@ -51,6 +51,6 @@ def above(
 
 def _where(tap: Tap, token: tuple[int, ...], excess: Array, backend: Backend) -> str:
     """The token, and the element in it that is furthest above its bound."""
-    row = backend.host(backend.xp.moveaxis(excess, tap.token_axes, range(len(tap.token_axes)))[token])
+    row = np.moveaxis(backend.host(excess), tap.token_axes, range(len(tap.token_axes)))[token]
     element = np.unravel_index(int(row.argmax()), row.shape)
     return f"token {token}, element {tuple(int(i) for i in element)}"

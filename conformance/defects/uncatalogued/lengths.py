@@ -58,7 +58,9 @@ def _counted(period: int, first: int) -> Injection:
 
     def wrap(true: Any) -> Any:
         def positions(nx: Numerics, *rest: Any) -> Any:
-            return (true(nx, *rest) - first) % period + first
+            right = true(nx, *rest)
+            wrapped = (np.arange(nx.backend.host(right).max() + 1) - first) % period + first
+            return nx.xp.asarray(wrapped)[right]
 
         return positions
 
@@ -95,7 +97,8 @@ def _first_tile_hidden(broken: Callable[[Numerics, Array], Array]) -> Injection:
         weights = definition(nx, q, k, scale, cap, allowed, grouped)
         if allowed is None or k.shape[2] <= TILE:
             return weights
-        hidden = ~allowed[..., :TILE].any(axis=-1, keepdims=True) & allowed.any(axis=-1, keepdims=True)
+        seen = allowed[..., :TILE].any(axis=-1, keepdims=True)
+        hidden = (seen == False) & allowed.any(axis=-1, keepdims=True)  # noqa: E712  an array's
         return nx.xp.where(hidden, broken(nx, weights), weights)
 
     return operation(attention_weights=twin)
