@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.arrays import free_bytes, has_device, on_device, to_backend, to_host, words
+from conformance.arrays import free_bytes, has_device, on_device, same_bits, to_backend, to_host, words
 from t5g2ref.backend import NUMPY, Backend
 
 Array = Any
@@ -38,12 +38,19 @@ class Dump:
         memory_bytes: large arrays go to files once this much is held on the host.
         device_bytes: device arrays go to the host once this much is held on the judge's device; None for a share of
             what is free there. A judge on the host takes all of them there at once.
+        first: what an earlier run of the same case showed. Where the bits repeat, its array is held, which takes no
+            memory.
     """
 
     def __init__(
-        self, backend: Backend = NUMPY, memory_bytes: int = MEMORY_BYTES, device_bytes: int | None = None
+        self,
+        backend: Backend = NUMPY,
+        memory_bytes: int = MEMORY_BYTES,
+        device_bytes: int | None = None,
+        first: Dump | None = None,
     ) -> None:
         self.backend = backend
+        self._first = first
         self._held: list[dict[str, Array | _Spilled]] = []
         self._left = memory_bytes
         if device_bytes is None and has_device(backend):
@@ -81,7 +88,7 @@ class Dump:
                 raise TypeError(f"tap {name} is a {type(value).__name__}, expected an array of NumPy or of a device")
             if type(value) is not np.ndarray:
                 value = np.asarray(value).view(np.ndarray)  # a masked array would hide what it holds
-        self._held[-1][name] = self._kept(value)
+        self._held[-1][name] = self._kept(value) if (held := self._repeated(name, value)) is None else held
 
     def get(self, call: int, name: str) -> Array | None:
         """An array of the backend, or None when the peer did not show it."""
@@ -92,6 +99,20 @@ class Dump:
 
     def names(self, call: int) -> list[str]:
         return list(self._held[call])
+
+    def repeats(self, call: int, name: str) -> bool:
+        """Whether the bits of this tap are those of the first run."""
+        if self._first is None or call >= min(self.calls, self._first.calls):
+            return False
+        mine = self._held[call].get(name)
+        return mine is not None and mine is self._first._held[call].get(name)
+
+    def _repeated(self, name: str, value: Array) -> Array | _Spilled | None:
+        """What the first run holds at this tap, if its bits are the same."""
+        if self._first is None or (known := self._first.get(self.calls - 1, name)) is None:
+            return None
+        same = same_bits(known, to_backend(value, self.backend), self.backend)
+        return self._first._held[self.calls - 1][name] if same else None
 
     def _kept(self, value: Array) -> Array | _Spilled:
         if on_device(value):

@@ -66,3 +66,12 @@ def to_backend(value: Array, backend: Backend) -> Array:
 def words(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """bfloat16 as 16-bit words, which every library and file format knows; other arrays as they are."""
     return value.view(np.uint16) if value.dtype.kind == "V" else value
+
+
+def same_bits(a: Array, b: Array, backend: Backend) -> bool:
+    """Whether two of the backend's arrays have one type, one shape and the same bits; a NaN equals itself."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    with backend.scope():
+        words = f"u{a.dtype.itemsize}"
+        return bool((a.view(words) == b.view(words)).all())

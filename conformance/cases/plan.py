@@ -17,6 +17,7 @@ from t5g2ref.taps import Tap
 NORMS = ("norm", "layernorm")
 PIECES = 8  # of a token whose numbers are independent
 
+Host = np.ndarray[Any, Any]
 Shown = Callable[[str], bool]
 """Of a tap's name, whether a peer says that it shows it."""
 
@@ -54,7 +55,7 @@ def minimum(config: Config, case: Case) -> list[list[str]]:
     return calls
 
 
-def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
+def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> Host | None:
     """bool over the tap's token axes, False on the padding that the case laid down; None where nothing is padded."""
     run, (first, last) = case.calls[call]
     if tap.rows == "all":
@@ -66,6 +67,15 @@ def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> np.ndar
         return held[:, last - shape[2] :]
     keep = run.logits_to_keep if tap.rows == "logits" else None
     return held[:, first if keep is None else max(first, last - keep) :]
+
+
+def valid_tokens(value: Host, tap: Tap, case: Case, call: int) -> Host:
+    """The tap's value at the tokens that count, token axes first; as it is where its shape is not the tap's."""
+    if len(tap.shape.split()) != value.ndim:
+        return value
+    keep = validity(case, call, tap, value.shape)
+    moved = np.moveaxis(value, tap.token_axes, range(len(tap.token_axes)))
+    return moved if keep is None or moved.shape[: keep.ndim] != keep.shape else moved[keep]
 
 
 def sizes(config: Config, case: Case, call: int, tap: Tap) -> dict[str, int]:

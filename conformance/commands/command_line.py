@@ -56,6 +56,8 @@ LANE = """\
 exact (weights, embedding rows, masks by probing: bit for bit), fp32, bf16, fp16; repeatable; default: exact, fp32 and
 bf16. A --peer whose name has no type runs in every lane that is named"""
 
+ONCE = "run each case once; by default it is run again after other lengths, and compared bit for bit"
+
 
 MODULES = {
     "selftest": ("conformance.commands.selftest", "inject every known fault and demand that each is found where it is"),
@@ -109,6 +111,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.timeout(target)
     shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
     shared.outputs(target)
+    target.add_argument("--once", action="store_true", help=ONCE)
     shared.progress(target)
 
 

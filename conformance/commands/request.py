@@ -42,6 +42,7 @@ class Request:
         command: the command line, for whoever reproduces the report.
         timeout: seconds for each answer of a process.
         jobs: how many processes judge; None for as many as are usual.
+        repeat: whether every case is run twice.
     """
 
     peers: tuple[Peer, ...]
@@ -62,6 +63,7 @@ class Request:
     command: str = ""
     timeout: float = TIMEOUT
     jobs: int | None = None
+    repeat: bool = True
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -123,6 +125,7 @@ def _request(
         command=getattr(given, "command_line", ""),
         timeout=getattr(given, "timeout", TIMEOUT),
         jobs=shared.processes(given),
+        repeat=not getattr(given, "once", False),
     )
 
 

@@ -21,6 +21,8 @@ from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
 from conformance.defects.exposure import hidden, reach
 from conformance.judge.session import Found, Plan, Session
+from conformance.judge.steady import steadiness
+from conformance.peers.find import create, other_type
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
 from conformance.report import files
@@ -46,7 +48,16 @@ def judge_peers(request: Request) -> int:
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
         plan = _plan(targets, request.cases)
-        session = Session(plan, found, reporter, exact=request.exact, cases=request.values, asked=request.asked)
+        session = Session(
+            plan,
+            found,
+            reporter,
+            exact=request.exact,
+            cases=request.values,
+            asked=request.asked,
+            repeat=request.repeat,
+            others=_others(request),
+        )
         try:
             peak = _judged(request, plan, session, found, reporter)
         except KeyboardInterrupt:
@@ -84,6 +95,7 @@ def _judged(request: Request, plan: Plan, session: Session, found: Found, report
         timeout=request.timeout,
         asked=request.asked,
         alone=len(request.peers) == 1,
+        repeat=request.repeat,
     )
     reporter.start(total)
 
@@ -94,6 +106,13 @@ def _judged(request: Request, plan: Plan, session: Session, found: Found, report
     answer = shards.judged(question, pieces, processes, found, told)
     session.versions, session.notes = answer.versions, answer.notes
     return sum(answer.peak.values())
+
+
+def _others(request: Request) -> dict[str, Peer]:
+    """A peer's name → the same in another type, where both were asked for."""
+    given = request.names.values()
+    others = {name: other_type(spec, given) for name, spec in request.names.items()}
+    return {name: create(other, request.backend) for name, other in others.items() if other}
 
 
 def _processes(request: Request, comparisons: int) -> int:
@@ -138,6 +157,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
             *reach(_judged_on(plan, found)),
+            *steadiness(found, {p.name for p in peers if not (request.repeat and optional(p, "probed"))}),
             *session.notes,
         ],
         command=request.command,

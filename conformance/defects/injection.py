@@ -122,6 +122,7 @@ class Fault:
         named: whether its pattern names it: not where what is wrong has a value of its own (a stale copy), which no
             oracle can know.
         alike: other ids that do the very same to the culprit.
+        later: whether it begins with the peer's second run, so that one run of a case shows nothing.
         near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
     """
 
@@ -139,6 +140,7 @@ class Fault:
     named: bool = True
     alike: tuple[str, ...] = ()
     near: str = ""
+    later: bool = False
 
     @property
     def key(self) -> str:

@@ -19,6 +19,7 @@ from conformance.judge import name_defect as naming
 from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import CumulativeLane, SingleLane
+from conformance.judge.steady import steadied
 from conformance.judge.walk import Found, Walk
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
@@ -33,7 +34,13 @@ Progress = Callable[[str], None]
 
 
 def judge(
-    peer: Peer, target: Target, case: Case, progress: Progress = lambda _: None, *, until_culprit: bool = False
+    peer: Peer,
+    target: Target,
+    case: Case,
+    progress: Progress = lambda _: None,
+    *,
+    until_culprit: bool = False,
+    repeat: bool = True,
 ) -> Judgement:
     """Run `case` on an opened peer and on the reference, and compare them on the target's backend.
 
@@ -41,6 +48,7 @@ def judge(
 
     Args:
         until_culprit: whether to stop at the first failing local tap, without the cumulative anchor.
+        repeat: whether a peer that can be asked runs the case twice; see `conformance.judge.steady`.
     """
     case, dtype = case.given(peer.dtype), cast(DType, peer.dtype)
     with Dump(target.backend) as dump:
@@ -61,7 +69,14 @@ def judge(
         if raised and not dump.calls:
             return Judgement(peer.name, case.name, error=raised, dtype=dtype)
         ran = time.perf_counter()
-        result = _compared(peer, shown, target, case, dump, dtype, progress, until_culprit)
+
+        def compared(shows: Dump) -> Judgement:
+            return _compared(peer, shown, target, case, shows, dtype, progress, until_culprit)
+
+        result = compared(dump)
+        if repeat and not raised and optional(peer, "probed"):
+            progress(f"{case.name}: {peer.name} once more")
+            result = steadied(result, peer, target, case, dump, shown, compared)
         seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
         return replace(result, error="; ".join(filter(None, (raised, result.error))), seconds=seconds)
 

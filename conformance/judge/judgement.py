@@ -30,6 +30,8 @@ class Judgement:
         known: a known deviation's reason and link, where one covers what was found.
         masks: the first failing masks as rows of text, expected and found.
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
+        repeated: how many taps were compared bit for bit with a second run of the case.
+        unsteady: where the second run first differs, in words, and which of the two is wrong.
     """
 
     peer: str
@@ -48,6 +50,8 @@ class Judgement:
     known: str = ""
     masks: list[dict[str, Any]] = field(default_factory=list)
     wider: dict[str, str] = field(default_factory=dict)
+    repeated: int = 0
+    unsteady: str = ""
 
     @property
     def culprit(self) -> Finding | None:

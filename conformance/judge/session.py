@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
+from conformance.activations import Dump
 from conformance.arrays import release
 from conformance.cases.case import Case
 from conformance.errors import CheckpointError, PeerUnavailable
@@ -29,7 +30,12 @@ Plan = list[tuple[Target, Case]]
 
 
 class Session:
-    """Judges every peer on every case. Each judgement goes into `found` as soon as it is made."""
+    """Judges every peer on every case. Each judgement goes into `found` as soon as it is made.
+
+    Args:
+        repeat: whether every case is run twice; see `conformance.judge.steady`.
+        others: a peer's name → the same in another type. It runs first, so that what it leaves behind shows.
+    """
 
     def __init__(
         self,
@@ -41,11 +47,13 @@ class Session:
         cases: bool,
         asked: bool = False,
         alone: bool | None = None,
+        repeat: bool = True,
+        others: Mapping[str, Peer] | None = None,
     ) -> None:
         self._plan, self._found, self._reporter = plan, found, reporter
         self._exact, self.cases, self._asked = exact, cases, asked
         self._targets = list({id(target): target for target, _ in plan}.values())
-        self._alone = alone
+        self._alone, self._repeat, self._others = alone, repeat, others or {}
         self.versions: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
 
@@ -74,6 +82,8 @@ class Session:
     def _on(self, peer: Peer, target: Target) -> None:
         """Judge one peer on one checkpoint. If it cannot load that, each case has this error and the run goes on."""
         before = fingerprint(target, peer)
+        if peer.name in self._others:
+            self._leave_behind(self._others[peer.name], target)
         opened = self._guarded(peer, target, "", partial(self._open, peer, target))
         refused = opened.error if opened is not None else ""
         if not optional(peer, "probed"):
@@ -85,7 +95,7 @@ class Session:
                 )
             self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
         for case in (c for of, c in self._plan if of is target and self.cases and c.asks(peer.dtype)):
-            self._one(peer, target, case.name, refused, partial(judge, peer, target, case, self._reporter.say))
+            self._one(peer, target, case.name, refused, partial(self._judged, peer, target, case))
         if fingerprint(target, peer) != before:
             detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"
             spoiled = Finding("weights", 0, "exact", detail=detail)
@@ -98,6 +108,23 @@ class Session:
         self.versions[peer.name] = _versions(peer)
         said = [line(note) for note in optional(peer, "notes")]
         self.notes += [note for note in said if note not in self.notes]
+
+    def _judged(self, peer: Peer, target: Target, case: Case) -> Judgement:
+        return judge(peer, target, case, self._reporter.say, repeat=self._repeat)
+
+    def _leave_behind(self, other: Peer, target: Target) -> None:
+        """Run the first case in another type. What goes wrong there is said in that peer's own turn."""
+        case = next((c for of, c in self._plan if of is target), None)
+
+        def once() -> None:
+            assert case is not None
+            call("", other.open, target)
+            with Dump(target.backend) as unseen:
+                call("", other.run, case.given(other.dtype).copied(), unseen)
+            call("", other.close)
+
+        if case is not None:
+            self._guarded(other, target, "", once)
 
     def _unprobed(self, peer: Peer, target: Target) -> None:
         """Leave the exact lane of a dump out: with a note, or as a skip where it was asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ _NAMES = {  # module: its names, whose groups are the arguments of its `create`
 
 BUILT_IN = ("transformers:", "t5g2ref:")
 """Beginnings of names that mean the same peer in a short and a long form."""
+
+
+def other_type(name: str, names: Iterable[str]) -> str:
+    """Among the names, the same peer in another type; "" where there is none."""
+    stem = re.sub(rf":({_TYPES})(?=:|$)", "", name)
+    alike = (n for n in names if n != name and re.sub(rf":({_TYPES})(?=:|$)", "", n) == stem)
+    return next(alike, "") if name.startswith(BUILT_IN) else ""
 
 
 def names(dtype: str = "float32") -> list[str]:

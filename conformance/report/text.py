@@ -211,6 +211,8 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
         yield f"  worst ratio     {in_words(culprit.worst)} (median {in_words(culprit.median)}) at {at}"
         peer, control = of_the_value(culprit.peer_error), of_the_value(culprit.control_error)
         yield f"  off by          the peer {peer}, the control {control}"
+    if judgement.unsteady:
+        yield f"  unsteady        {judgement.unsteady}"
     yield from _named(judgement, culprit, exposes)
     if judgement.known:
         yield f"  known           {judgement.known}"

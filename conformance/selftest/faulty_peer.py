@@ -20,6 +20,7 @@ class FaultyPeer(ReferencePeer):
     Args:
         injection: the fault; none by default.
         profile: where it rounds and how it sums; another one makes another legal run.
+        later: whether its first run is healthy.
     """
 
     def __init__(
@@ -29,11 +30,12 @@ class FaultyPeer(ReferencePeer):
         dtype: DType = "float32",
         profile: Profile = SDPA,
         name: str = "",
+        later: bool = False,
     ) -> None:
         super().__init__(backend, dtype)
         self.name = name or self.name
         self._nx = Numerics(dtype, profile, backend)
-        self._injection = injection
+        self._injection, self._healthy_runs = injection, int(later)
 
     def run(self, case: Case, dump: Dump) -> None:
         assert self._target is not None, "open() comes first"
@@ -48,4 +50,6 @@ class FaultyPeer(ReferencePeer):
 
             setting = Setting(config, {**self._weights, **head}, case, self._nx, half_of(self.dtype))
             with np.errstate(all="ignore"):  # the judge has to find what a fault makes infinite
-                self._injection.run(setting, trace_of)
+                injection = HEALTHY if self._healthy_runs else self._injection
+                injection.run(setting, trace_of)
+        self._healthy_runs = 0

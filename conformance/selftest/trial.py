@@ -12,7 +12,7 @@ import numpy as np
 from conformance.activations import Dump
 from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
-from conformance.cases.plan import plan_of, validity
+from conformance.cases.plan import plan_of, valid_tokens
 from conformance.defects.injection import Fault
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
@@ -26,7 +26,6 @@ from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.target import Target
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
-from t5g2ref.taps import Tap
 
 EXPECTED, ELSEWHERE, SURVIVED, NOTHING = "K", "k", "!", "."
 STRONGER = (EXPECTED, ELSEWHERE, SURVIVED, NOTHING)
@@ -97,9 +96,9 @@ class Bench:
 
     def judged(self, fault: Fault, target: Target, case: Case) -> Judgement:
         """The whole judgement of the peer with this fault."""
-        peer = FaultyPeer(fault.inject, target.backend, cast(DType, fault.lane))
+        peer = FaultyPeer(fault.inject, target.backend, cast(DType, fault.lane), later=fault.later)
         peer.open(target)
-        return judge(cast(Any, peer), target, case)
+        return judge(cast(Any, peer), target, case, repeat=fault.later)
 
     def _own(self, trial: Trial, fault: Fault, target: Target, case: Case) -> Trial:
         result = self.judged(fault, target, case)
@@ -216,7 +215,7 @@ class _Watched(FaultyPeer):
         return value
 
     def _like(self, known: Host | None, value: Host, place: tuple[int, str]) -> bool:
-        mine = _valid(value, self._taps[place], self._case, place[0]) if place in self._taps else value
+        mine = valid_tokens(value, self._taps[place], self._case, place[0]) if place in self._taps else value
         if known is None or mine.dtype != known.dtype or not np.isfinite(value).all():  # NaN is wrong on padding too
             return False
         return np.array_equal(mine, known, equal_nan=mine.dtype != bool)
@@ -244,13 +243,5 @@ def _values(target: Target, case: Case, dump: Dump) -> Values:
     for call, tap in plan_of(target.config, case):
         value = dump.get(call, tap.name)
         if value is not None:
-            found[call, tap.name] = _valid(target.backend.host(value), tap, case, call)
+            found[call, tap.name] = valid_tokens(target.backend.host(value), tap, case, call)
     return found
-
-
-def _valid(value: Host, tap: Tap, case: Case, call: int) -> Host:
-    if len(tap.shape.split()) != value.ndim:
-        return value
-    keep = validity(case, call, tap, value.shape)
-    moved = np.moveaxis(value, tap.token_axes, range(len(tap.token_axes)))
-    return moved if keep is None or moved.shape[: keep.ndim] != keep.shape else moved[keep]

@@ -16,7 +16,7 @@ from conformance.cases.case import Case
 from conformance.checkpoints import resolve
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import Found, Plan, Session
-from conformance.peers.find import create
+from conformance.peers.find import create, other_type
 from conformance.peers.protocol import optional
 from conformance.progress import reporting
 from conformance.sweep.pool import CONTEXT, done
@@ -34,6 +34,7 @@ class Shard:
         peer, given: its name, and what `--peer` has to be given for it.
         target: the checkpoint's name.
         cases: names; the exact lane beside them where `exact` is true.
+        other: what `--peer` has to be given for the same peer in another type; "" for none.
     """
 
     peer: str
@@ -41,6 +42,7 @@ class Shard:
     target: str
     cases: tuple[str, ...]
     exact: bool
+    other: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Question:
     timeout: float
     asked: bool
     alone: bool
+    repeat: bool
 
 
 @dataclass
@@ -69,14 +72,14 @@ def shards(plan: Plan, peers: dict[str, str], processes: int, *, exact: bool, va
     """The plan in pieces of about one size; the longest, which are those of half types, come first."""
     targets = dict.fromkeys(target.name for target, _ in plan)
     pieces = max(1, -(-SHARDS * processes // max(1, len(targets) * len(peers))))
-    found = []
+    found, others = [], {given: other_type(given, peers.values()) for given in peers.values()}
     for target in targets:
         names = [case.name for of, case in plan if of.name == target] if values else []
         for peer, given in peers.items():
             for i in range(pieces):
                 part = tuple(names[i::pieces])
                 if part or (exact and i == 0):
-                    found.append(Shard(peer, given, target, part, exact and i == 0))
+                    found.append(Shard(peer, given, target, part, exact and i == 0, others[given]))
     return sorted(found, key=lambda shard: "float16" not in shard.peer)
 
 
@@ -122,6 +125,8 @@ def _work(worker: _Worker, shard: Shard) -> tuple[dict[str, dict[str, str]], lis
             cases=bool(plan),
             asked=worker.question.asked,
             alone=worker.question.alone,
+            repeat=worker.question.repeat,
+            others={peer.name: create(shard.other, target.backend)} if shard.other else {},
         )
         session.judge([peer])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from conformance.defects.uncatalogued import attention, elements, lengths, pictures, stream, weights
+from conformance.defects.uncatalogued import attention, elements, lengths, pictures, runs, stream, weights
 from conformance.defects.uncatalogued import outputs as heads
 
-FAULTS = [fault for part in (weights, stream, attention, pictures, heads, elements, lengths) for fault in part.FAULTS]
+FAULTS = [
+    fault for part in (weights, stream, attention, pictures, heads, elements, lengths, runs) for fault in part.FAULTS
+]
