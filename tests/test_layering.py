@@ -43,7 +43,7 @@ conformance/oracle: side_by_side run_case worst_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
-conformance/defects/uncatalogued: attention elements lengths outputs stream weights | pictures | __init__
+conformance/defects/uncatalogued: attention elements lengths outputs runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel reading writing staged | manifest layouts case_words
@@ -52,7 +52,7 @@ conformance/peers: guard | protocol | reference folder
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points | find | __init__
 conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
-conformance/judge: walk | judge
+conformance/judge: steady together walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
 conformance/report: candidates document explain result known spread | document_write junit text | files

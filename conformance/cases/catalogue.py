@@ -47,7 +47,7 @@ def _short(k: Kit) -> Case:
 def _window(k: Kit) -> Case:
     w = k.config.encoder.sliding_window
     run = Run(k.ids(1, 2 * w + 3), k.ids(1, 6))
-    exposes = _ids("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37 D67 D68 D69 D71")
+    exposes = _ids("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D35 D37 D67 D68 D69 D71 D85")
     return Case("window", "encoder past its window, no padding", (run,), exposes=exposes)
 
 
@@ -104,13 +104,15 @@ def _long_rows(k: Kit) -> Case:
     decoder_ids, decoder_mask = k.padded([70, 3], "left")
     ragged = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, logits_to_keep=2)
     title = "1030 tokens to 3, then a short row beside a long one"
-    return Case("long-rows", title, (long, ragged), exposes=("D32", "D38"), costly=True, types=("float32",))
+    return Case(
+        "long-rows", title, (long, ragged), exposes=("D32", "D38", "D73", "D79"), costly=True, types=("float32",)
+    )
 
 
 def _long_answer(k: Kit) -> Case:
     run = Run(k.ids(1, 3), k.ids(1, 262), logits_to_keep=2)
     title = "3 tokens to 262, past a tile of 256"
-    return Case("long-answer", title, (run,), exposes=("D34",), costly=True, types=("float32",))
+    return Case("long-answer", title, (run,), exposes=("D34", "D79"), costly=True, types=("float32",))
 
 
 def _eoi(k: Kit) -> Case:

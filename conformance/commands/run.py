@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from conformance.commands.request import Request, of_run
 from conformance.defects.exposure import hidden, reach
 from conformance.judge.session import Found, Plan, Session
 from conformance.judge.steady import steadiness
+from conformance.judge.together import TOGETHER, together
 from conformance.peers.find import create, other_type
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
@@ -135,15 +137,23 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
 
 def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
     """The judgements in the order of the checkpoints, with everything else that a report says."""
+    found = [*found, *together(found)]
     few, versions, peers = _few(plan, found), session.versions, list(request.peers)
     targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
-    places = {"exact": -1, **{case.name: i for i, (_, case) in enumerate(plan)}}
+    places = {"exact": -1, TOGETHER: len(plan), **{case.name: i for i, (_, case) in enumerate(plan)}}
     ordered = sorted(found, key=lambda f: (targets_.index(f[0]), peers_.index(f[1].peer), places[f[1].case]))
     return Result(
         judgements=[(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered],
         exposes={case.name: case.exposes for _, case in plan},
         titles={case.name: case.title for _, case in plan},
-        hidden=hidden([t.config for t in targets], _compared(plan, found, peers), _powers(found), {d for d, *_ in few}),
+        hidden=hidden(
+            [t.config for t in targets],
+            _compared(plan, found, peers),
+            _powers(found),
+            {d for d, *_ in few},
+            single=_in_single(found),
+            repeated=all(j.repeated for _, j in found if j.local),
+        ),
         versions={k: v for said in versions.values() for k, v in said.items()},
         selected=len(plan) if session.cases else 0,
         available=len(_built(targets)),
@@ -184,7 +194,9 @@ def _plan(targets: list[Target], patterns: Sequence[str]) -> Plan:
 
 def _compared(plan: Plan, found: Found, peers: list[Peer]) -> list[Case]:
     """The cases that every peer was judged on that they ask for; the others exposed nothing."""
-    judged = [(target, j.case) for target, j in found if not j.error and not j.skipped and j.case != "exact"]
+    judged = [
+        (target, j.case) for target, j in found if not j.error and not j.skipped and j.case not in ("exact", TOGETHER)
+    ]
     asked = {id(case): sum(case.asks(peer.dtype) for peer in peers) for _, case in plan}
     return [case for t, case in plan if judged.count((t.name, case.name)) == asked[id(case)] > 0]
 
@@ -219,6 +231,15 @@ def _wider(found: Found) -> list[str]:
         f"{next(iter(wide))}: judged as shown; more bits are no fault"
         for (peer, dtype), wide in taps.items()
     ]
+
+
+def _in_single(found: Found) -> bool:
+    """Whether all peers were judged in float32; of one that was not, what is below a half type's rounding is open."""
+    types: dict[str, set[str]] = {}
+    for _, j in found:
+        if j.local:
+            types.setdefault(re.sub(r":(bfloat16|float16|float32)\b.*", "", j.peer), set()).add(j.dtype)
+    return all("float32" in seen for seen in types.values())
 
 
 def _powers(found: Found) -> dict[str, bool]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from conformance.defects.injection import Fault, Injection
+from conformance.defects.injection import Fault, Injection, in_single
 from conformance.defects.rounding import grid
 from t5g2ref.dtypes import HALF
 from t5g2ref.numerics import Array, Numerics
 
 E = "encoder.text_model"
+NORM = "pre_self_attn_layernorm"
 SHORT = np.uint32(0xFFFF0000)  # of a float32: what bfloat16 keeps
 
 
@@ -100,4 +101,7 @@ FAULTS = [
         lane="bfloat16",
     ),
     Fault("X04", "products in TF32", "short", f"{E}.layers.0.self_attn.q_proj", numerics(TensorFloat)),
+    in_single("D83", "the GELU's factor is 0.0447", "short", f"{E}.layers.0.mlp.act_fn"),
+    in_single("D84", "the inverse root is a guess of six bits and one step", "short", f"{E}.layers.0.{NORM}"),
+    in_single("D85", "hidden scores are -12", "window", f"{E}.layers.0.self_attn.attention"),
 ]

@@ -77,11 +77,17 @@ DEFECTS: dict[str, str] = {
     "D70": "token id 0 taken for padding whatever the mask says",
     "D71": "one stack's eps, scale, thetas or window used for both",
     "D72": "left pads attended in windowed layers",
+    "D73": "rows whose first tile or window is all padding",
     "D74": "several tokens scored behind a cache with a mask of lengths",
     "D75": "preallocated cache with a padded encoder: cross mask from lengths, or empty slots",
     "D76": "a step of one token, fed as an embedding, loses the scale or the EOI row",
     "D77": "pictures resampled without antialias",
+    "D79": "a tile, sum or counter that ends, wraps or changes its type at a length",
+    "D80": "state of an earlier call is used",
     "D81": "logits kept from the wrong end, or too few or too many",
+    "D83": "the GELU's 0.044715 has fewer digits",
+    "D84": "inverse root by one Newton step",
+    "D85": "masked scores are a number that still counts",
 }
 
 SEEN: dict[str, str] = {
@@ -89,6 +95,7 @@ SEEN: dict[str, str] = {
     "D68": "quic/efficient-transformers#1250",
     "D69": "unslothai/unsloth-zoo#635",
     "D72": "torch-spyre/torch-spyre#3405",
+    "D73": "huggingface/transformers#45491",
     "D75": "huggingface/transformers#38244",
     "D76": "huggingface/transformers#41863",
     "D77": "ggml-org/llama.cpp#27594",
@@ -99,20 +106,20 @@ SEEN: dict[str, str] = {
 _FIRST_AT = """\
 embed_tokens: D01 D02 D03 D05 D06 D07 D08 D76
 inputs_embeds: D04 D06 D61
-pre_self_attn_layernorm post_self_attn_layernorm pre_feedforward_layernorm: D09 D10 D11 D12 D13 D14 D71
-post_feedforward_layernorm norm: D09 D10 D11 D12 D13 D14 D71
-q_norm k_norm: D09 D10 D11 D12 D13 D15 D17 D71
+pre_self_attn_layernorm post_self_attn_layernorm pre_feedforward_layernorm: D09 D10 D11 D12 D13 D14 D71 D84
+post_feedforward_layernorm norm: D09 D10 D11 D12 D13 D14 D71 D84
+q_norm k_norm: D09 D10 D11 D12 D13 D15 D17 D71 D84
 attn_residual: D14
 q_proj k_proj v_proj: D48
-cos sin: D19 D20 D21 D22 D23 D27 D28 D29 D67 D68 D71
+cos sin: D19 D20 D21 D22 D23 D27 D28 D29 D67 D68 D71 D79 D80
 q_rope k_rope: D17 D24 D25 D26 D28 D67 D68
 cross_k_proj cross_v_proj: D18
 cross_k_norm: D16 D24 D71
 cross_keys cross_values: D24 D36 D55 D75
 keys values: D36 D54 D56 D57 D69
 mask: D30 D31 D32 D33 D34 D35 D36 D37 D38 D39 D40 D42 D43 D54 D57 D67 D69 D70 D71 D72 D74 D75
-attention: D25 D37 D40 D41 D43 D44 D45 D46 D47 D49 D51 D71
-act_fn activation_fn: D52
+attention: D25 D37 D40 D41 D43 D44 D45 D46 D47 D49 D51 D71 D73 D79 D85
+act_fn activation_fn: D52 D83
 gate_proj up_proj: D53
 patch_embedding embeddings post_layernorm: D62 D77
 avg_pool projected: D04 D59 D60

@@ -11,8 +11,9 @@ from conformance.cases.case import Case
 from conformance.defects.catalogue import DEFECTS
 from t5g2ref.config import Config, TextConfig
 
-_ALWAYS = {"D50", "D51", "D66"}  # any case of the fp32 lane shows these
+_ALWAYS = {"D50", "D51", "D66", "D83", "D84"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
+_FAINT = ("D83", "D84", "D85")  # in half types below the rounding: only the tokens of many cases show them
 _ELSEWHERE = {
     "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
     "D57": "needs a peer with a preallocated cache; transformers' own grows as it goes",
@@ -88,6 +89,9 @@ def hidden(
     cases: Iterable[Case],
     powers: Mapping[str, bool] | None = None,
     few: Iterable[str] = (),
+    *,
+    single: bool = True,
+    repeated: bool = True,
 ) -> dict[str, str]:
     """Defect id → why these cases on these checkpoints could not have shown it. A defect is exposed when any
     checkpoint and any case can show it.
@@ -95,11 +99,14 @@ def hidden(
     Args:
         powers: defect id → whether its pattern was looked for in half precision, with the power to find it.
         few: types of the peers that do not show every tap.
+        single: whether every peer was judged in float32 as well.
+        repeated: whether every case was run twice.
     """
     few = set(few)
     partly = (_FEW if few else {}) | (_FEW_HALF if few & {"bfloat16", "float16"} else {})
     configs, cases, powers = list(configs), list(cases), powers or {}
     shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
+    shown |= {"D80"} if cases and repeated else set()
     reasons: dict[str, str] = {}
     for defect in DEFECTS:
         hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))
@@ -109,6 +116,10 @@ def hidden(
             if not powers.get(defect):
                 lacks = "these inputs lack the power to find its pattern" if defect in powers else "no peer was in"
                 reasons[defect] = lacks if defect in powers else f"{lacks} half precision (--lane bf16)"
+        elif defect in _FAINT and not single and not powers.get(defect):
+            reasons[defect] = "below the rounding of a half type, and these are too few tokens: judge --lane fp32 too"
+        elif defect == "D80" and not repeated:
+            reasons[defect] = "a case was run once: nothing kept from another input could show"
         elif defect in _ELSEWHERE:
             reasons[defect] = _ELSEWHERE[defect]
         elif defect not in shown:

@@ -277,6 +277,11 @@ def half_of(dtype: str) -> str:
     return dtype if dtype in HALF else "bfloat16"
 
 
+def in_single(defect: str, title: str, case: str, tap: str) -> Fault:
+    """A defect of rounding that is seen in float32 at once; in a half type only many tokens show it."""
+    return Fault(defect, title, case, tap, rounded(defect))
+
+
 def both_lanes(defect: str, title: str, case: str, tap: str, half: str = "") -> list[Fault]:
     """A defect of rounding in a float32 and in a bfloat16 peer, where it is found at `half` if that is given."""
     return [

@@ -17,6 +17,8 @@ from t5g2ref.dtypes import HALF, to_grid
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.rope import inverse_frequencies
 
+SHORT_FACTOR, GUESS_BITS, HIDDEN_SCORE = 0.0447, 6, -12.0
+
 Half = Literal["bfloat16", "float16"]
 Twin = Callable[..., Any]
 Definition = Callable[..., Any]
@@ -135,6 +137,56 @@ def _erf_gelu(_: str) -> dict[str, Twin | None]:
     return {"gelu_tanh": gelu, "gated_gelu": None}
 
 
+def _short_factor(_: str) -> dict[str, Twin | None]:
+    """D83: the cubic's factor with four digits."""
+
+    def gelu(_: Definition, nx: Numerics, x: Array) -> Array:
+        x = nx.wide(x)
+        inner = math.sqrt(2.0 / math.pi) * (x + SHORT_FACTOR * (x * x * x))
+        return nx.cast(0.5 * x * (1.0 + nx.xp.tanh(inner)))
+
+    return {"gelu_tanh": gelu, "gated_gelu": None}
+
+
+def _newton_root(_: str) -> dict[str, Twin | None]:
+    """D84: a guess of six bits, and one step of Newton's."""
+
+    def norm(nx: Numerics, x: Array, w: Array, eps: float) -> Array:
+        square = (x * x).mean(axis=-1, keepdims=True) + eps
+        guess = _shortened(1.0 / nx.xp.sqrt(square), GUESS_BITS)
+        return x * (guess * (1.5 - 0.5 * square * guess * guess)) * (1.0 + w)
+
+    return _norms(norm)
+
+
+def _shortened(x: Array, bits: int) -> Array:
+    """x rounded to so many significant bits, by Veltkamp's splitting."""
+    scaled = x * (2.0 ** (np.finfo(x.dtype).nmant + 1 - bits) + 1.0)
+    return scaled - (scaled - x)
+
+
+def _counted_masks(_: str) -> dict[str, Twin | None]:
+    """D85: a hidden key's score is −12 before the softmax, where it should be nothing."""
+
+    def weights(
+        _: Definition,
+        nx: Numerics,
+        q: Array,
+        k: Array,
+        scale: float,
+        cap: float | None,
+        allowed: Array | None,
+        grouped: tuple[int, ...],
+    ) -> Array:
+        xp, values = nx.xp, nx.wide(nx.product(q, k.swapaxes(-1, -2))) * scale
+        values = (values if cap is None else cap * xp.tanh(values / cap)).reshape(grouped)
+        values = values if allowed is None else xp.where(allowed, values, HIDDEN_SCORE)
+        powers = xp.exp(values - values.max(axis=-1, keepdims=True))
+        return nx.cast(powers / powers.sum(axis=-1, keepdims=True))
+
+    return {"attention_weights": weights, "scaled_softmax": None}
+
+
 # Rational approximations of erf below 0.46875 and of erfc · exp(x²) above: W. J. Cody, Mathematics of Computation 23
 # (1969), 631; coefficients by falling powers, as in netlib's specfun/erf.
 _ERF = (
@@ -183,5 +235,8 @@ ROUNDING: dict[str, Callable[[str], dict[str, Twin | None]]] = {
     "D27": _narrow_angles,
     "D51": _narrow_softmax,
     "D52": _erf_gelu,
+    "D83": _short_factor,
+    "D84": _newton_root,
+    "D85": _counted_masks,
 }
 """Defect id → its twins for a half type."""

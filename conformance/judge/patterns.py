@@ -33,10 +33,13 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "D27": ("cos", "sin"),
     "D51": ("attention",),
     "D52": ("act_fn", "activation_fn"),
+    "D83": ("act_fn", "activation_fn"),
+    "D84": ("norm", "layernorm", "q_norm", "k_norm", "mm_soft_emb_norm"),
+    "D85": ("attention",),
 }
 """Defect → endings of the names of taps where it shows."""
 
-MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",))
+MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",), ("D83", "D84", "D85"))
 """Each is one oracle. Its defects never show at the same tap, since every tap starts from the peer's value."""
 
 
@@ -109,7 +112,7 @@ def regression(defects: Sequence[str], place: str, grams: Sequence[Any]) -> list
         own = float(peer.errors[legal + i])
         known = gram.shape[2] >= limits.CLUSTERS and bool(gram[patterns[i], patterns[i]].any()) and noise > 0
         coefficient, error = float(peer.coefficients[legal + i]), max(own, noise) if known else float("inf")
-        verdict = _verdict(coefficient, usual, noise if known else float("inf"), error, _explains(peer, rounding))
+        verdict = verdict_of(coefficient, usual, noise if known else float("inf"), error, _explains(peer, rounding))
         residual = float(np.sqrt(peer.left / peer.whole)) if peer.whole > 0 else 0.0
         found.append(Signature(defect, place, coefficient, error, residual, verdict))
     return found
@@ -121,7 +124,7 @@ def _explains(peer: Fit, rounding: float) -> bool:
     return peer.left <= rounding * limits.PATTERN_ROUNDING + limits.PATTERN_LEFT * above
 
 
-def _verdict(coefficient: float, usual: float, noise: float, error: float, explains: bool) -> str:
+def verdict_of(coefficient: float, usual: float, noise: float, error: float, explains: bool) -> str:
     """See `Signature`. `usual`: of the pattern in the error of a legal run; `noise`: how far chance moves it."""
     if not noise * limits.PATTERN_POWER <= 1:
         return "no power"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge.judgement import Judgement
+from conformance.judge.together import TOGETHER
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from conformance.measure.words import in_table, in_words, of_the_value
@@ -98,7 +99,9 @@ def _place(judgements: list[Judgement]) -> str:
             other = _shortened(j.partly[0].tap) if j.partly else "unclear"
             return _shortened(j.culprit.tap) if j.culprit else (j.skipped or j.error or other).split(":")[0]
     worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged, default=None)
-    return "weights, embeddings, probes" if worst is None else _shortened(worst.tap)
+    if worst is None:
+        return "patterns" if judgements[0].case == TOGETHER else "weights, embeddings, probes"
+    return _shortened(worst.tap)
 
 
 def _passed(judgements: list[Judgement]) -> Text:

@@ -78,6 +78,7 @@ def test_few_waits_and_launches_a_tap(far: Target) -> None:
     assert waits.pop("logits.LogitTest.add") == logits
     bounded = sum(not f.tap.endswith(".mask") for f in result.local)  # local taps wait for their bounds as well
     assert waits.pop("bound.above") == bounded
+    assert waits.pop("arrays.same_bits") == len(result.local), "the second run is compared once a tap"
     assert waits == {"distance.Distances.differing": masks, "distance.Fused.errors": len(findings) - masks}
     assert len(library.launched) == 4 * (len(findings) - masks)  # truth, peer and two controls
 

@@ -175,6 +175,6 @@ def test_a_tap_that_nobody_shows_is_not_named(target: Any) -> None:
 
 def test_every_kind_has_its_candidates() -> None:
     chosen = {f.id for f in naming.candidates("decoder.layers.17.mlp.act_fn")}
-    assert chosen == {"D52"}
+    assert chosen == {"D52", "D83"}
     assert {"D09", "D11", "D12"} <= {f.id for f in naming.candidates("encoder.text_model.layers.4.self_attn.k_norm")}
     assert {f.id for fault in FAULTS for f in naming.candidates(fault.tap)} <= set(DEFECTS)

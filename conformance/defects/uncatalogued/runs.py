@@ -1,4 +1,4 @@
-"""Faults of no catalogue that one run of a case does not show: they begin with the peer's second run."""
+"""Faults that one run of a case does not show: they begin with the peer's second run."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ RACED = f"{E}.layers.2.mlp.down_proj"
 FAULTS = [
     Fault("X98", "a race: one value wrong in one of two runs", "short", RACED, tapped(RACED, _raced), later=True),
     Fault(
-        "X99",
+        "D80",
         "positions go on from the input before",
         "short",
         f"{E}.rotary_emb.full_attention.cos",
         patched(door, "positions", _counted_on),
         later=True,
+        named=False,
     ),
 ]
