@@ -17,12 +17,14 @@ from conformance.report.document import (
     Row,
     blame,
     checked,
+    doubts,
     failing,
     grouped,
     in_parts,
     in_words,
     named,
     number,
+    parts,
     rows,
     severity,
     state,
@@ -129,8 +131,7 @@ def _tests(document: Document, judgement: Document) -> Iterator[Test]:
         tests.append(Test("run", "error", f"the peer raised: {judgement['error']}", str(judgement["error"])))
     tests += _signatures(judgement)
     if state(judgement) != "pass" and all(test.outcome == "pass" for test in tests):
-        unclear = ", ".join(map(str, judgement.get("unclear", ())))
-        why = f"rounding noise could hide anything at: {unclear}" if unclear else "it did not pass"
+        why = "; ".join(doubts(judgement)) or "it did not pass"
         tests.append(Test("verdict", "skipped" if state(judgement) == "unclear" else "failure", why))
     yield from tests or [Test("run")]
 
@@ -188,8 +189,8 @@ def _signatures(judgement: Document) -> list[Test]:
         return [Test("signatures", "skipped", f"known deviation: {judgement['known']}")]
     if found:
         return [Test("signatures", "failure", "; ".join(_defect(s) for s in found))]
-    if parts := [str(s["defect"]) for s in looked if s.get("verdict") == "partly"]:
-        return [Test("signatures", "skipped", f"a part of a pattern: no proof, and no pass: {', '.join(parts)}")]
+    if part := parts(judgement):
+        return [Test("signatures", "skipped", f"no proof, and no pass: {'; '.join(part)}")]
     blind = [str(s["defect"]) for s in looked if s.get("verdict") == "no power"]
     if looked and len(blind) == len(looked):
         return [Test("signatures", "skipped", f"this input has no power to tell: {', '.join(blind)}")]

@@ -162,7 +162,7 @@ def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[T
     for target, j in judgements:
         unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
         part = "; ".join(f"{s.part}: no proof, and no pass" for s in j.partly)
-        why = j.skipped or j.error or unclear or part or "nothing was compared"
+        why = j.skipped or j.error or "; ".join(filter(None, (unclear, part))) or "nothing was compared"
         groups.setdefault((j.peer, target, why), []).append(j.case)
     for (peer, target, why), cases in groups.items():
         text = Text(

@@ -193,6 +193,18 @@ def test_every_section_says_its_thing() -> None:
         assert part.lower() in text.lower(), part
 
 
+@pytest.mark.parametrize("unclear", [[], ["logits"]])
+def test_a_part_of_a_pattern_is_told_with_its_error(unclear: list[str]) -> None:
+    """Beside the noise that could hide anything, where there is both; never the noise alone."""
+    part = named(verdict="partly") | {"coefficient": 0.2, "head": 1}
+    found = judgement(passed=False, dtype="bfloat16", named=[part], unclear=unclear)
+    text = Page(render(document(found))).text
+    told = f"0.20 ± 0.02 of the pattern of D52 is at {DEC}.layers.1.mlp.act_fn, head 1: no proof, and no pass"
+    assert text.count(told) == 2  # on its card, and with its taps
+    assert ("rounding noise could hide anything at logits" in text) == bool(unclear)
+    assert "anything at ." not in text
+
+
 def test_passing_comparisons_show_their_worst_taps_and_say_what_is_left_out() -> None:
     rows = [row(f"{DEC}.layers.0.x{i}", judged=1 + i / 1000) for i in range(900)]
     page = Page(render(document(judgement(local=rows))))

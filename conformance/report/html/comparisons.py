@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from conformance.report.document import Document, Row, failing, grouped, number, rows, severity, state
+from conformance.report.document import Document, Row, doubts, failing, grouped, number, rows, severity, state
 from conformance.report.html.masks import Mask, mask
 
 FULL = 6000  # rows of failing comparisons that a page holds; the rest are cut as passing ones are
@@ -57,6 +57,10 @@ class Comparison:
     @property
     def word(self) -> str:
         return WORDS[self.state]
+
+    @property
+    def doubts(self) -> list[str]:
+        return doubts(self.judgement)
 
     @property
     def limits(self) -> list[tuple[Document, Comparison]]:
