@@ -197,7 +197,8 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
     found: list[Finding] = getattr(judgement, kind)
     yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
     yield f"  what            {culprit.status}: {culprit.detail}"
-    yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
+    counted = "failing checks" if kind == "exact" else "failing taps"
+    yield f"  {counted:15} {sum(not f.passed for f in found)} of {len(found)} {kind}"
     if where == "local":
         rows = [(f.tap, f.call, f.status) for f in found]
         for label, line in (

@@ -193,6 +193,14 @@ def test_every_section_says_its_thing() -> None:
         assert part.lower() in text.lower(), part
 
 
+def test_the_exact_lane_counts_checks_and_no_taps() -> None:
+    wrong = row("weights.lm_head.weight", "exact", "nan")
+    found = judgement(wrong, case="exact", local=[], cumulative=[], exact=[wrong, row("probe-window", judged=0.0)])
+    text = Page(render(document(found))).text
+    assert "1 of 2 checks, bit for bit in case exact" in text
+    assert "reference 1.25 s; 2 checks." in text
+
+
 @pytest.mark.parametrize("unclear", [[], ["logits"]])
 def test_a_part_of_a_pattern_is_told_with_its_error(unclear: list[str]) -> None:
     """Beside the noise that could hide anything, where there is both; never the noise alone."""

@@ -59,6 +59,21 @@ class Comparison:
         return WORDS[self.state]
 
     @property
+    def size(self) -> str:
+        """What was compared: taps, and what the exact lane checks."""
+        checks = len(self.judgement.get("exact", ()))
+        told = [_counted(self.total, "tap")] if self.total or not checks else []
+        return ", ".join(told + [_counted(checks, "check")] * bool(checks))
+
+    @property
+    def wrong(self) -> str:
+        """How much of it fails."""
+        checks = len(failing(self.exact))
+        told = [f"{self.failing - checks} of {_counted(self.total, 'tap')}"] if self.total else []
+        every = _counted(len(self.judgement.get("exact", ())), "check")
+        return ", ".join(told + [f"{checks} of {every}, bit for bit"] * bool(checks)) or "none"
+
+    @property
     def doubts(self) -> list[str]:
         return doubts(self.judgement)
 
@@ -66,6 +81,10 @@ class Comparison:
     def limits(self) -> list[tuple[Document, Comparison]]:
         """Its own limits k, in the form that the table of limits takes."""
         return [(entry, self) for entry in self.judgement.get("k", ())]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def comparisons(document: Document) -> list[Comparison]:
