@@ -11,7 +11,7 @@ from pathlib import Path
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.errors import UsageError
-from conformance.peers.find import BUILT_IN, create, names
+from conformance.peers.find import BUILT_IN, DUMP, create, names
 from conformance.peers.guard import warnings_kept
 from conformance.peers.protocol import TIMEOUT, Peer, optional
 from conformance.report import files
@@ -87,7 +87,7 @@ def of_run(given: argparse.Namespace) -> Request:
 
 def of_dump(given: argparse.Namespace, peer: Peer) -> Request:
     """The request of the command `check`: one peer, without the exact lane, since a dump cannot be probed."""
-    return _request(given, [peer], find(given.backend), exact=False)
+    return _request(given, [peer], find(given.backend), exact=False, names={peer.name: f"{DUMP}{given.folder}"})
 
 
 def _request(

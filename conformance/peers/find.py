@@ -13,11 +13,12 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.dtypes import RUN_IN
 
 _TYPES = "|".join(RUN_IN)
+DUMP = "dir:"  # before a folder
 FORMS = {
     f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
     "process:[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
-    "dir:FOLDER": "what a program wrote, as `check` reads it",
+    f"{DUMP}FOLDER": "what a program wrote, as `check` reads it",
     "ENTRY[:ARGUMENT]": "a Python package's entry point in the group conformance.peers",
 }
 """How a peer may be named, and what that means."""
@@ -47,10 +48,10 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
             return _created(name, module, *match.groups(), backend)
     if name.startswith("process:"):
         return _created(name, "process", name)
-    if name.startswith("dir:"):
+    if name.startswith(DUMP):
         from conformance.peers.folder import create as read
 
-        return read(Path(name.removeprefix("dir:")))
+        return read(Path(name.removeprefix(DUMP)))
     from conformance.peers import entry_points as plugins
 
     found = plugins.find(name, backend)

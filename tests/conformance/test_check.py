@@ -115,6 +115,13 @@ def test_what_padded_rows_hold_does_not_matter(tmp_path: Path, check: Check) -> 
     assert check(write(tmp_path, "padded-left", change=noise), case="padded-left")[0] == 0
 
 
+def test_a_dump_s_card_says_how_to_judge_it_again(tmp_path: Path, check: Check) -> None:
+    folder = write(tmp_path / "dump", change=at(LAYER, lambda x: x * 2))
+    page, told = tmp_path / "page.html", f"check {folder} --ckpt {TINY} --case short --detail"
+    assert check(folder, "--html", str(page))[0] == 1
+    assert f"<pre>python -m conformance {told}</pre>" in page.read_text(encoding="utf-8")
+
+
 def test_one_of_two_bundled_checkpoints(tmp_path: Path, check: Check) -> None:
     status, lines, _ = check(write(tmp_path, checkpoint="tiny"), ckpt="tiny")
     assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 21 cases)")

@@ -319,6 +319,21 @@ def test_commands_are_quoted_and_say_how_weights_were_made(target: str, words: s
 
 
 @pytest.mark.parametrize(
+    ("given", "asked", "told"),
+    [
+        ("--json check.json --peer port", "port", "--ckpt tiny --peer port --case short --detail"),
+        ("--peer process:./check", "process:./check", "--ckpt tiny --peer process:./check --case short --detail"),
+        ("check 'my dump'", "dir:my dump", "check 'my dump' --ckpt tiny --case short --detail"),
+    ],
+)
+def test_every_card_can_be_reproduced(given: str, asked: str, told: str) -> None:
+    """Whatever words the command line holds: what was asked for stands beside the peer's name."""
+    found = document(judgement(row("logits", "values", 99.0)), command=f"python -m conformance {given}")
+    assert f"python -m conformance {told}" in Page(render(found | {"peers": {"port": asked}})).within("pre")
+    assert told not in Page(render(found)).text, "who does not tell how it was asked for gets no command"
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         (1.0, "1"),
