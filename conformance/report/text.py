@@ -252,13 +252,17 @@ def _summary(result: Result, width: int) -> Text:
         text.append(
             _wrapped(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})", width, 4) + "\n"
         )
+    return text.append("".join(_wrapped(line, width, 6) + "\n" for line in _exposed(result.hidden)))
+
+
+def _exposed(hidden: dict[str, str]) -> Iterator[str]:
+    """How many defects could have shown, and each reason why others could not."""
     groups: dict[str, list[str]] = {}
-    for defect, reason in result.hidden.items():
+    for defect, reason in hidden.items():
         groups.setdefault(reason, []).append(defect)
-    text.append(f"exposed {len(DEFECTS) - len(result.hidden)} of {len(DEFECTS)} catalogued defects; not these:\n")
-    for reason, defects in groups.items():
-        text.append(_wrapped(f"  {' '.join(defects)}: {reason}", width, 6) + "\n")
-    return text
+    rest = "; not these:" if groups else ""
+    yield f"exposed {len(DEFECTS) - len(hidden)} of {len(DEFECTS)} catalogued defects{rest}"
+    yield from (f"  {' '.join(defects)}: {reason}" for reason, defects in groups.items())
 
 
 def _figures(result: Result, dtype: str) -> Iterator[str]:
