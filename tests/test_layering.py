@@ -46,7 +46,7 @@ conformance/defects: cached padding steps windows
 conformance/defects/uncatalogued: attention elements outputs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel reading writing staged | manifest layouts case_words
+conformance/exchange: channel geometry reading writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder
 conformance/peers/torch: releases tensors | hooks | transformers | __init__

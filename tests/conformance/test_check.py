@@ -19,6 +19,7 @@ from dumping import LAYER, at, without
 
 from conformance.activations import Dump
 from conformance.errors import PeerUnavailable
+from conformance.exchange.geometry import fields_of
 from conformance.exchange.reading import Tensors
 from conformance.peers.folder import create
 from conformance.peers.protocol import Skip
@@ -270,3 +271,42 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 21 cases) at {LAYER}")
     assert "Traceback" not in done.stdout + done.stderr
+
+
+# Of which configuration
+
+
+def made_with(**other: Any) -> dict[str, Any]:
+    return {"name": TINY, "config": {**fields_of(tiny().config), **other}}
+
+
+def test_a_dump_of_this_configuration_conforms_without_a_note(tmp_path: Path, check: Check) -> None:
+    assert not any("configuration" in line for line in check(write(tmp_path, checkpoint=made_with()))[1])
+    told = "the dump of stranger does not say with which configuration it was made: that was not checked"
+    assert any(told in line for line in check(write(tmp_path, checkpoint=TINY))[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("decoder.rope_parameters.full_attention.rope_theta", 1e4, "10000.0, the checkpoint has 52000.0"),
+        ("decoder.layer_types[2]", "sliding_attention", "'sliding_attention', the checkpoint has 'full_attention'"),
+        ("decoder.final_logit_softcapping", None, "None, the checkpoint has 30.0"),
+        ("encoder.text_config.attn_logit_softcapping", 0, "0, the checkpoint has None"),
+        ("has_vision", 1, "1, the checkpoint has True"),
+        ("decoder.alibi", True, "True, the checkpoint has no such field"),
+    ],
+)
+def test_a_dump_of_another_configuration_is_refused(
+    tmp_path: Path, name: str, value: Any, told: str, check: Check
+) -> None:
+    """The weights are the same, and every value would be another: no tap is blamed."""
+    folder = write(tmp_path, checkpoint=made_with(**{name: value}))
+    status, _, err = check(folder)
+    assert status == 2
+    assert err == f"conformance: dump {folder}: it was made with {name} {told}; give the --ckpt that was exported\n"
+
+
+def test_several_fields_that_differ_are_counted(tmp_path: Path, check: Check) -> None:
+    other = made_with(**{"eoi_token_index": 300, "decoder.sliding_window": 17})
+    assert "has 18; 2 fields differ in all; give" in check(write(tmp_path, checkpoint=other))[2]

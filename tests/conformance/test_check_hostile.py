@@ -35,6 +35,10 @@ def field(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, lambda document: document.update(values))
 
 
+def of_config(fields: Any) -> Callable[[Path], None]:
+    return field(checkpoint={"name": TINY, "config": fields})
+
+
 def call(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, lambda document: document["cases"]["short"][0].update(values))
 
@@ -128,6 +132,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no checkpoint": (field(checkpoint=None), "checkpoint is None, expected a line"),
     "another checkpoint": (field(checkpoint="270m"), "it is of checkpoint '270m' (fingerprint none), not of"),
     "another fingerprint": (field(checkpoint={"name": TINY, "fingerprint": "0" * 64}), "(fingerprint 000000000000)"),
+    "config a list": (of_config([]), "checkpoint.config is [], expected an object"),
+    "config of objects": (of_config({"x": {}}), "checkpoint.config.x is {}, expected a number, a line of text"),
+    "escape codes in config": (of_config({"x": "\x1b[2J"}), "checkpoint.config.x is '\\x1b[2J', expected a line"),
+    "very large config": (of_config({str(i): 1 for i in range(20_000)}), "has 20000 entries, expected at most 10000"),
+    "another config": (of_config({"x": 1e4}), "made without encoder.text_config.vocab_size, the checkpoint"),
     "no cases": (field(cases={}), "cases is {}, expected at least one case"),
     "unknown case": (field(cases={"shorty": [{"file": FILE}]}), "'shorty' is no case; close: short"),
     "no calls": (field(cases={"short": []}), "cases.short is [], expected a list"),
