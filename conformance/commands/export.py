@@ -196,8 +196,10 @@ What to write
    "peer": {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}},
    "checkpoint": (copied from here: name, fingerprint of the weights, config),
    "layouts": {"*.q_norm": "B T N H"},
-   "cases": {"short": [{"file": "short/0.safetensors"}]}}
+   "cases": {"short": [{"file": "short/0.safetensors"}]},
+   "skipped": {"image": "no pictures yet"}}
 
+  "skipped" is optional: a case that was left out, and why in a line. The verdict is INCOMPLETE all the same.
   A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
   "taps": {"decoder.layers.0": "my tensor"}.
   A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each

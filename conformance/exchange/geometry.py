@@ -18,7 +18,7 @@ _SPELLED = {"encoder": "encoder.text_config", "vision": "encoder.vision_config",
 
 
 def fields_of(config: Config) -> dict[str, Value]:
-    """Dotted name, as config.json has it → value. Entries of a list stand one by one; a part that is not there does not."""
+    """Dotted name, as config.json has it → value. A list's entries stand one by one; missing parts do not."""
     raw: dict[str, Any] = {name: value for name, value in asdict(config).items() if name not in UNREAD}
     for part in ("vision", "decoder"):
         if not raw[f"has_{part}"]:

@@ -18,7 +18,7 @@ MOST_CASES = 1000
 MOST = 10_000  # entries of an object: some more than the taps of the largest release
 STORED = ("uint8", "float32")
 LONGEST = 64
-FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases"}
+FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases", "skipped"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Manifest:
         cases: case → its calls.
         fingerprint: of its weights, as `case_words` makes it; "" for none.
         config: its fields, as `geometry` names them; None where the manifest has none.
+        skipped: a case that was left out → why.
     """
 
     peer: Declared
@@ -62,6 +63,7 @@ class Manifest:
     cases: dict[str, list[Shown]]
     fingerprint: str = ""
     config: dict[str, Value] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def read(folder: Path) -> Manifest:
@@ -82,7 +84,10 @@ def read(folder: Path) -> Manifest:
     cases = {_text(case, "cases"): _calls(value, f"cases.{case}") for case, value in named.items()}
     if not cases:
         _refuse("cases", {}, "at least one case")
-    return Manifest(declared(raw), name, cases, mark, config)
+    skipped = _texts(raw.get("skipped", {}), "skipped")
+    if both := sorted(set(skipped) & set(cases)):
+        raise DumpError(f"skipped has case {short(both[0])}, which cases has too; expected it in one of them")
+    return Manifest(declared(raw), name, cases, mark, config, skipped)
 
 
 def declared(raw: dict[str, Any], peer: object = None) -> Declared:

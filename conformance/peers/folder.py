@@ -63,9 +63,10 @@ class DumpPeer(OptionalMembers):
             self.notes = self._compared(target)
             check_patterns(self._manifest.peer, target.config)
             known = {case.name: case for case in case_list.build(target.config)}
-            for name, calls in self._manifest.cases.items():
+            for name in (*self._manifest.cases, *self._manifest.skipped):
                 if name not in known:
                     unknown(name, known, "case")
+            for name, calls in self._manifest.cases.items():
                 opened(Shower(self._manifest.peer, target.config, known[name]), self._folder, calls)
         except DumpError as error:
             raise PeerUnavailable(f"dump {self._folder}: {error}") from error
@@ -90,12 +91,12 @@ class DumpPeer(OptionalMembers):
     def run(self, case: Case, dump: Dump) -> None:
         """Read the case's files into `dump`.
 
-        Raises Skip for a case that the dump does not hold. Raises DumpError for ids of another input, or where a
-        required tap is missing, but only after everything was put into `dump`.
+        Raises Skip for a case that the dump does not hold, with the reason that it gives. Raises DumpError for ids of
+        another input, or where a required tap is missing, but only after everything was put into `dump`.
         """
         assert self._target is not None, "open() comes first"
         if case.name not in self._manifest.cases:
-            raise Skip("the dump does not hold this case")
+            raise Skip(self._manifest.skipped.get(case.name, "the dump does not hold this case"))
         shower = Shower(self._manifest.peer, self._target.config, case)
         files = opened(shower, self._folder, self._manifest.cases[case.name])
         self.taps, self.findings = tuple(dict.fromkeys(name for _, names in files for name in names)), []

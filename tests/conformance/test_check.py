@@ -239,6 +239,16 @@ def test_cases_that_are_not_there(tmp_path: Path, check: Check) -> None:
     assert "window" in text
 
 
+def test_a_case_left_out_says_why(tmp_path: Path, check: Check) -> None:
+    folder, page = write(tmp_path, skipped={"window": "no windows yet, https://example.org/1"}), tmp_path / "page.html"
+    code, lines, _ = check(folder, "--case", "window", "--html", str(page))
+    assert code == 3
+    assert lines[-1] == (
+        "VERDICT: INCOMPLETE (on 2 of 21 cases) - stranger skips case window: no windows yet, https://example.org/1"
+    )
+    assert 'no windows yet, <a href="https://example.org/1"' in page.read_text(encoding="utf-8")
+
+
 # The peer by itself
 
 
