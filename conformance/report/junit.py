@@ -126,7 +126,8 @@ def _tests(document: Document, judgement: Document) -> Iterator[Test]:
     """The test cases of one judgement, at least one. If the judgement is no pass, one of them is no pass."""
     tests = [] if judgement.get("skipped") else list(_groups(document, judgement))
     if judgement.get("skipped"):
-        tests.append(Test("run", "skipped", str(judgement["skipped"])))
+        known = f"; known: {judgement['known']}" if judgement.get("known") else ""
+        tests.append(Test("run", "skipped", f"{judgement['skipped']}{known}"))
     elif judgement.get("error"):
         tests.append(Test("run", "error", f"the peer raised: {judgement['error']}", str(judgement["error"])))
     tests += _signatures(judgement)
@@ -212,4 +213,4 @@ def _known(root: ET.Element, document: Document) -> None:
             "seen": ("skipped", why),
         }
         test = outcome.get(str(entry["state"]), ("skipped", f"{entry['state']}: {why}"))
-        _put(suite, str(entry["peer"]), Test(f"{entry['case']}: {entry['tap']}", *test), 0)
+        _put(suite, str(entry["peer"]), Test(f"{entry['case']}: {entry['tap'] or entry['status']}", *test), 0)

@@ -158,17 +158,17 @@ def _unasked(judgement: Judgement) -> bool:
 
 def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[Text]:
     """What could not be judged: each reason once, with its cases."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
     for target, j in judgements:
         unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
         part = "; ".join(f"{s.part}: no proof, and no pass" for s in j.partly)
         why = j.skipped or j.error or "; ".join(filter(None, (unclear, part))) or "nothing was compared"
-        groups.setdefault((j.peer, target, why), []).append(j.case)
-    for (peer, target, why), cases in groups.items():
-        text = Text(
-            f"\n{peer} could not be judged on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", "bold red"
-        )
+        groups.setdefault((j.peer, target, why, j.known), []).append(j.case)
+    for (peer, target, why, known), cases in groups.items():
+        what, colour = ("was not judged, as is known,", "bold yellow") if known else ("could not be judged", "bold red")
+        text = Text(f"\n{peer} {what} on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", colour)
         lines = [f"  cases           {' '.join(cases)}", f"  why             {why}"]
+        lines += [f"  known           {known}"] if known else []
         yield text.append("\n".join(_wrapped(line, width) for line in lines) + "\n", "default")
 
 
@@ -249,9 +249,9 @@ def _summary(result: Result, width: int) -> Text:
     for note in result.notes:
         text.append(_wrapped(f"note: {note}", width, 6) + "\n", "yellow")
     for entry in result.known:
-        text.append(
-            _wrapped(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})", width, 4) + "\n"
-        )
+        what = "skip" if entry["status"] == "skipped" else "deviation"
+        line = f"known {what}, {entry['state']}: {entry['reason']} ({entry['link']})"
+        text.append(_wrapped(line, width, 4) + "\n")
     return text.append("".join(_wrapped(line, width, 6) + "\n" for line in _exposed(result.hidden)))
 
 
