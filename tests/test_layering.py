@@ -48,9 +48,9 @@ conformance/defects/near: shortened | activation attention norms tables | __init
 conformance/defects: all | __init__
 conformance/exchange: channel geometry reading writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
-conformance/peers: guard | protocol | reference folder
+conformance/peers: guard | protocol | reference folder made
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
-conformance/peers: process entry_points | find | __init__
+conformance/peers: process entry_points python_file | find | __init__
 conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
 conformance/judge: walk | judge
 conformance/judge/exact: probes | moves | lane | __init__

@@ -45,6 +45,7 @@ examples
   python -m conformance --ckpt 1b                   the real weights: ${variable("1b")}, cache or download
   python -m conformance --backend cupy              truth, controls and transformers on a CUDA device
   python -m conformance --peer t5g2ref:cupy:bfloat16  the reference's own CUDA path against NumPy's truth
+  python -m conformance --peer port.py:create       a port in a Python file
   python -m conformance --lane bf16 --html report.html  one lane, and a page to paste into a bug report
   python -m conformance selftest                    the judge judged: every known fault must be found
   python -m conformance export DIR                  the cases as files, for a port in any language
@@ -103,7 +104,8 @@ def _module(name: str, module: str) -> Any:
 def _run_options(target: argparse.ArgumentParser) -> None:
     shared.checkpoint(target)
     default = "default: transformers, eager and sdpa"
-    target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; see `list peers`; {default}")
+    peer = f"a name of `list peers`, or FILE.py[:FUNCTION]; repeatable; {default}"
+    target.add_argument("--peer", action="append", metavar="NAME", help=peer)
     target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
     shared.cases(target)
     shared.backend(target)

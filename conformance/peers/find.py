@@ -19,6 +19,7 @@ FORMS = {
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
     "process:[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
     f"{DUMP}FOLDER": "what a program wrote, as `check` reads it",
+    "FILE.py[:FUNCTION]": "a Python file whose function (by default create) makes the peer: create(argument, backend)",
     "ENTRY[:ARGUMENT]": "a Python package's entry point in the group conformance.peers",
 }
 """How a peer may be named, and what that means."""
@@ -53,8 +54,9 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
 
         return read(Path(name.removeprefix(DUMP)))
     from conformance.peers import entry_points as plugins
+    from conformance.peers import python_file
 
-    found = plugins.find(name, backend)
+    found = python_file.find(name, backend) or plugins.find(name, backend)
     if found is None:
         known = ", ".join([*FORMS, *plugins.names()])
         raise PeerUnavailable(f"no peer is called {name!r}; there are: {known}")
