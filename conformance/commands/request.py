@@ -13,7 +13,7 @@ from conformance.commands.options import LANES
 from conformance.errors import UsageError
 from conformance.peers.find import BUILT_IN, DUMP, create, names
 from conformance.peers.guard import warnings_kept
-from conformance.peers.protocol import TIMEOUT, Peer, optional
+from conformance.peers.protocol import TIMEOUT, Peer, give_time
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
@@ -70,8 +70,7 @@ def of_run(given: argparse.Namespace) -> Request:
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
     for peer in peers.values():
-        if isinstance(optional(peer, "timeout"), float):
-            vars(peer)["timeout"] = given.timeout
+        give_time(peer, given.timeout)
     lanes = set(given.lane or USUAL)
     return _request(
         given,

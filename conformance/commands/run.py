@@ -46,16 +46,19 @@ def judge_peers(request: Request) -> int:
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
         plan = _plan(targets, request.cases)
-        session = Session(plan, found, reporter, exact=request.exact, cases=request.values, asked=request.asked)
+        judged_on = list({id(target): target for target, _ in plan}.values())
+        wanted = plan if request.values else []
+        session = Session(judged_on, wanted, found, reporter, exact=request.exact, asked=request.asked)
+        answer = shards.Answer(session.versions, session.notes)
         try:
-            peak = _judged(request, plan, session, found, reporter)
+            _judged(request, plan, session, found, answer, reporter)
         except KeyboardInterrupt:
-            interrupted, peak = True, 0
+            interrupted = True
     result = _result(request, targets, plan, session, found)
     result = replace(
         result,
         seconds=time.perf_counter() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + peak,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(answer.peak.values()),
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
     try:
@@ -68,13 +71,15 @@ def judge_peers(request: Request) -> int:
     return result.status
 
 
-def _judged(request: Request, plan: Plan, session: Session, found: Found, reporter: Reporter) -> int:
-    """Judge in this process, or in as many as were asked for; returns the most bytes that the others had together."""
+def _judged(
+    request: Request, plan: Plan, session: Session, found: Found, answer: shards.Answer, reporter: Reporter
+) -> None:
+    """Judge in this process, or in as many as were asked for, which then give what comes beside the judgements."""
     total = session.total(list(request.peers))
     processes = _processes(request, total)
     if processes == 1:
         session.judge(list(request.peers))
-        return 0
+        return
     pieces = shards.shards(plan, dict(request.names), processes, exact=request.exact, values=request.values)
     question = shards.Question(
         ckpt=request.ckpt,
@@ -91,9 +96,7 @@ def _judged(request: Request, plan: Plan, session: Session, found: Found, report
         reporter.say(what)
         reporter.step()
 
-    answer = shards.judged(question, pieces, processes, found, told)
-    session.versions, session.notes = answer.versions, answer.notes
-    return sum(answer.peak.values())
+    shards.judged(question, pieces, processes, found, answer, told)
 
 
 def _processes(request: Request, comparisons: int) -> int:
@@ -126,7 +129,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         titles={case.name: case.title for _, case in plan},
         hidden=hidden([t.config for t in targets], _compared(plan, found, peers), _powers(found), {d for d, *_ in few}),
         versions={k: v for said in versions.values() for k, v in said.items()},
-        selected=len(plan) if session.cases else 0,
+        selected=len(plan) if request.values else 0,
         available=sum(len(case_list.build(t.config)) for t in targets),
         environment=environment(request.backend),
         peers=dict(request.names),

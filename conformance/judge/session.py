@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -29,29 +29,34 @@ Plan = list[tuple[Target, Case]]
 
 
 class Session:
-    """Judges every peer on every case. Each judgement goes into `found` as soon as it is made."""
+    """Judges every peer on every case. Each judgement goes into `found` as soon as it is made.
+
+    Args:
+        targets: the checkpoints, in order.
+        plan: the cases on them; none where the exact lane alone is wanted.
+        exact, asked: see `commands.request.Request`.
+        alone: whether the peer is the only one of the whole run; by default, of this session.
+    """
 
     def __init__(
         self,
+        targets: Sequence[Target],
         plan: Plan,
         found: Found,
         reporter: Reporter,
         *,
         exact: bool,
-        cases: bool,
         asked: bool = False,
         alone: bool | None = None,
     ) -> None:
-        self._plan, self._found, self._reporter = plan, found, reporter
-        self._exact, self.cases, self._asked = exact, cases, asked
-        self._targets = list({id(target): target for target, _ in plan}.values())
-        self._alone = alone
+        self._targets, self._plan, self._found, self._reporter = targets, plan, found, reporter
+        self._exact, self._asked, self._alone = exact, asked, alone
         self.versions: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
 
     def total(self, peers: list[Peer]) -> int:
         """How many judgements there will be."""
-        return len(peers) * (len(self._plan) * self.cases + len(self._targets) * self._exact)
+        return len(peers) * (len(self._plan) + len(self._targets) * self._exact)
 
     def judge(self, peers: list[Peer]) -> None:
         self._reporter.start(self.total(peers))
@@ -59,7 +64,7 @@ class Session:
         for peer in peers:
             with warnings_kept(peer.name, self.notes):
                 self._wholly(peer)
-            release(self._plan[0][0].backend)
+            release(self._targets[0].backend)
 
     def _wholly(self, peer: Peer) -> None:
         """Judge one peer on every checkpoint, then close it."""
@@ -83,7 +88,7 @@ class Session:
                     f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
                 )
             self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
-        for case in (case for of, case in self._plan if of is target and self.cases):
+        for case in (case for of, case in self._plan if of is target):
             self._one(peer, target, case.name, refused, partial(judge, peer, target, case, self._reporter.say))
         if fingerprint(target, peer) != before:
             detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"

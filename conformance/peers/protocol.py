@@ -80,6 +80,12 @@ def optional(peer: object, name: str) -> Any:
     return getattr(peer, name, getattr(OptionalMembers(), name))
 
 
+def give_time(peer: object, seconds: float) -> None:
+    """Set how long a peer may take for each answer; nothing where there is nothing to wait for."""
+    if isinstance(optional(peer, "timeout"), float):
+        vars(peer)["timeout"] = seconds
+
+
 def shows(peer: Peer) -> Shown:
     """A function that says whether the peer shows a tap, by its patterns; without patterns it shows all."""
     patterns: Iterable[str] | None = optional(peer, "taps")
