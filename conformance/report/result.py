@@ -58,14 +58,21 @@ class Result:
     def verdict(self) -> str:
         """CONFORMS, DEVIATES or INCOMPLETE.
 
-        INCOMPLETE: a peer could not be judged on all that was asked, or a known deviation is no longer seen.
+        INCOMPLETE: a peer could not be judged on all that was asked, or on nothing but what it is known to skip, or a
+        known deviation is no longer seen.
         """
         if any(j.deviates for _, j in self.judgements):
             return "DEVIATES"
         judged = all(j.passed or j.known for _, j in self.judgements)
-        if self.interrupted or not self.judgements or not judged or self._stale:
+        if self.interrupted or not self.judgements or not judged or self._stale or self._idle:
             return "INCOMPLETE"
         return "CONFORMS"
+
+    @property
+    def _idle(self) -> list[str]:
+        """Peers that were judged on nothing at all."""
+        judged = {j.peer for _, j in self.judgements if not j.skipped}
+        return [peer for peer in dict.fromkeys(j.peer for _, j in self.judgements) if peer not in judged]
 
     @property
     def _stale(self) -> list[dict[str, Any]]:
@@ -110,6 +117,8 @@ class Result:
                 return f" at {culprit.tap} ({culprit.status}{named}; {judgement.peer}, case {judgement.case}, {target})"
             if self.verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
                 return f" - {_unjudged(judgement)}"
+        if self.verdict == "INCOMPLETE" and self._idle:
+            return f" - {self._idle[0]} was judged on nothing"
         stale = self._stale[:1]
         what = "skip" if stale and stale[0]["status"] == "skipped" else "deviation"
         return "".join(f" - a known {what} is no longer seen: {entry['reason']}" for entry in stale)

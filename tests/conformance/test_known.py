@@ -294,6 +294,16 @@ def test_the_verdict_says_what_a_known_skip_left_out(tmp_path: Path) -> None:
     )
 
 
+def test_nothing_but_known_skips_is_no_verdict(tmp_path: Path) -> None:
+    pytest.importorskip("rich", reason="needs rich: the report is printed with it")
+    from conformance.report.result import Result
+
+    skipped = known(tmp_path, SKIP).applied(SKIPPING, {})
+    result = Result([("tiny", skipped), ("tiny", replace(CLEAN, peer="other"))], {}, {}, {}, 1, 1)
+    told = "VERDICT: INCOMPLETE; known and not judged: window - port:fast was judged on nothing"
+    assert (result.status, result.last_line()) == (3, told)
+
+
 def test_a_known_skip_that_is_gone_is_incomplete(tmp_path: Path) -> None:
     pytest.importorskip("rich", reason="needs rich: the report is printed with it")
     from conformance.report.result import Result
