@@ -55,7 +55,7 @@ conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logi
 conformance/judge: walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
-conformance/report: candidates document explain result known spread | document_write junit text | files
+conformance/report: called candidates document explain result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__

@@ -25,6 +25,7 @@ from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
 from conformance.report import files
 from conformance.report import text as report
+from conformance.report.called import labels, renamed
 from conformance.report.result import Result, environment
 from conformance.sweep import shards
 from conformance.target import Target
@@ -49,7 +50,7 @@ def judge_peers(request: Request) -> int:
         judged_on = list({id(target): target for target, _ in plan}.values())
         wanted = plan if request.values else []
         session = Session(judged_on, wanted, found, reporter, exact=request.exact, asked=request.asked)
-        answer = shards.Answer(session.versions, session.notes)
+        answer = shards.Answer(session.versions, session.called, session.notes)
         try:
             _judged(request, plan, session, found, answer, reporter)
         except KeyboardInterrupt:
@@ -119,12 +120,16 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
 
 def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
     """The judgements in the order of the checkpoints, with everything else that a report says."""
-    few, versions, peers = _few(plan, found), session.versions, list(request.peers)
+    versions, peers = session.versions, list(request.peers)
     targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
     places = {"exact": -1, **{case.name: i for i, (_, case) in enumerate(plan)}}
     ordered = sorted(found, key=lambda f: (targets_.index(f[0]), peers_.index(f[1].peer), places[f[1].case]))
+    known = [(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered]
+    called = labels(peers_, session.called)
+    found = [(target, replace(j, peer=called[j.peer])) for target, j in known]
+    few = _few(plan, found)
     return Result(
-        judgements=[(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered],
+        judgements=found,
         exposes={case.name: case.exposes for _, case in plan},
         titles={case.name: case.title for _, case in plan},
         hidden=hidden([t.config for t in targets], _compared(plan, found, peers), _powers(found), {d for d, *_ in few}),
@@ -132,7 +137,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         selected=len(plan) if request.values else 0,
         available=sum(len(case_list.build(t.config)) for t in targets),
         environment=environment(request.backend),
-        peers=dict(request.names),
+        peers={called.get(name, name): given for name, given in request.names.items()},
         known=request.known.states(),
         notes=[
             *request.notes,
@@ -140,7 +145,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *_notes(peers, request.backend),
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
-            *session.notes,
+            *(renamed(note, called) for note in session.notes),
         ],
         command=request.command,
     )

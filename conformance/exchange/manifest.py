@@ -94,6 +94,8 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
     """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts and stored."""
     said = _object(raw.get("peer") if peer is None else peer, "peer")
     name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
+    if not name.strip():
+        _refuse("peer.name", name, "a name that can be seen")
     if len(name) > LONGEST:
         _refuse("peer.name", name, f"at most {LONGEST} characters: it heads a column")
     if dtype not in RUN_IN:

@@ -52,6 +52,7 @@ class Session:
         self._targets, self._plan, self._found, self._reporter = targets, plan, found, reporter
         self._exact, self._asked, self._alone = exact, asked, alone
         self.versions: dict[str, dict[str, str]] = {}
+        self.called: dict[str, str] = {}
         self.notes: list[str] = []
 
     def total(self, peers: list[Peer]) -> int:
@@ -100,6 +101,9 @@ class Session:
         known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, target, passing=known)
         self.versions[peer.name] = _versions(peer)
+        called = optional(peer, "called")
+        if isinstance(called, str) and called:
+            self.called[peer.name] = line(called)
         said = [line(note) for note in optional(peer, "notes")]
         self.notes += [note for note in said if note not in self.notes]
 

@@ -55,6 +55,9 @@ class OptionalMembers:
     taps: tuple[str, ...] | None = None
     """Patterns of the tap names that it shows; None for all."""
 
+    called: str = ""
+    """What it calls itself, known once it is open. Reports call it so; `name` stays what was asked for."""
+
     findings: Sequence[Finding] = ()
     """What was found wrong while the files of the last case were read."""
 

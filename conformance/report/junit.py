@@ -53,7 +53,7 @@ def render(document: Document) -> str:
     judgements = checked(document)["judgements"]
     for target, peer in dict.fromkeys((j["target"], j["peer"]) for j in judgements):
         suite = ET.SubElement(root, "testsuite", {"name": clean(f"{peer} on {target}")})
-        _properties(suite, document)
+        _properties(suite, document, str(peer))
         for judgement in judgements:
             if (judgement["target"], judgement["peer"]) == (target, peer):
                 _cases(suite, document, judgement)
@@ -81,8 +81,10 @@ def _legal(code: int) -> bool:
     return code in (0x9, 0xA, 0xD) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000
 
 
-def _properties(suite: ET.Element, document: Document) -> None:
+def _properties(suite: ET.Element, document: Document, peer: str) -> None:
     found = {"verdict": document["verdict"], "line": document["line"], **document["environment"]}
+    if given := document.get("peers", {}).get(peer):
+        found["peer"] = given
     for limit, value in document["limits"].items():
         found[f"limit {limit}"] = in_words(value)
     block = ET.SubElement(suite, "properties")

@@ -16,6 +16,7 @@ from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from conformance.measure.words import in_table, in_words, of_the_value
+from conformance.peers.find import PROCESS
 from conformance.report import spread
 from conformance.report.candidates import candidates
 from conformance.report.result import Result
@@ -246,6 +247,9 @@ def _summary(result: Result, width: int) -> Text:
     versions = ", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items())
     line = f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, "
     text.append(_wrapped(f"{line}peak memory {result.peak_bytes / 2**30:.1f} GiB; {versions}", width, 4) + "\n")
+    for name, given in result.peers.items():
+        if given.startswith(PROCESS):
+            text.append(_wrapped(f"{name}: {given}", width, 4) + "\n")
     for note in result.notes:
         text.append(_wrapped(f"note: {note}", width, 6) + "\n", "yellow")
     for entry in result.known:

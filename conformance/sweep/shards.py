@@ -61,11 +61,13 @@ class Answer:
     """What came of shards beside the judgements; `peak` has the bytes of each process."""
 
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     peak: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: Answer) -> None:
         self.versions |= other.versions
+        self.called |= other.called
         self.notes += [note for note in other.notes if note not in self.notes]
         self.peak |= other.peak
 
@@ -134,7 +136,7 @@ def _work(worker: _Worker, shard: Shard) -> Answer:
 
 def _beside(session: Session) -> Answer:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Answer(session.versions, session.notes, {os.getpid(): peak})
+    return Answer(session.versions, session.called, session.notes, {os.getpid(): peak})
 
 
 def judged(

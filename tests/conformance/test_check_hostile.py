@@ -128,6 +128,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no peer": (field(peer=None), "peer is None, expected an object"),
     "peer dtype": (field(peer={"name": "x", "dtype": "float64"}), "peer.dtype is 'float64', expected one of float32"),
     "escape codes": (field(peer={"name": "x\x1b[2J", "dtype": "float32"}), "peer.name is 'x\\x1b[2J'"),
+    "a blank name": (field(peer={"name": "  ", "dtype": "float32"}), "peer.name is '  ', expected a name that can be"),
     "long peer name": (field(peer={"name": "x" * 65, "dtype": "float32"}), "at most 64 characters"),
     "no checkpoint": (field(checkpoint=None), "checkpoint is None, expected a line"),
     "another checkpoint": (field(checkpoint="270m"), "it is of checkpoint '270m' (fingerprint none), not of"),

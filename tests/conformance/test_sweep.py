@@ -20,7 +20,7 @@ PORT = """
 from conformance.peers.reference import ReferencePeer
 
 class Port(ReferencePeer):
-    notes, timeout = ("it is slow",), 600.0
+    notes, timeout, called = ("it is slow",), 600.0, "mine"
     def versions(self): return {"port": f"waits {self.timeout:g} s"}
 
 def create(_, backend): return Port(backend, "float32")
@@ -51,6 +51,7 @@ def test_an_interruption_keeps_what_was_told(peers: dict[str, str]) -> None:
         judged(QUESTION, pieces, 2, found, answer, stop)
     assert len(found) == 1
     assert answer.versions == {"port": {"port": "waits 7 s"}}
+    assert answer.called == {"port": "mine"}
     assert "it is slow" in answer.notes
     assert all(peak > 0 for peak in answer.peak.values())
     assert answer.peak
