@@ -19,27 +19,25 @@ import json
 import os
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conformance.selftest.false_alarms import TYPES, Drawn, one, plan, released_plan, whole_plan
+from conformance.sweep.pool import done
 from t5g2ref.files import write_text
 
 USUAL = {"bundled": 200, "released": 48, "270m": 20}  # runs
 
 
-def _one_core(turn: Any) -> None:
-    """Each process has a core to itself, and one thread of the BLAS's and torch's on it."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if hasattr(os, "sched_setaffinity"):
-        with turn.get_lock():
-            turn.value += 1
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[turn.value % len(cores)]})
+def _given(cases: int, backend: str) -> tuple[int, str]:
+    """What all runs of a process have in common."""
+    return cases, backend
+
+
+def _one(given: tuple[int, str], run: Drawn) -> dict[str, Any]:
+    return one(run, *given)
 
 
 def _drawn(options: argparse.Namespace) -> list[Drawn]:
@@ -60,16 +58,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, written as they end")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
-    runs, context = _drawn(options), get_context("spawn")
+    runs = _drawn(options)
+    os.environ["HF_HUB_OFFLINE"] = "1"
     jobs = options.jobs or (1 if options.backend == "cupy" else os.cpu_count() or 1)
-    turn = context.Value("i", 0)
-    with ProcessPoolExecutor(jobs, context, _one_core, (turn,)) as pool:
-        for future in as_completed([pool.submit(one, run, options.cases, options.backend) for run in runs]):
-            results.append(future.result())
-            if options.json is not None:
-                write_text(options.json, json.dumps(results))
-            _tell(results[-1])
-            print(f"\r{len(results)} of {len(runs)}", end="", file=sys.stderr, flush=True)
+    for _, result in done(_given, (options.cases, options.backend), _one, runs, jobs):
+        results.append(result)
+        if options.json is not None:
+            write_text(options.json, json.dumps(results))
+        _tell(result)
+        print(f"\r{len(results)} of {len(runs)}", end="", file=sys.stderr, flush=True)
     _show(results)
     return 0
 

@@ -15,6 +15,7 @@ from conformance.checkpoints import variable
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.errors import Unavailable, UsageError
+from conformance.measure.limits import DEFECT
 from t5g2ref.backend import BackendError
 from t5g2ref.config import ConfigError
 from t5g2ref.streams import OutputError, stopped
@@ -22,14 +23,14 @@ from t5g2ref.streams import OutputError, stopped
 CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
 JUDGING = (None, "run", "check", "selftest")  # commands that end with a verdict
 
-HELP = """\
+HELP = f"""\
 Hold an implementation of T5Gemma 2 against the float64 reference, tap by tap, and say who is wrong
 and where.
 
 With no arguments: the installed transformers (eager and sdpa attention, in float32 and bfloat16) on
 the bundled checkpoint. Every value is judged by a ratio: the peer's distance from the float64 truth
 over the distance that the same mathematics in the peer's own precision has. 1 is as good as it gets;
-in float32 a real defect is at 100 or far above, in bfloat16 it is found by worst-case bounds and by
+in float32 a real defect is at {DEFECT:g} or far above, in bfloat16 it is found by worst-case bounds and by
 its pattern. `explain` says how to read all of it.
 
 exit status   0 CONFORMS   1 DEVIATES   2 bad usage or environment   3 INCOMPLETE
@@ -44,6 +45,7 @@ examples
   python -m conformance --ckpt 1b                   the real weights: ${variable("1b")}, cache or download
   python -m conformance --backend cupy              truth, controls and transformers on a CUDA device
   python -m conformance --peer t5g2ref:cupy:bfloat16  the reference's own CUDA path against NumPy's truth
+  python -m conformance --peer port.py:create       a port in a Python file
   python -m conformance --lane bf16 --html report.html  one lane, and a page to paste into a bug report
   python -m conformance selftest                    the judge judged: every known fault must be found
   python -m conformance export DIR                  the cases as files, for a port in any language
@@ -104,7 +106,8 @@ def _module(name: str, module: str) -> Any:
 def _run_options(target: argparse.ArgumentParser) -> None:
     shared.checkpoint(target)
     default = "default: transformers, eager and sdpa"
-    target.add_argument("--peer", action="append", metavar="NAME", help=f"repeatable; see `list peers`; {default}")
+    peer = f"a name of `list peers`, or FILE.py[:FUNCTION]; repeatable; {default}"
+    target.add_argument("--peer", action="append", metavar="NAME", help=peer)
     target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
     shared.cases(target)
     shared.backend(target)

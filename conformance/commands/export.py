@@ -18,6 +18,7 @@ from conformance.commands import options as shared
 from conformance.errors import UsageError
 from conformance.exchange import case_words as describe
 from conformance.exchange import staged, writing
+from conformance.exchange.geometry import fields_of
 from conformance.exchange.staged import FORMAT, MANIFEST
 from conformance.oracle.run_case import models, program
 from conformance.progress import Reporter, reporting
@@ -109,7 +110,11 @@ def _document(target: Target, dtype: str) -> dict[str, Any]:
         "version": VERSION,
         "writer": f"t5g2ref {__version__}",
         "dtype": dtype,
-        "checkpoint": {"name": target.name, "fingerprint": describe.fingerprint(each)},
+        "checkpoint": {
+            "name": target.name,
+            "fingerprint": describe.fingerprint(each),
+            "config": fields_of(target.config),
+        },
         "folder": None if target.folder is None else str(Path(target.folder).absolute()),
         "weights": {name: {"shape": shapes[name], "sha256": digest} for name, digest in each.items()},
         "letters": LETTERS,
@@ -189,10 +194,12 @@ What to write
   A folder with one safetensors file for each call, in the type that the model runs in, and this manifest.json:
   {"format": "t5g2ref-dump", "version": 1,
    "peer": {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}},
-   "checkpoint": (copied from here),
+   "checkpoint": (copied from here: name, fingerprint of the weights, config),
    "layouts": {"*.q_norm": "B T N H"},
-   "cases": {"short": [{"file": "short/0.safetensors"}]}}
+   "cases": {"short": [{"file": "short/0.safetensors"}]},
+   "skipped": {"image": "no pictures yet"}}
 
+  "skipped" is optional: a case that was left out, and why in a line. The verdict is INCOMPLETE all the same.
   A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
   "taps": {"decoder.layers.0": "my tensor"}.
   A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each

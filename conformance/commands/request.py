@@ -11,9 +11,9 @@ from pathlib import Path
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.errors import UsageError
-from conformance.peers.find import BUILT_IN, create, names
+from conformance.peers.find import BUILT_IN, DUMP, create, names
 from conformance.peers.guard import warnings_kept
-from conformance.peers.protocol import TIMEOUT, Peer, optional
+from conformance.peers.protocol import TIMEOUT, Peer, give_time
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
@@ -72,8 +72,7 @@ def of_run(given: argparse.Namespace) -> Request:
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
     for peer in peers.values():
-        if isinstance(optional(peer, "timeout"), float):
-            vars(peer)["timeout"] = given.timeout
+        give_time(peer, given.timeout)
     lanes = set(given.lane or USUAL)
     return _request(
         given,
@@ -89,7 +88,7 @@ def of_run(given: argparse.Namespace) -> Request:
 
 def of_dump(given: argparse.Namespace, peer: Peer) -> Request:
     """The request of the command `check`: one peer, without the exact lane, since a dump cannot be probed."""
-    return _request(given, [peer], find(given.backend), exact=False)
+    return _request(given, [peer], find(given.backend), exact=False, names={peer.name: f"{DUMP}{given.folder}"})
 
 
 def _request(

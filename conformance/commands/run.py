@@ -29,6 +29,7 @@ from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
 from conformance.report import files
 from conformance.report import text as report
+from conformance.report.called import labels, renamed
 from conformance.report.result import Result, environment
 from conformance.sweep import shards
 from conformance.target import Target
@@ -50,25 +51,27 @@ def judge_peers(request: Request) -> int:
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
         plan = _plan(targets, request.cases)
+        judged_on = list({id(target): target for target, _ in plan}.values())
         session = Session(
-            plan,
+            judged_on,
+            plan if request.values else [],
             found,
             reporter,
             exact=request.exact,
-            cases=request.values,
             asked=request.asked,
             repeat=request.repeat,
             others=_others(request),
         )
+        answer = shards.Answer(session.versions, session.called, session.notes)
         try:
-            peak = _judged(request, plan, session, found, reporter)
+            _judged(request, plan, session, found, answer, reporter)
         except KeyboardInterrupt:
-            interrupted, peak = True, 0
+            interrupted = True
     result = _result(request, targets, plan, session, found)
     result = replace(
         result,
         seconds=time.perf_counter() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + peak,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(answer.peak.values()),
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
     try:
@@ -81,13 +84,15 @@ def judge_peers(request: Request) -> int:
     return result.status
 
 
-def _judged(request: Request, plan: Plan, session: Session, found: Found, reporter: Reporter) -> int:
-    """Judge in this process, or in as many as were asked for; returns the most bytes that the others had together."""
+def _judged(
+    request: Request, plan: Plan, session: Session, found: Found, answer: shards.Answer, reporter: Reporter
+) -> None:
+    """Judge in this process, or in as many as were asked for, which then give what comes beside the judgements."""
     total = session.total(list(request.peers))
     processes = _processes(request, total)
     if processes == 1:
         session.judge(list(request.peers))
-        return 0
+        return
     pieces = shards.shards(plan, dict(request.names), processes, exact=request.exact, values=request.values)
     question = shards.Question(
         ckpt=request.ckpt,
@@ -105,9 +110,7 @@ def _judged(request: Request, plan: Plan, session: Session, found: Found, report
         reporter.say(what)
         reporter.step()
 
-    answer = shards.judged(question, pieces, processes, found, told)
-    session.versions, session.notes = answer.versions, answer.notes
-    return sum(answer.peak.values())
+    shards.judged(question, pieces, processes, found, answer, told)
 
 
 def _others(request: Request) -> dict[str, Peer]:
@@ -138,12 +141,16 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
 def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
     """The judgements in the order of the checkpoints, with everything else that a report says."""
     found = [*found, *together(found)]
-    few, versions, peers = _few(plan, found), session.versions, list(request.peers)
+    versions, peers = session.versions, list(request.peers)
     targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
     places = {"exact": -1, TOGETHER: len(plan), **{case.name: i for i, (_, case) in enumerate(plan)}}
     ordered = sorted(found, key=lambda f: (targets_.index(f[0]), peers_.index(f[1].peer), places[f[1].case]))
+    known = [(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered]
+    called = labels(peers_, session.called)
+    found = [(target, replace(j, peer=called[j.peer])) for target, j in known]
+    few = _few(plan, found)
     return Result(
-        judgements=[(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered],
+        judgements=found,
         exposes={case.name: case.exposes for _, case in plan},
         titles={case.name: case.title for _, case in plan},
         hidden=hidden(
@@ -155,10 +162,10 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             repeated=all(j.repeated for _, j in found if j.local),
         ),
         versions={k: v for said in versions.values() for k, v in said.items()},
-        selected=len(plan) if session.cases else 0,
+        selected=len(plan) if request.values else 0,
         available=len(_built(targets)),
         environment=environment(request.backend),
-        peers=dict(request.names),
+        peers={called.get(name, name): given for name, given in request.names.items()},
         known=request.known.states(),
         notes=[
             *request.notes,
@@ -167,8 +174,8 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
             *reach(_judged_on(plan, found)),
-            *steadiness(found, {p.name for p in peers if not (request.repeat and optional(p, "probed"))}),
-            *session.notes,
+            *steadiness(found, {called[p.name] for p in peers if not (request.repeat and optional(p, "probed"))}),
+            *(renamed(note, called) for note in session.notes),
         ],
         command=request.command,
     )

@@ -38,8 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fault", action="append", metavar="ID", help="only this one, in detail: D24 or 'X*'; repeatable"
     )
-    lane = parser.add_argument("--lane", type=lambda n: NAMES.get(n, n), choices=LANES, help="fp32, bf16 or fp16 alone")
-    lane.metavar = "LANE"
+    parser.add_argument("--lane", type=_lane, metavar="LANE", help=f"one alone: {', '.join(NAMES)}")
     shared.backend(parser)
     shared.checkpoint(parser)
     shared.jobs(parser, "one a core; one on a device")
@@ -48,12 +47,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     shared.defaults(parser)
 
 
+def _lane(name: str) -> str:
+    """The lane's type. ArgumentTypeError for another name, with those that the help has."""
+    if name not in NAMES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {', '.join(NAMES)})")
+    return NAMES[name]
+
+
 def main(options: argparse.Namespace) -> int:
     """Run the self-test; returns 0 where the judge did all that it should, 1 where not, 3 after an interruption."""
     check_writable("--json", options.json)
     chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
     if not chosen:
-        raise UsageError(f"--fault {' '.join(options.fault or [])}: no such fault in this lane; see `list faults`")
+        raise UsageError(f"{_asked(options)}: there is no such fault; see `list faults`")
     began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane)
     with reporting(quiet=options.no_progress) as reporter:
         try:
@@ -70,6 +76,12 @@ def main(options: argparse.Namespace) -> int:
     if outcome.interrupted:
         return 3
     return 1 if outcome.failures() else 0
+
+
+def _asked(options: argparse.Namespace) -> str:
+    """The options that choose faults, as they were given."""
+    lanes = [f"--lane {name}" for name, dtype in NAMES.items() if dtype == options.lane]
+    return " ".join([*(f"--fault {key}" for key in options.fault or ()), *lanes])
 
 
 def _tell(options: argparse.Namespace, outcome: Outcome) -> None:

@@ -1,5 +1,5 @@
 """A peer in forty lines: a port (here transformers) that is loaded, run, and watched at the least taps that suffice.
-An entry point `mine = "module:create"` of the group `conformance.peers` makes it what `--peer mine` names."""
+`--peer FILE.py` judges it; so does `--peer mine`, by an entry point `mine = "module:create"` of `conformance.peers`."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 import torch

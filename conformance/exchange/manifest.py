@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from conformance.exchange.geometry import Value
 from conformance.exchange.reading import DumpError, confined
 from t5g2ref.config.fields import from_json, short
 from t5g2ref.dtypes import RUN_IN
@@ -17,7 +18,7 @@ MOST_CASES = 1000
 MOST = 10_000  # entries of an object: some more than the taps of the largest release
 STORED = ("uint8", "float32")
 LONGEST = 64
-FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases"}
+FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases", "skipped"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,22 @@ class Shown:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A dump's manifest. It names its checkpoint, and may have the fingerprint that `case_words` makes."""
+    """A dump's manifest.
+
+    Args:
+        checkpoint: its name.
+        cases: case → its calls.
+        fingerprint: of its weights, as `case_words` makes it; "" for none.
+        config: its fields, as `geometry` names them; None where the manifest has none.
+        skipped: a case that was left out → why.
+    """
 
     peer: Declared
     checkpoint: str
-    fingerprint: str
     cases: dict[str, list[Shown]]
+    fingerprint: str = ""
+    config: dict[str, Value] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def read(folder: Path) -> Manifest:
@@ -66,20 +77,25 @@ def read(folder: Path) -> Manifest:
     if type(raw.get("version")) is not int or raw["version"] != VERSION:
         _refuse("version", raw.get("version"), f"{VERSION}, the one that this t5g2ref reads")
     _known(raw, FIELDS, "manifest.json")
-    name, mark = _checkpoint(raw.get("checkpoint"))
+    name, mark, config = _checkpoint(raw.get("checkpoint"))
     named = _object(raw.get("cases"), "cases")
     if len(named) > MOST_CASES:
         raise DumpError(f"cases has {len(named)} entries, expected at most {MOST_CASES}")
     cases = {_text(case, "cases"): _calls(value, f"cases.{case}") for case, value in named.items()}
     if not cases:
         _refuse("cases", {}, "at least one case")
-    return Manifest(declared(raw), name, mark, cases)
+    skipped = _texts(raw.get("skipped", {}), "skipped")
+    if both := sorted(set(skipped) & set(cases)):
+        raise DumpError(f"skipped has case {short(both[0])}, which cases has too; expected it in one of them")
+    return Manifest(declared(raw), name, cases, mark, config, skipped)
 
 
 def declared(raw: dict[str, Any], peer: object = None) -> Declared:
     """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts and stored."""
     said = _object(raw.get("peer") if peer is None else peer, "peer")
     name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
+    if not name.strip():
+        _refuse("peer.name", name, "a name that can be seen")
     if len(name) > LONGEST:
         _refuse("peer.name", name, f"at most {LONGEST} characters: it heads a column")
     if dtype not in RUN_IN:
@@ -92,12 +108,23 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
     return Declared(name, dtype, versions, _texts(raw.get("layouts", {}), "layouts", empty=True), stored)
 
 
-def _checkpoint(value: object) -> tuple[str, str]:
-    """The checkpoint's name, and its fingerprint or ""."""
+def _checkpoint(value: object) -> tuple[str, str, dict[str, Value] | None]:
+    """The checkpoint's name, its fingerprint or "", and the fields of its configuration or None."""
     if not isinstance(value, dict):
-        return _text(value, "checkpoint"), ""
-    mark = value.get("fingerprint", "")
-    return _text(value.get("name"), "checkpoint.name"), _text(mark, "checkpoint.fingerprint") if mark else ""
+        return _text(value, "checkpoint"), "", None
+    mark, config = value.get("fingerprint", ""), value.get("config")
+    name = _text(value.get("name"), "checkpoint.name")
+    return name, _text(mark, "checkpoint.fingerprint") if mark else "", None if config is None else _config(config)
+
+
+def _config(value: object) -> dict[str, Value]:
+    where = "checkpoint.config"
+    for name, item in _few(value, where).items():
+        if isinstance(item, str):
+            _text(item, f"{where}.{name}")
+        elif item is not None and not isinstance(item, int | float):
+            _refuse(f"{where}.{name}", item, "a number, a line of text, true, false or null")
+    return {_text(name, where): item for name, item in _few(value, where).items()}
 
 
 def _calls(value: object, where: str) -> list[Shown]:
@@ -145,12 +172,18 @@ def _known(raw: dict[str, Any], fields: set[str], where: str) -> None:
         raise DumpError(f"{where} has a field {short(extra[0])}, expected only {', '.join(sorted(fields))}")
 
 
+def _few(value: object, where: str) -> dict[str, Any]:
+    """The object, of no more entries than may be looked at."""
+    found = _object(value, where)
+    if len(found) > MOST:
+        raise DumpError(f"{short(where)[1:-1]} has {len(found)} entries, expected at most {MOST}")
+    return found
+
+
 def _texts(value: object, where: str, *, empty: bool = False) -> dict[str, str]:
-    if len(_object(value, where)) > MOST:
-        raise DumpError(f"{short(where)[1:-1]} has {len(_object(value, where))} entries, expected at most {MOST}")
     return {
         _text(key, where): item if empty and item == "" else _text(item, f"{where}.{key}")
-        for key, item in _object(value, where).items()
+        for key, item in _few(value, where).items()
     }
 
 

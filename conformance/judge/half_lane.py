@@ -20,7 +20,7 @@ from conformance.measure.finding import Finding
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
 from conformance.measure.ratio import exactly, kept, not_finite, refused
-from conformance.measure.sums import moments
+from conformance.measure.sums import Host, Moments, moments
 from conformance.oracle.worst_case import SMALLEST, ceiling
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
@@ -44,6 +44,7 @@ class HalfLane:
         self._config = config
         self._whole, self._at_once = whole, at_once
         self._measured: list[Measured] = []
+        self._gap = False  # whether a tap was not usable: several operations lie between those around it
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         if not self._whole:
@@ -54,28 +55,35 @@ class HalfLane:
     def look(self, meeting: Meeting) -> Finding:
         tap, call, peer = meeting.tap, meeting.call, meeting.peer
         finding = refused(tap, call, peer, meeting.truth, meeting.valid, self.dtype)
+        self._gap = self._gap or (finding is not None and not tap.exact)
         keep = kept(tap, meeting.truth, meeting.valid)
         if finding is not None or tap.exact:
             return finding or exactly(tap, call, peer, meeting.truth, keep, self._distances)
-        bound, *faulty = meeting.others or [None]
-        found = moments(
+        found = self._moments(meeting, keep)
+        broken = not_finite(tap, call, peer, self._distances) if not np.isfinite(found.errors[0]).all() else None
+        if broken is not None:
+            self._gap = True
+            return broken
+        tokens = np.argwhere(keep) if keep.ndim else np.zeros((1, 0), int)
+        of = Measured(tap, call, found.of(keep.reshape(-1)), tokens)
+        self._measured.append(of)
+        return half.judged([of], self.dtype)[0][0] if self._at_once else Finding(tap.name, call, "pass")
+
+    def _moments(self, meeting: Meeting, keep: Host) -> Moments:
+        """The sums of a tap; without bound and patterns, which are of single operations, behind a gap."""
+        tap = meeting.tap
+        bound, *faulty = [None] if self._gap else meeting.others or [None]
+        return moments(
             self._backend,
             tap.token_axes,
             meeting.truth,
-            peer,
+            meeting.peer,
             meeting.controls,
             None if tap.name == "loss" else bound,
             patterns.rows(faulty, tap.name) if faulty else list[Array](),
             SMALLEST[self.dtype],
             parts_of(self._config, tap, meeting.truth.size // keep.size),
         )
-        broken = not_finite(tap, call, peer, self._distances) if not np.isfinite(found.errors[0]).all() else None
-        if broken is not None:
-            return broken
-        tokens = np.argwhere(keep) if keep.ndim else np.zeros((1, 0), int)
-        of = Measured(tap, call, found.of(keep.reshape(-1)), tokens)
-        self._measured.append(of)
-        return half.judged([of], self.dtype)[0][0] if self._at_once else Finding(tap.name, call, "pass")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
         findings, k, unclear = half.judged(self._measured, self.dtype)

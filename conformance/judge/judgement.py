@@ -27,7 +27,7 @@ class Judgement:
         limits: of a half-precision lane, the limits of its ratios.
         unclear: kinds of tap where rounding noise could hide anything.
         skipped: why the peer did not run the case, with a link.
-        known: a known deviation's reason and link, where one covers what was found.
+        known: a known deviation's reason and link, where one covers what was found; or a known skip's.
         masks: the first failing masks as rows of text, expected and found.
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
         repeated: how many taps were compared bit for bit with a second run of the case.

@@ -97,7 +97,8 @@ def _collect(found: dict[str, list[Signature]], place: str, members: Sequence[Me
 def regression(defects: Sequence[str], place: str, grams: Sequence[Any]) -> list[Signature]:
     """What is of each defect in the peer's error at these taps: its coefficient beside the legal profiles' errors.
 
-    A coefficient has two errors. One is the peer's own. The other is by how much a legal run's rounding moves it.
+    A coefficient has two errors. One is the peer's own. The other is by how much a legal run's rounding moves it; where
+    no legal run has an error in the pattern's elements, the peer's own stands for it.
     """
     gram = clustered(grams)
     legal = gram.shape[0] - 1 - len(defects)
@@ -108,9 +109,9 @@ def regression(defects: Sequence[str], place: str, grams: Sequence[Any]) -> list
     found = []
     for i, defect in enumerate(defects):
         usual = max(float(f.coefficients[i]) for f in chance)
-        noise = max(float(f.errors[i]) for f in chance)
         own = float(peer.errors[legal + i])
-        known = gram.shape[2] >= limits.CLUSTERS and bool(gram[patterns[i], patterns[i]].any()) and noise > 0
+        noise = max(float(f.errors[i]) for f in chance) or own
+        known = gram.shape[2] >= limits.CLUSTERS and bool(gram[patterns[i], patterns[i]].any()) and noise >= 0
         coefficient, error = float(peer.coefficients[legal + i]), max(own, noise) if known else float("inf")
         verdict = verdict_of(coefficient, usual, noise if known else float("inf"), error, _explains(peer, rounding))
         residual = float(np.sqrt(peer.left / peer.whole)) if peer.whole > 0 else 0.0

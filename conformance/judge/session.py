@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -33,34 +33,38 @@ class Session:
     """Judges every peer on every case. Each judgement goes into `found` as soon as it is made.
 
     Args:
+        targets: the checkpoints, in order.
+        plan: the cases on them; none where the exact lane alone is wanted.
+        exact, asked: see `commands.request.Request`.
+        alone: whether the peer is the only one of the whole run; by default, of this session.
         repeat: whether every case is run twice; see `conformance.judge.steady`.
         others: a peer's name → the same in another type. It runs first, so that what it leaves behind shows.
     """
 
     def __init__(
         self,
+        targets: Sequence[Target],
         plan: Plan,
         found: Found,
         reporter: Reporter,
         *,
         exact: bool,
-        cases: bool,
         asked: bool = False,
         alone: bool | None = None,
         repeat: bool = True,
         others: Mapping[str, Peer] | None = None,
     ) -> None:
-        self._plan, self._found, self._reporter = plan, found, reporter
-        self._exact, self.cases, self._asked = exact, cases, asked
-        self._targets = list({id(target): target for target, _ in plan}.values())
-        self._alone, self._repeat, self._others = alone, repeat, others or {}
+        self._targets, self._plan, self._found, self._reporter = targets, plan, found, reporter
+        self._exact, self._asked, self._alone = exact, asked, alone
+        self._repeat, self._others = repeat, others or {}
         self.versions: dict[str, dict[str, str]] = {}
+        self.called: dict[str, str] = {}
         self.notes: list[str] = []
 
     def total(self, peers: list[Peer]) -> int:
         """How many judgements there will be."""
         cases = sum(case.asks(peer.dtype) for peer in peers for _, case in self._plan)
-        return cases * self.cases + len(peers) * len(self._targets) * self._exact
+        return cases + len(peers) * len(self._targets) * self._exact
 
     def judge(self, peers: list[Peer]) -> None:
         self._reporter.start(self.total(peers))
@@ -68,7 +72,7 @@ class Session:
         for peer in peers:
             with warnings_kept(peer.name, self.notes):
                 self._wholly(peer)
-            release(self._plan[0][0].backend)
+            release(self._targets[0].backend)
 
     def _wholly(self, peer: Peer) -> None:
         """Judge one peer on every checkpoint, then close it."""
@@ -94,7 +98,7 @@ class Session:
                     f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
                 )
             self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
-        for case in (c for of, c in self._plan if of is target and self.cases and c.asks(peer.dtype)):
+        for case in (c for of, c in self._plan if of is target and c.asks(peer.dtype)):
             self._one(peer, target, case.name, refused, partial(self._judged, peer, target, case))
         if fingerprint(target, peer) != before:
             detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"
@@ -106,6 +110,9 @@ class Session:
         known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, target, passing=known)
         self.versions[peer.name] = _versions(peer)
+        called = optional(peer, "called")
+        if isinstance(called, str) and called:
+            self.called[peer.name] = line(called)
         said = [line(note) for note in optional(peer, "notes")]
         self.notes += [note for note in said if note not in self.notes]
 

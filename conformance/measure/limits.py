@@ -15,10 +15,14 @@ How far apart two legal float32 sums can be: one running sum of n terms has a ra
 blocked product that keeps 64 partial sums (16 lanes × 4 registers of AVX-512) has √(n / 64) · u, an eighth of it. The
 controls take both orders, so a peer should stay near 1. What remains is chance, where a token's error hangs on few
 roundings (the scale of a norm), and that the running control takes blocks of terms where the result is large
-(`backend.RUNNING_WORK`): a peer that adds one by one was seen at 5 there. A defect is at 100 and above. In a
+(`backend.RUNNING_WORK`): a peer that adds one by one was seen at 5 there. A mistake is at `DEFECT` and above. In a
 half-precision lane every sum is in float32 and rounded once, so legal runs are close at every tap, and no local limit
 is above 2, whatever the bootstrap says. Along a chain of layers their roundings part, so the cumulative limit is the
 same in every lane."""
+
+DEFECT = 80.0
+"""The least ratio that a mistake in a formula has in float32, ten times the limit: what the tests demand of each that
+is put into transformers. It decides no verdict; it says how far the limit is from what it has to tell apart."""
 
 FEW_NUMBERS = 16
 """Fewer numbers of one token, or fewer tokens, do not average out: then the largest legal error stands for all."""

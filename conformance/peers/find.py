@@ -14,11 +14,13 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.dtypes import RUN_IN
 
 _TYPES = "|".join(RUN_IN)
+DUMP, PROCESS = "dir:", "process:"  # before a folder, and a command
 FORMS = {
     f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
-    "process:[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
-    "dir:FOLDER": "what a program wrote, as `check` reads it",
+    f"{PROCESS}[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
+    f"{DUMP}FOLDER": "what a program wrote, as `check` reads it",
+    "FILE.py[:FUNCTION]": "a Python file whose function (by default create) makes the peer: create(argument, backend)",
     "ENTRY[:ARGUMENT]": "a Python package's entry point in the group conformance.peers",
 }
 """How a peer may be named, and what that means."""
@@ -53,15 +55,16 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
     for module, pattern in _NAMES.items():
         if match := pattern.fullmatch(name):
             return _created(name, module, *match.groups(), backend)
-    if name.startswith("process:"):
+    if name.startswith(PROCESS):
         return _created(name, "process", name)
-    if name.startswith("dir:"):
+    if name.startswith(DUMP):
         from conformance.peers.folder import create as read
 
-        return read(Path(name.removeprefix("dir:")))
+        return read(Path(name.removeprefix(DUMP)))
     from conformance.peers import entry_points as plugins
+    from conformance.peers import python_file
 
-    found = plugins.find(name, backend)
+    found = python_file.find(name, backend) or plugins.find(name, backend)
     if found is None:
         known = ", ".join([*FORMS, *plugins.names()])
         raise PeerUnavailable(f"no peer is called {name!r}; there are: {known}")

@@ -14,6 +14,7 @@ from conformance.cases.case import Case
 from conformance.errors import PeerUnavailable
 from conformance.exchange.arrange import File, Shower, check_patterns, unknown
 from conformance.exchange.case_words import fingerprint, fingerprints
+from conformance.exchange.geometry import difference
 from conformance.exchange.manifest import Manifest, Shown, read
 from conformance.exchange.reading import DumpError, Tensors
 from conformance.measure.finding import Finding
@@ -36,6 +37,7 @@ class DumpPeer(OptionalMembers):
         self.taps: tuple[str, ...] = ()
         self.findings: list[Finding] = []
         self._folder, self._manifest = folder, manifest
+        self.notes: list[str] = []
         self._target: Target | None = None
 
     @property
@@ -46,7 +48,7 @@ class DumpPeer(OptionalMembers):
         return self._manifest.peer.versions
 
     def accepts(self, target: Target) -> bool:
-        """Whether the dump is of this checkpoint, by its fingerprint if it has one, else by name."""
+        """Whether the dump is of these weights, by their fingerprint if it has one, else by name."""
         if not self._manifest.fingerprint:
             return self._manifest.checkpoint == target.name
         return self._manifest.fingerprint == fingerprint(fingerprints(target.weights, target.backend))
@@ -58,15 +60,30 @@ class DumpPeer(OptionalMembers):
                 shown, mark = self._manifest.checkpoint, self._manifest.fingerprint[:12] or "none"
                 said = f"it is of checkpoint {shown!r} (fingerprint {mark}), not of {target.name!r}"
                 raise DumpError(f"{said}; give the --ckpt that was exported")
+            self.notes = self._compared(target)
             check_patterns(self._manifest.peer, target.config)
             known = {case.name: case for case in case_list.build(target.config)}
-            for name, calls in self._manifest.cases.items():
+            for name in (*self._manifest.cases, *self._manifest.skipped):
                 if name not in known:
                     unknown(name, known, "case")
+            for name, calls in self._manifest.cases.items():
                 opened(Shower(self._manifest.peer, target.config, known[name]), self._folder, calls)
         except DumpError as error:
             raise PeerUnavailable(f"dump {self._folder}: {error}") from error
         self._target = target
+
+    def _compared(self, target: Target) -> list[str]:
+        """Compare the configuration that the dump was made with; returns what has to be said of it.
+
+        Raises DumpError for another one: with it no value could be right, and every tap would be blamed.
+        """
+        made_with = self._manifest.config
+        if made_with is None:
+            unsaid = "does not say with which configuration it was made: that was not checked"
+            return [f"the dump of {self.name} {unsaid}; copy `checkpoint` whole from the export's manifest"]
+        if other := difference(made_with, target.config):
+            raise DumpError(f"{other}; give the --ckpt that was exported")
+        return []
 
     def close(self) -> None:
         self._target = None
@@ -74,12 +91,12 @@ class DumpPeer(OptionalMembers):
     def run(self, case: Case, dump: Dump) -> None:
         """Read the case's files into `dump`.
 
-        Raises Skip for a case that the dump does not hold. Raises DumpError for ids of another input, or where a
-        required tap is missing, but only after everything was put into `dump`.
+        Raises Skip for a case that the dump does not hold, with the reason that it gives. Raises DumpError for ids of
+        another input, or where a required tap is missing, but only after everything was put into `dump`.
         """
         assert self._target is not None, "open() comes first"
         if case.name not in self._manifest.cases:
-            raise Skip("the dump does not hold this case")
+            raise Skip(self._manifest.skipped.get(case.name, "the dump does not hold this case"))
         shower = Shower(self._manifest.peer, self._target.config, case)
         files = opened(shower, self._folder, self._manifest.cases[case.name])
         self.taps, self.findings = tuple(dict.fromkeys(name for _, names in files for name in names)), []

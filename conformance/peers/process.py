@@ -6,6 +6,7 @@
     ← {"done": ["0.safetensors", …]}  one file a call, inside `out`, tensors named as the taps are
     ← {"skip": "no pictures yet", "link": "https://…"}   or   {"error": "out of memory"}
 
+Reports call the peer by its `name`, with its command beside it; the file of `--known` calls it process:COMMAND.
 Inputs, runs and calls are as `export` writes them, and files are read as `check` reads a dump's. When its input ends,
 the program should end too.
 """
@@ -49,6 +50,7 @@ class ProcessPeer(OptionalMembers):
         timeout: seconds for each answer.
 
     Attributes:
+        called: the name that the process gave in its greeting; "" before.
         taps: the patterns that the process gave in its greeting.
         findings: see `DumpPeer`.
     """
@@ -126,7 +128,7 @@ class ProcessPeer(OptionalMembers):
         patterns = answer.get("taps", ["*"])
         if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
             raise ProcessError(f"taps are {short(patterns)}, expected a list of names or patterns")
-        self._declared, self.taps = said, tuple(patterns)
+        self._declared, self.taps, self.called = said, tuple(patterns), said.name
 
 
 def _done(answer: dict[str, Any]) -> list[Shown]:

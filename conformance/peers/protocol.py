@@ -55,6 +55,9 @@ class OptionalMembers:
     taps: tuple[str, ...] | None = None
     """Patterns of the tap names that it shows; None for all."""
 
+    called: str = ""
+    """What it calls itself, known once it is open. Reports call it so; `name` stays what was asked for."""
+
     findings: Sequence[Finding] = ()
     """What was found wrong while the files of the last case were read."""
 
@@ -78,6 +81,12 @@ class OptionalMembers:
 def optional(peer: object, name: str) -> Any:
     """An optional member of a peer, or its default: peers of other packages need no base class."""
     return getattr(peer, name, getattr(OptionalMembers(), name))
+
+
+def give_time(peer: object, seconds: float) -> None:
+    """Set how long a peer may take for each answer; nothing where there is nothing to wait for."""
+    if isinstance(optional(peer, "timeout"), float):
+        vars(peer)["timeout"] = seconds
 
 
 def shows(peer: Peer) -> Shown:

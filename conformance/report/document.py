@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from conformance.measure import words
+from conformance.measure.match import Signature
 
 SCHEMA = 2
 Row = dict[str, Any]
@@ -87,6 +88,25 @@ def grouped(findings: Iterable[Row]) -> dict[str, list[Row]]:
 def named(judgement: Document) -> list[Document]:
     """The defects that were named by their pattern."""
     return [s for s in judgement.get("named", ()) if s.get("verdict") == "named"]
+
+
+def parts(judgement: Document) -> list[str]:
+    """The defects that are there in part, each in words: how much of its pattern is where, and its error."""
+    found = (s for s in judgement.get("named", ()) if s.get("verdict") == "partly")
+    return [_signature(s).part for s in found]
+
+
+def _signature(raw: Document) -> Signature:
+    defect, tap, verdict = (str(raw.get(name)) for name in ("defect", "tap", "verdict"))
+    coefficient, error, residual = (number(raw.get(name)) for name in ("coefficient", "error", "residual"))
+    return Signature(defect, tap, coefficient, error, residual, verdict, raw.get("head"))
+
+
+def doubts(judgement: Document) -> list[str]:
+    """Why nothing can be concluded, a line each; none where there is no doubt."""
+    unclear = ", ".join(map(str, judgement.get("unclear", ())))
+    noise = [f"rounding noise could hide anything at {unclear}"] if unclear else []
+    return noise + [f"{part}: no proof, and no pass" for part in parts(judgement)]
 
 
 def state(judgement: Document) -> str:

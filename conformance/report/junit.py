@@ -17,12 +17,14 @@ from conformance.report.document import (
     Row,
     blame,
     checked,
+    doubts,
     failing,
     grouped,
     in_parts,
     in_words,
     named,
     number,
+    parts,
     rows,
     severity,
     state,
@@ -51,7 +53,7 @@ def render(document: Document) -> str:
     judgements = checked(document)["judgements"]
     for target, peer in dict.fromkeys((j["target"], j["peer"]) for j in judgements):
         suite = ET.SubElement(root, "testsuite", {"name": clean(f"{peer} on {target}")})
-        _properties(suite, document)
+        _properties(suite, document, str(peer))
         for judgement in judgements:
             if (judgement["target"], judgement["peer"]) == (target, peer):
                 _cases(suite, document, judgement)
@@ -79,8 +81,10 @@ def _legal(code: int) -> bool:
     return code in (0x9, 0xA, 0xD) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000
 
 
-def _properties(suite: ET.Element, document: Document) -> None:
+def _properties(suite: ET.Element, document: Document, peer: str) -> None:
     found = {"verdict": document["verdict"], "line": document["line"], **document["environment"]}
+    if given := document.get("peers", {}).get(peer):
+        found["peer"] = given
     for limit, value in document["limits"].items():
         found[f"limit {limit}"] = in_words(value)
     block = ET.SubElement(suite, "properties")
@@ -124,13 +128,13 @@ def _tests(document: Document, judgement: Document) -> Iterator[Test]:
     """The test cases of one judgement, at least one. If the judgement is no pass, one of them is no pass."""
     tests = [] if judgement.get("skipped") else list(_groups(document, judgement))
     if judgement.get("skipped"):
-        tests.append(Test("run", "skipped", str(judgement["skipped"])))
+        known = f"; known: {judgement['known']}" if judgement.get("known") else ""
+        tests.append(Test("run", "skipped", f"{judgement['skipped']}{known}"))
     elif judgement.get("error"):
         tests.append(Test("run", "error", f"the peer raised: {judgement['error']}", str(judgement["error"])))
     tests += _signatures(judgement)
     if state(judgement) != "pass" and all(test.outcome == "pass" for test in tests):
-        unclear = ", ".join(map(str, judgement.get("unclear", ())))
-        why = f"rounding noise could hide anything at: {unclear}" if unclear else "it did not pass"
+        why = "; ".join(doubts(judgement)) or "it did not pass"
         tests.append(Test("verdict", "skipped" if state(judgement) == "unclear" else "failure", why))
     yield from tests or [Test("run")]
 
@@ -188,8 +192,8 @@ def _signatures(judgement: Document) -> list[Test]:
         return [Test("signatures", "skipped", f"known deviation: {judgement['known']}")]
     if found:
         return [Test("signatures", "failure", "; ".join(_defect(s) for s in found))]
-    if parts := [str(s["defect"]) for s in looked if s.get("verdict") == "partly"]:
-        return [Test("signatures", "skipped", f"a part of a pattern: no proof, and no pass: {', '.join(parts)}")]
+    if part := parts(judgement):
+        return [Test("signatures", "skipped", f"no proof, and no pass: {'; '.join(part)}")]
     blind = [str(s["defect"]) for s in looked if s.get("verdict") == "no power"]
     if looked and len(blind) == len(looked):
         return [Test("signatures", "skipped", f"this input has no power to tell: {', '.join(blind)}")]
@@ -211,4 +215,4 @@ def _known(root: ET.Element, document: Document) -> None:
             "seen": ("skipped", why),
         }
         test = outcome.get(str(entry["state"]), ("skipped", f"{entry['state']}: {why}"))
-        _put(suite, str(entry["peer"]), Test(f"{entry['case']}: {entry['tap']}", *test), 0)
+        _put(suite, str(entry["peer"]), Test(f"{entry['case']}: {entry['tap'] or entry['status']}", *test), 0)

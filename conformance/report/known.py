@@ -1,4 +1,4 @@
-"""Known deviations of a peer, from a TOML file with a reason and a link for each. They are shown and do not fail.
+"""Known deviations and skips of a peer, from a TOML file: each with a reason and a link, shown, and no failure.
 
     [[deviation]]
     peer = "transformers:*"             # glob
@@ -9,6 +9,8 @@
     link = "https://github.com/…/issues/1"
     versions = { transformers = ">=5.20,<5.24" }  # optional
 
+With `status = "skipped"` and no tap, an entry excuses that the peer skips the cases; they are not judged for that.
+
 An entry whose deviation is gone is reported, so that the file stays true. An entry excuses only the taps that it
 names, so that it cannot hide a new deviation.
 """
@@ -16,7 +18,7 @@ names, so that it cannot hide a new deviation.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -26,6 +28,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
+from conformance.cases import catalogue as case_list
 from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import FAULTS, Finding
@@ -37,6 +40,7 @@ from t5g2ref.files import opened
 MAX_BYTES = 1 << 20
 MAX_DOTS, MAX_ENTRIES, MAX_SPECIFIER = 200, 500, 256  # of a line, a file, a version: what they cost grows faster
 REQUIRED = ("peer", "case", "tap", "reason", "link")
+SKIPPED = "skipped"  # the status of an entry of a whole case
 BY_NAME = ("missing", "shape", "dtype", "nan")  # excused only where an entry says so
 EXACT = ("weights", "probe-")  # how the names of the exact lane begin
 SEEN, PASSED, NOT_RUN = "seen", "unexpected pass", "not run"
@@ -52,9 +56,9 @@ class Deviation:
 
     peer: str
     case: str
-    tap: str
     reason: str
     link: str
+    tap: str = ""
     status: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,11 +89,17 @@ class Known:
     def match(self, judgement: Judgement, versions: Mapping[str, str]) -> Deviation | None:
         """The entry of the judgement's culprit, if entries cover everything that fails in it; else None.
 
-        Cumulative failures behind a covered local one follow from it and need no entry. The call also notes which
-        entries were seen, so give it each judgement once.
+        Of a skipped case it is the entry of the skip. Cumulative failures behind a covered local one follow from it and
+        need no entry. The call also notes which entries were seen, so give it each judgement once.
         """
-        about = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
-        whole = not judgement.error and not judgement.skipped and not judgement.unclear and not judgement.partly
+        concerned = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
+        about = [(i, e) for i, e in concerned if e.status != SKIPPED]
+        skips = {i: e for i, e in concerned if e.status == SKIPPED}
+        if judgement.skipped:
+            self._seen |= skips.keys()
+            return next(iter(skips.values()), None)
+        self._passed |= skips.keys() if not judgement.error else set()
+        whole = not judgement.error and not judgement.unclear and not judgement.partly
         failures = [f for f in _all(judgement) if not f.passed]
         for i, entry in about:
             if any(entry.is_at(f) for f in failures):
@@ -107,23 +117,23 @@ class Known:
         entry = self.match(judgement, versions)
         return judgement if entry is None else replace(judgement, known=f"{entry.reason} ({entry.link})")
 
-    def check(self, targets: Iterable[Target]) -> None:
-        """Raises KnownError for an entry whose tap no checkpoint here has: it could never be seen or missed."""
+    def check(self, targets: Sequence[Target]) -> None:
+        """Raises KnownError for an entry whose tap, or skipped case, no checkpoint here has: it could never be seen."""
         tables = [taps.table(t.config, task=task, loss=True) for t in targets for task in ("lm", "sequence", "token")]
         names = {tap.name for table in tables for tap in table}
         for i, entry in enumerate(self.entries, 1):
-            exact = entry.tap.startswith(EXACT)
-            if not exact and not any(entry.names(name) for name in names):
-                near = get_close_matches(entry.tap, names, 3)
-                raise KnownError(
-                    f"--known: deviation {i}: {entry.tap!r} is no tap of this checkpoint"
-                    + (f"; close: {', '.join(near)}" if near else "; see `list taps`")
-                )
+            if entry.status == SKIPPED:
+                cases = ["exact", *(case.name for t in targets for case in case_list.build(t.config))]
+                if not any(fnmatchcase(name, entry.case) for name in cases):
+                    raise _strange(i, entry.case, "case of this checkpoint", cases)
+            elif not entry.tap.startswith(EXACT) and not any(entry.names(name) for name in names):
+                raise _strange(i, entry.tap, "tap of this checkpoint", names)
 
     def states(self) -> list[dict[str, Any]]:
         """Every entry for the JSON document, with its state: "seen", "unexpected pass" or "not run".
 
-        An unexpected pass: the entry's taps were judged, on a peer and versions that it names, and all passed.
+        An unexpected pass: the entry's taps were judged, on a peer and versions that it names, and all passed; or the
+        case that it says is skipped was run.
         """
         return [
             {
@@ -133,6 +143,12 @@ class Known:
             }
             for i, entry in enumerate(self.entries)
         ]
+
+
+def _strange(number: int, name: str, what: str, names: Iterable[str]) -> KnownError:
+    near = get_close_matches(name, list(names), 3)
+    hint = f"close: {', '.join(dict.fromkeys(near))}" if near else f"see `list {what.split()[0]}s`"
+    return KnownError(f"--known: deviation {number}: {name!r} is no {what}; {hint}")
 
 
 def _all(judgement: Judgement) -> list[Finding]:
@@ -192,18 +208,23 @@ def _entry(raw: object, where: str) -> Deviation:
     if not isinstance(raw, dict):
         raise KnownError(f"{where} is {short(raw)}, expected a table under [[deviation]]")
     _names(raw, (*REQUIRED, "status", "versions"), where)
-    for name in REQUIRED:
+    whole = raw.get("status") == SKIPPED
+    if whole and "tap" in raw:
+        raise KnownError(f"{where}: tap is {short(raw['tap'])}, expected none: a case is skipped as a whole")
+    required = [name for name in REQUIRED if name != "tap" or not whole]
+    for name in required:
         if name not in raw:
-            raise KnownError(f"{where}: {name} is missing, expected each of {', '.join(REQUIRED)}")
-    for name in (*REQUIRED, "status"):
+            raise KnownError(f"{where}: {name} is missing, expected each of {', '.join(required)}")
+    for name in (*required, "status"):
         if name in raw and not _is_line(raw[name]):
             raise KnownError(f"{where}: {name} is {short(raw[name])}, expected a line of text")
     if not raw["link"].startswith(("https://", "http://")):
         raise KnownError(
             f"{where}: link is {short(raw['link'])}, expected an address that begins with https:// or http://"
         )
-    if raw.get("status", FAULTS[0]) not in FAULTS:
-        raise KnownError(f"{where}: status is {short(raw['status'])}, expected one of {', '.join(FAULTS)}")
+    allowed = (*FAULTS, SKIPPED)
+    if raw.get("status", SKIPPED) not in allowed:
+        raise KnownError(f"{where}: status is {short(raw['status'])}, expected one of {', '.join(allowed)}")
     _versions(raw.get("versions", {}), f"{where}: versions")
     return Deviation(**raw)
 

@@ -14,6 +14,7 @@ from conformance.peers.guard import line
 from t5g2ref import __version__
 from t5g2ref.backend import NUMPY, Backend
 
+MOST = 8  # cases that the last line names
 Place = tuple[str, Judgement, Finding]
 
 
@@ -57,14 +58,21 @@ class Result:
     def verdict(self) -> str:
         """CONFORMS, DEVIATES or INCOMPLETE.
 
-        INCOMPLETE: a peer could not be judged on all that was asked, or a known deviation is no longer seen.
+        INCOMPLETE: a peer could not be judged on all that was asked, or on nothing but what it is known to skip, or a
+        known deviation is no longer seen.
         """
         if any(j.deviates for _, j in self.judgements):
             return "DEVIATES"
         judged = all(j.passed or j.known for _, j in self.judgements)
-        if self.interrupted or not self.judgements or not judged or self._stale:
+        if self.interrupted or not self.judgements or not judged or self._stale or self._idle:
             return "INCOMPLETE"
         return "CONFORMS"
+
+    @property
+    def _idle(self) -> list[str]:
+        """Peers that were judged on nothing at all."""
+        judged = {j.peer for _, j in self.judgements if not j.skipped}
+        return [peer for peer in dict.fromkeys(j.peer for _, j in self.judgements) if peer not in judged]
 
     @property
     def _stale(self) -> list[dict[str, Any]]:
@@ -89,9 +97,15 @@ class Result:
         """The fixed last line of the output."""
         scope = "" if self.selected == self.available else f" (on {self.selected} of {self.available} cases)"
         scope = scope if self.selected else " (exact lane alone)"
-        excused = len({j.known for _, j in self.judgements if j.known})
+        excused = len({j.known for _, j in self.judgements if j.known and not j.skipped})
         known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
-        return line(f"VERDICT: {self.verdict}{known}{scope}{self._blame()}")
+        return line(f"VERDICT: {self.verdict}{known}{self._left_out()}{scope}{self._blame()}")
+
+    def _left_out(self) -> str:
+        """Cases that were not judged, where that is known: a verdict beside them must not hide it."""
+        names = list(dict.fromkeys(j.case for _, j in self.judgements if j.skipped and j.known))
+        more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+        return f"; known and not judged: {', '.join(names[:MOST])}{more}" if names else ""
 
     def _blame(self) -> str:
         if self.verdict == "INCOMPLETE" and self.interrupted:
@@ -103,8 +117,11 @@ class Result:
                 return f" at {culprit.tap} ({culprit.status}{named}; {judgement.peer}, case {judgement.case}, {target})"
             if self.verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
                 return f" - {_unjudged(judgement)}"
+        if self.verdict == "INCOMPLETE" and self._idle:
+            return f" - {self._idle[0]} was judged on nothing"
         stale = self._stale[:1]
-        return "".join(f" - a known deviation is no longer seen: {entry['reason']}" for entry in stale)
+        what = "skip" if stale and stale[0]["status"] == "skipped" else "deviation"
+        return "".join(f" - a known {what} is no longer seen: {entry['reason']}" for entry in stale)
 
 
 def _unjudged(judgement: Judgement) -> str:

@@ -17,6 +17,7 @@ from conformance.judge.together import TOGETHER
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from conformance.measure.words import in_table, in_words, of_the_value
+from conformance.peers.find import PROCESS
 from conformance.report import spread
 from conformance.report.candidates import candidates
 from conformance.report.result import Result
@@ -161,17 +162,17 @@ def _unasked(judgement: Judgement) -> bool:
 
 def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[Text]:
     """What could not be judged: each reason once, with its cases."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
     for target, j in judgements:
         unclear = f"rounding noise could hide anything at {', '.join(j.unclear)}" if j.unclear else ""
         part = "; ".join(f"{s.part}: no proof, and no pass" for s in j.partly)
-        why = j.skipped or j.error or unclear or part or "nothing was compared"
-        groups.setdefault((j.peer, target, why), []).append(j.case)
-    for (peer, target, why), cases in groups.items():
-        text = Text(
-            f"\n{peer} could not be judged on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", "bold red"
-        )
+        why = j.skipped or j.error or "; ".join(filter(None, (unclear, part))) or "nothing was compared"
+        groups.setdefault((j.peer, target, why, j.known), []).append(j.case)
+    for (peer, target, why, known), cases in groups.items():
+        what, colour = ("was not judged, as is known,", "bold yellow") if known else ("could not be judged", "bold red")
+        text = Text(f"\n{peer} {what} on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", colour)
         lines = [f"  cases           {' '.join(cases)}", f"  why             {why}"]
+        lines += [f"  known           {known}"] if known else []
         yield text.append("\n".join(_wrapped(line, width) for line in lines) + "\n", "default")
 
 
@@ -200,7 +201,8 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
     found: list[Finding] = getattr(judgement, kind)
     yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
     yield f"  what            {culprit.status}: {culprit.detail}"
-    yield f"  failing taps    {sum(not f.passed for f in found)} of {len(found)} {kind}"
+    counted = "failing checks" if kind == "exact" else "failing taps"
+    yield f"  {counted:15} {sum(not f.passed for f in found)} of {len(found)} {kind}"
     if where == "local":
         rows = [(f.tap, f.call, f.status) for f in found]
         for label, line in (
@@ -250,19 +252,26 @@ def _summary(result: Result, width: int) -> Text:
     versions = ", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items())
     line = f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, "
     text.append(_wrapped(f"{line}peak memory {result.peak_bytes / 2**30:.1f} GiB; {versions}", width, 4) + "\n")
+    for name, given in result.peers.items():
+        if given.startswith(PROCESS):
+            text.append(_wrapped(f"{name}: {given}", width, 4) + "\n")
     for note in result.notes:
         text.append(_wrapped(f"note: {note}", width, 6) + "\n", "yellow")
     for entry in result.known:
-        text.append(
-            _wrapped(f"known deviation, {entry['state']}: {entry['reason']} ({entry['link']})", width, 4) + "\n"
-        )
+        what = "skip" if entry["status"] == "skipped" else "deviation"
+        line = f"known {what}, {entry['state']}: {entry['reason']} ({entry['link']})"
+        text.append(_wrapped(line, width, 4) + "\n")
+    return text.append("".join(_wrapped(line, width, 6) + "\n" for line in _exposed(result.hidden)))
+
+
+def _exposed(hidden: dict[str, str]) -> Iterator[str]:
+    """How many defects could have shown, and each reason why others could not."""
     groups: dict[str, list[str]] = {}
-    for defect, reason in result.hidden.items():
+    for defect, reason in hidden.items():
         groups.setdefault(reason, []).append(defect)
-    text.append(f"exposed {len(DEFECTS) - len(result.hidden)} of {len(DEFECTS)} catalogued defects; not these:\n")
-    for reason, defects in groups.items():
-        text.append(_wrapped(f"  {' '.join(defects)}: {reason}", width, 6) + "\n")
-    return text
+    rest = "; not these:" if groups else ""
+    yield f"exposed {len(DEFECTS) - len(hidden)} of {len(DEFECTS)} catalogued defects{rest}"
+    yield from (f"  {' '.join(defects)}: {reason}" for reason, defects in groups.items())
 
 
 def _figures(result: Result, dtype: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from conformance.checkpoints import resolve
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import Found, Plan, Session
 from conformance.peers.find import create, other_type
-from conformance.peers.protocol import optional
+from conformance.peers.protocol import give_time
 from conformance.progress import reporting
 from conformance.sweep.pool import CONTEXT, done
 from conformance.target import Target
@@ -61,11 +61,18 @@ class Question:
 
 @dataclass
 class Answer:
-    """What came of all shards beside the judgements."""
+    """What came of shards beside the judgements; `peak` has the bytes of each process."""
 
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    peak: dict[int, int] = field(default_factory=dict)  # process → bytes
+    peak: dict[int, int] = field(default_factory=dict)
+
+    def add(self, other: Answer) -> None:
+        self.versions |= other.versions
+        self.called |= other.called
+        self.notes += [note for note in other.notes if note not in self.notes]
+        self.peak |= other.peak
 
 
 def shards(plan: Plan, peers: dict[str, str], processes: int, *, exact: bool, values: bool) -> list[Shard]:
@@ -84,7 +91,7 @@ def shards(plan: Plan, peers: dict[str, str], processes: int, *, exact: bool, va
 
 
 class _Told(list[tuple[str, Judgement]]):
-    """A list of judgements that tells the parent each as it comes."""
+    """A list of judgements that tells of each as it comes."""
 
     def __init__(self, tell: Callable[[Any], None]) -> None:
         super().__init__()
@@ -109,28 +116,32 @@ def _start(question: Question, queue: Any) -> _Worker:
     return _Worker(q, {t.name: t for t in made}, {t.name: catalogue.build(t.config) for t in made}, queue)
 
 
-def _work(worker: _Worker, shard: Shard) -> tuple[dict[str, dict[str, str]], list[str], int, int]:
+def _work(worker: _Worker, shard: Shard) -> Answer:
+    """Judge one shard. Each judgement is told with what is known beside it: the run may be stopped before the end."""
     target = worker.targets[shard.target]
     peer = create(shard.given, target.backend)
     peer.name = shard.peer
-    if isinstance(optional(peer, "timeout"), float):
-        vars(peer)["timeout"] = worker.question.timeout
+    give_time(peer, worker.question.timeout)
     plan = [(target, case) for case in worker.cases[shard.target] if case.name in shard.cases]
     with reporting(quiet=True) as reporter:
         session = Session(
-            plan or [(target, worker.cases[shard.target][0])],
-            _Told(worker.queue.put),
+            [target],
+            plan,
+            _Told(lambda item: worker.queue.put((item, _beside(session)))),
             reporter,
             exact=shard.exact,
-            cases=bool(plan),
             asked=worker.question.asked,
             alone=worker.question.alone,
             repeat=worker.question.repeat,
             others={peer.name: create(shard.other, target.backend)} if shard.other else {},
         )
         session.judge([peer])
+    return _beside(session)
+
+
+def _beside(session: Session) -> Answer:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return session.versions, session.notes, os.getpid(), peak
+    return Answer(session.versions, session.called, session.notes, {os.getpid(): peak})
 
 
 def judged(
@@ -138,20 +149,22 @@ def judged(
     pieces: list[Shard],
     processes: int,
     found: Found,
+    answer: Answer,
     step: Callable[[str], None],
-) -> Answer:
-    """Judge all shards. Judgements go into `found` as they come; `step` is called for each, with what it is of."""
-    queue, answer = CONTEXT.SimpleQueue(), Answer()
+) -> None:
+    """Judge all shards. What is found goes into `found` and `answer` as it comes: an interruption loses nothing.
+
+    `step` is called for each judgement, with what it is of.
+    """
+    queue = CONTEXT.SimpleQueue()
 
     def heard() -> None:
         while not queue.empty():
-            target, judgement = queue.get()
+            (target, judgement), beside = queue.get()
             found.append((target, judgement))
+            answer.add(beside)
             step(f"{judgement.case}: {judgement.peer}")
 
-    for _, (versions, notes, process, peak) in done(_start, (question, queue), _work, pieces, processes, heard):
-        answer.versions |= versions
-        answer.notes += [note for note in notes if note not in answer.notes]
-        answer.peak[process] = peak
+    for _, beside in done(_start, (question, queue), _work, pieces, processes, heard):
+        answer.add(beside)
     heard()
-    return answer

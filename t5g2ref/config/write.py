@@ -8,26 +8,30 @@ from typing import Any
 from t5g2ref.config.fields import refuse
 from t5g2ref.config.read import ACTIVATION, ENCODER, LAYER_TYPES
 
+INITIALIZER = 0.02
+TRAINING = {"dropout_rate": 0.0, "attention_dropout": 0.0, "initializer_range": INITIALIZER}  # as the releases have it
+REPEATED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")  # of the decoder, at the top level
+
 
 def write(fields: Mapping[str, Any], spelling: str = "released") -> dict[str, Any]:
     """Return config.json's object from `dataclasses.asdict(config)`; spelling "released" or "old".
 
-    The result loads in transformers' `T5Gemma2Config`. dtype stands at the top level only: in the nested
-    parts it would override `from_pretrained(dtype=...)` there.
+    The result loads in transformers' `T5Gemma2Config`, and has what that saves: a port may read any of it. dtype
+    stands at the top level only: in the nested parts it would override `from_pretrained(dtype=...)` there.
     """
     if spelling not in ("released", "old"):
         raise ValueError(f"spelling is {spelling!r}, expected 'released' or 'old'")
     ids = {name: fields[name] for name in ("boi_token_index", "eoi_token_index", "image_token_index")}
-    vision = fields["vision"] | {"hidden_act": ACTIVATION, "vision_use_head": False}
+    vision = fields["vision"] | {"hidden_act": ACTIVATION, "vision_use_head": False, "attention_dropout": 0.0}
     encoder = {
         "model_type": ENCODER,
         "text_config": _write_text(fields["encoder"], "t5gemma2_text", "encoder.text_config", spelling),
         "vision_config": {"model_type": "siglip_vision_model"} | vision if fields["has_vision"] else None,
         "mm_tokens_per_image": fields["mm_tokens_per_image"],
         "tie_word_embeddings": True,
+        "initializer_range": INITIALIZER,
     }
     if not fields["has_decoder"]:
-        encoder["text_config"] |= {"dropout_rate": 0.0}  # which transformers 5.24 reads there, and has no default for
         return encoder | ids | ({"dtype": fields["dtype"]} if fields["dtype"] else {})
     out = {
         "architectures": ["T5Gemma2ForConditionalGeneration"],
@@ -37,7 +41,10 @@ def write(fields: Mapping[str, Any], spelling: str = "released") -> dict[str, An
         "image_token_index": ids["image_token_index"],
         "eoi_token_index": ids["eoi_token_index"],
         "encoder": encoder | ids,
-        "decoder": _write_text(fields["decoder"], "t5gemma2_decoder", "decoder", spelling),
+        "decoder": (decoder := _write_text(fields["decoder"], "t5gemma2_decoder", "decoder", spelling)),
+        **{name: decoder[name] for name in REPEATED},
+        **TRAINING,
+        "classifier_dropout_rate": 0.0,
     }
     return out | _write_labels(fields) | ({"dtype": fields["dtype"]} if fields["dtype"] else {})
 
@@ -59,6 +66,8 @@ def _write_text(part: Mapping[str, Any], model_type: str, where: str, spelling: 
         "tie_word_embeddings": True,
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,  # transformers wants an int
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
+        "use_cache": True,
+        **TRAINING,
     }
     types, ropes = list(out.pop("layer_types")), out.pop("rope_parameters")
     if spelling == "old":

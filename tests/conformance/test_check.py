@@ -19,6 +19,7 @@ from dumping import LAYER, at, without
 
 from conformance.activations import Dump
 from conformance.errors import PeerUnavailable
+from conformance.exchange.geometry import fields_of
 from conformance.exchange.reading import Tensors
 from conformance.peers.folder import create
 from conformance.peers.protocol import Skip
@@ -113,6 +114,13 @@ def test_what_padded_rows_hold_does_not_matter(tmp_path: Path, check: Check) -> 
                 calls[0][name] = np.where(keep[..., None], value, np.float32(7))
 
     assert check(write(tmp_path, "padded-left", change=noise), case="padded-left")[0] == 0
+
+
+def test_a_dump_s_card_says_how_to_judge_it_again(tmp_path: Path, check: Check) -> None:
+    folder = write(tmp_path / "dump", change=at(LAYER, lambda x: x * 2))
+    page, told = tmp_path / "page.html", f"check {folder} --ckpt {TINY} --case short --detail"
+    assert check(folder, "--html", str(page))[0] == 1
+    assert f"<pre>python -m conformance {told}</pre>" in page.read_text(encoding="utf-8")
 
 
 def test_one_of_two_bundled_checkpoints(tmp_path: Path, check: Check) -> None:
@@ -231,6 +239,16 @@ def test_cases_that_are_not_there(tmp_path: Path, check: Check) -> None:
     assert "window" in text
 
 
+def test_a_case_left_out_says_why(tmp_path: Path, check: Check) -> None:
+    folder, page = write(tmp_path, skipped={"window": "no windows yet, https://example.org/1"}), tmp_path / "page.html"
+    code, lines, _ = check(folder, "--case", "window", "--html", str(page))
+    assert code == 3
+    assert lines[-1] == (
+        "VERDICT: INCOMPLETE (on 2 of 21 cases) - stranger skips case window: no windows yet, https://example.org/1"
+    )
+    assert 'no windows yet, <a href="https://example.org/1"' in page.read_text(encoding="utf-8")
+
+
 # The peer by itself
 
 
@@ -263,3 +281,42 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 23 cases) at {LAYER}")
     assert "Traceback" not in done.stdout + done.stderr
+
+
+# Of which configuration
+
+
+def made_with(**other: Any) -> dict[str, Any]:
+    return {"name": TINY, "config": {**fields_of(tiny().config), **other}}
+
+
+def test_a_dump_of_this_configuration_conforms_without_a_note(tmp_path: Path, check: Check) -> None:
+    assert not any("configuration" in line for line in check(write(tmp_path, checkpoint=made_with()))[1])
+    told = "the dump of stranger does not say with which configuration it was made: that was not checked"
+    assert any(told in line for line in check(write(tmp_path, checkpoint=TINY))[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("decoder.rope_parameters.full_attention.rope_theta", 1e4, "10000.0, the checkpoint has 52000.0"),
+        ("decoder.layer_types[2]", "sliding_attention", "'sliding_attention', the checkpoint has 'full_attention'"),
+        ("decoder.final_logit_softcapping", None, "None, the checkpoint has 30.0"),
+        ("encoder.text_config.attn_logit_softcapping", 0, "0, the checkpoint has None"),
+        ("has_vision", 1, "1, the checkpoint has True"),
+        ("decoder.alibi", True, "True, the checkpoint has no such field"),
+    ],
+)
+def test_a_dump_of_another_configuration_is_refused(
+    tmp_path: Path, name: str, value: Any, told: str, check: Check
+) -> None:
+    """The weights are the same, and every value would be another: no tap is blamed."""
+    folder = write(tmp_path, checkpoint=made_with(**{name: value}))
+    status, _, err = check(folder)
+    assert status == 2
+    assert err == f"conformance: dump {folder}: it was made with {name} {told}; give the --ckpt that was exported\n"
+
+
+def test_several_fields_that_differ_are_counted(tmp_path: Path, check: Check) -> None:
+    other = made_with(**{"eoi_token_index": 300, "decoder.sliding_window": 17})
+    assert "has 18; 2 fields differ in all; give" in check(write(tmp_path, checkpoint=other))[2]

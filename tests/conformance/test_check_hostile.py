@@ -35,6 +35,10 @@ def field(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, lambda document: document.update(values))
 
 
+def of_config(fields: Any) -> Callable[[Path], None]:
+    return field(checkpoint={"name": TINY, "config": fields})
+
+
 def call(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, lambda document: document["cases"]["short"][0].update(values))
 
@@ -124,11 +128,25 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no peer": (field(peer=None), "peer is None, expected an object"),
     "peer dtype": (field(peer={"name": "x", "dtype": "float64"}), "peer.dtype is 'float64', expected one of float32"),
     "escape codes": (field(peer={"name": "x\x1b[2J", "dtype": "float32"}), "peer.name is 'x\\x1b[2J'"),
+    "a blank name": (field(peer={"name": "  ", "dtype": "float32"}), "peer.name is '  ', expected a name that can be"),
     "long peer name": (field(peer={"name": "x" * 65, "dtype": "float32"}), "at most 64 characters"),
     "no checkpoint": (field(checkpoint=None), "checkpoint is None, expected a line"),
     "another checkpoint": (field(checkpoint="270m"), "it is of checkpoint '270m' (fingerprint none), not of"),
     "another fingerprint": (field(checkpoint={"name": TINY, "fingerprint": "0" * 64}), "(fingerprint 000000000000)"),
+    "config a list": (of_config([]), "checkpoint.config is [], expected an object"),
+    "config of objects": (of_config({"x": {}}), "checkpoint.config.x is {}, expected a number, a line of text"),
+    "escape codes in config": (of_config({"x": "\x1b[2J"}), "checkpoint.config.x is '\\x1b[2J', expected a line"),
+    "very large config": (of_config({str(i): 1 for i in range(20_000)}), "has 20000 entries, expected at most 10000"),
+    "another config": (of_config({"x": 1e4}), "made without encoder.text_config.vocab_size, the checkpoint"),
     "no cases": (field(cases={}), "cases is {}, expected at least one case"),
+    "skipped a list": (field(skipped=["window"]), "skipped is ['window'], expected an object"),
+    "skipped without a reason": (field(skipped={"window": ""}), "skipped.window is '', expected a line of printable"),
+    "skipped by a number": (field(skipped={"window": 3}), "skipped.window is 3, expected a line of printable text"),
+    "escape codes in skipped": (field(skipped={"window": "\x1b[2J"}), "skipped.window is '\\x1b[2J', expected a line"),
+    "a long reason": (field(skipped={"window": "x" * 2000}), "skipped.window is 'xxx"),
+    "skipped and there": (field(skipped={"short": "no"}), "skipped has case 'short', which cases has too"),
+    "unknown case skipped": (field(skipped={"windo": "no"}), "'windo' is no case; close: window"),
+    "very many skipped": (field(skipped={str(i): "no" for i in range(20_000)}), "skipped has 20000 entries, expected"),
     "unknown case": (field(cases={"shorty": [{"file": FILE}]}), "'shorty' is no case; close: short"),
     "no calls": (field(cases={"short": []}), "cases.short is [], expected a list"),
     "calls as object": (field(cases={"short": {"file": FILE}}), "cases.short is {'file'"),

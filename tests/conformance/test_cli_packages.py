@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_peer_too_old_is_not_called_missing(monkeypatch: pytest.MonkeyPatch, r
     def imported(module: str) -> Any:
         raise ImportError("cannot import name 'T5Gemma2Config' from 'transformers'", name="transformers")
 
-    monkeypatch.setattr("conformance.peers.find.importlib.import_module", imported)
+    monkeypatch.setattr("conformance.peers.find.importlib", SimpleNamespace(import_module=imported))
     status, lines, err = run("--peer", "transformers:sdpa")
     assert (status, lines) == (2, [])
     assert "could not be imported (cannot import name 'T5Gemma2Config'" in err

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from exact_findings import DEC, ENC, IDS, failed
+from exact_findings import DEC, ENC, failed
 from injected import assert_injected
 
 from conformance.cases import catalogue as cases
 from conformance.checkpoints import resolve
-from conformance.judge.exact.lane import canonical_weights, examine_exact
+from conformance.judge.exact.lane import examine_exact
 from conformance.judge.exact.probes import probes
 from conformance.measure.finding import Finding
 from conformance.target import Target
@@ -66,21 +66,11 @@ def lane(
     patch: pytest.MonkeyPatch,
     inject: Callable[[Any, Any], None] | None = None,
 ) -> list[Finding]:
-    """Findings on transformers with one fault; what it holds is read as its own `weights()` does."""
-    from conformance.cases.case import Case, Run
-    from conformance.peers.torch.tensors import to_array
+    """Findings on transformers with one fault; what it holds is read by its own `weights()`."""
     from conformance.peers.torch.transformers import TransformersPeer
-
-    def same(a: Any, b: Any) -> bool:
-        return bool(a.data_ptr() == b.data_ptr() and a.shape == b.shape)
 
     class Peer(TransformersPeer):
         _build = with_fault(TransformersPeer, inject, patch)
-
-        def weights(self) -> Iterator[tuple[str, Any]]:
-            state = self.model(Case("weights", "", (Run(IDS, IDS),))).state_dict()
-            for name, tensor in canonical_weights(state.items(), same):
-                yield name, to_array(tensor, target.backend)
 
     peer = Peer(attention, dtype)
     peer.open(target)

@@ -70,6 +70,7 @@ def test_the_text_is_versioned_and_of_a_size_to_be_read() -> None:
 
 def test_its_numbers_are_those_of_the_code() -> None:
     assert f"The limit is **{LIMITS['local']:g}**" in TEXT
+    assert f"Mistakes in formulas are at {limits.DEFECT:g} and up" in TEXT
     assert f"between 1 and **{LIMITS['half']:g}**" in TEXT
     assert f"{limits.BOOTSTRAP_TOKENS} at a time" in TEXT
     assert f"largest of {limits.BOOTSTRAP_DRAWS} draws" in TEXT

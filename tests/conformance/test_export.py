@@ -160,7 +160,7 @@ def test_what_is_written(tmp_path: Path, target: Target, capsys: pytest.CaptureF
     assert document["cases"]["sequence-multi"]["head"] == ["head.score.out_proj.bias", "head.score.out_proj.weight"]
     assert head["head.score.out_proj.weight"].shape == (4, 48)
     lines = (folder / "README.txt").read_text().splitlines()
-    assert 10 <= len(lines) <= 40
+    assert 10 <= len(lines) <= 60
     assert max(map(len, lines)) <= 120
 
 
@@ -173,6 +173,8 @@ def test_the_fingerprint_is_of_the_bytes(tmp_path: Path) -> None:
     assert document["weights"]["encoder.text_model.norm.weight"] == expected
     lines = "".join(f"{n} {w['sha256']}\n" for n, w in sorted(document["weights"].items()))
     assert document["checkpoint"]["fingerprint"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert document["checkpoint"]["config"]["decoder.rope_parameters.full_attention.rope_theta"] == 52000.0
+    assert not {"dtype", "num_labels"} & set(document["checkpoint"]["config"])
 
 
 @pytest.mark.parametrize("every", [False, True])

@@ -95,3 +95,20 @@ def test_cases_without_a_cache_claim_no_cache_defect() -> None:
             assert not set(c.exposes) & {"D28", "D36", "D54", "D55", "D56", "D57", "D74", "D75"}, c.name
         if "D29" in c.exposes:
             assert c.name in ("padded-left", "padded-left-cached")
+
+
+@pytest.mark.parametrize("hidden", [{}, {"D47": "one kv head", "D46": "one kv head"}])
+def test_the_text_lists_what_is_not_exposed_where_there_is_any(hidden: dict[str, str]) -> None:
+    pytest.importorskip("rich", reason="needs rich: the report is printed with it")
+    from conformance.report import text
+    from conformance.report.result import Result
+
+    lines = text._summary(Result([], {}, hidden, {}, 1, 1), 100).plain.splitlines()
+    every = len(DEFECTS)
+    if hidden:
+        assert lines[-2:] == [
+            f"exposed {every - 2} of {every} catalogued defects; not these:",
+            "  D47 D46: one kv head",
+        ]
+    else:
+        assert lines[-1] == f"exposed {every} of {every} catalogued defects"

@@ -177,8 +177,9 @@ def test_every_section_says_its_thing() -> None:
         "raised, and could not be judged",
         "RuntimeError: no kernel",
         "no images (https://example.org/2)",
+        "text only; known: as planned (https://example.org/3)",
         "Known deviation, not counted",
-        "Listed as known, and passed",
+        "Listed as known, and no longer there",
         "transformers >=5.20,<5.24",
         "rounding noise could hide anything",
         "one kv head",
@@ -191,6 +192,26 @@ def test_every_section_says_its_thing() -> None:
         "version 2",
     ):
         assert part.lower() in text.lower(), part
+
+
+def test_the_exact_lane_counts_checks_and_no_taps() -> None:
+    wrong = row("weights.lm_head.weight", "exact", "nan")
+    found = judgement(wrong, case="exact", local=[], cumulative=[], exact=[wrong, row("probe-window", judged=0.0)])
+    text = Page(render(document(found))).text
+    assert "1 of 2 checks, bit for bit in case exact" in text
+    assert "reference 1.25 s; 2 checks." in text
+
+
+@pytest.mark.parametrize("unclear", [[], ["logits"]])
+def test_a_part_of_a_pattern_is_told_with_its_error(unclear: list[str]) -> None:
+    """Beside the noise that could hide anything, where there is both; never the noise alone."""
+    part = named(verdict="partly") | {"coefficient": 0.2, "head": 1}
+    found = judgement(passed=False, dtype="bfloat16", named=[part], unclear=unclear)
+    text = Page(render(document(found))).text
+    told = f"0.20 ± 0.02 of the pattern of D52 is at {DEC}.layers.1.mlp.act_fn, head 1: no proof, and no pass"
+    assert text.count(told) == 2  # on its card, and with its taps
+    assert ("rounding noise could hide anything at logits" in text) == bool(unclear)
+    assert "anything at ." not in text
 
 
 def test_passing_comparisons_show_their_worst_taps_and_say_what_is_left_out() -> None:
@@ -296,6 +317,21 @@ def test_commands_are_quoted_and_say_how_weights_were_made(target: str, words: s
     found = document(judgement(target=target))
     assert whole_command(found) == f"python -m conformance {words} --peer port"
     assert whole_command(found | {"command": "as it was"}) == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "told"),
+    [
+        ("--json check.json --peer port", "port", "--ckpt tiny --peer port --case short --detail"),
+        ("--peer process:./check", "process:./check", "--ckpt tiny --peer process:./check --case short --detail"),
+        ("check 'my dump'", "dir:my dump", "check 'my dump' --ckpt tiny --case short --detail"),
+    ],
+)
+def test_every_card_can_be_reproduced(given: str, asked: str, told: str) -> None:
+    """Whatever words the command line holds: what was asked for stands beside the peer's name."""
+    found = document(judgement(row("logits", "values", 99.0)), command=f"python -m conformance {given}")
+    assert f"python -m conformance {told}" in Page(render(found | {"peers": {"port": asked}})).within("pre")
+    assert told not in Page(render(found)).text, "who does not tell how it was asked for gets no command"
 
 
 @pytest.mark.parametrize(

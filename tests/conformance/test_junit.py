@@ -112,6 +112,13 @@ def test_failure_names_the_culprit_and_the_defect() -> None:
     assert outcome(root, "half: signatures") == "failure"
 
 
+def test_a_part_of_a_pattern_is_told_with_its_error() -> None:
+    part = named(verdict="partly") | {"coefficient": 0.2}
+    root = parsed(document(judgement(passed=False, named=[part])))
+    told = f"no proof, and no pass: 0.20 ± 0.02 of the pattern of D52 is at {DEC}.layers.1.mlp.act_fn"
+    assert message(root, "short: signatures") == told
+
+
 def test_a_peer_that_raised_is_an_error_and_what_it_did_not_reach_is_skipped() -> None:
     root = parsed(everything())
     assert outcome(root, "raises: run") == "error"

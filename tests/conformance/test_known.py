@@ -179,6 +179,11 @@ def test_without_a_file_nothing_is_known() -> None:
         (ENTRY.replace("GELU", "\\u001b[1m"), "reason is '\\x1b[1m by a table'"),
         (ENTRY.replace("https", "javascript"), "expected an address that begins with https:// or http://"),
         (ENTRY + 'status = "bad"\n', "status is 'bad', expected one of missing, shape"),
+        (
+            ENTRY + 'status = "skipped"\n',
+            "tap is 'decoder.layers.*.act_fn', expected none: a case is skipped as a whole",
+        ),
+        (ENTRY.replace('tap = "decoder.layers.*.act_fn"\n', ""), "tap is missing, expected each of peer, case, tap,"),
         (ENTRY + 'versions = "1.0"\n', "versions is '1.0', expected a table"),
         (ENTRY + 'versions = { port = "about 2" }\n', "versions.port is 'about 2', expected a specifier"),
         (ENTRY + "versions = { port = 2 }\n", "versions.port is 2, expected a specifier"),
@@ -233,3 +238,85 @@ def test_a_tap_that_no_checkpoint_has(tmp_path: Path) -> None:
     known(tmp_path, entry.replace("decoder.layers.*.mlp.act_fn", "weights.decoder.norm.weight")).check([tiny()])
     with pytest.raises(KnownError, match=r"deviation 1: 'decoder\.layer\..*' is no tap of this"):
         known(tmp_path, entry.replace("layers", "layer")).check([tiny()])
+
+
+# Skips
+
+SKIP = ENTRY.replace('tap = "decoder.layers.*.act_fn"', 'status = "skipped"').replace("GELU by a table", "text only")
+SKIPPING = judgement(skipped="no windows yet")
+
+
+def test_a_known_skip_is_excused_and_not_judged(tmp_path: Path) -> None:
+    entries = known(tmp_path, SKIP)
+    applied = entries.applied(SKIPPING, {})
+    assert applied.known == f"text only ({LINK})"
+    assert (applied.passed, applied.deviates, state(entries)) == (False, False, "seen")
+    assert not known(tmp_path, ENTRY).applied(SKIPPING, {}).known, "an entry of a tap excuses no skip"
+    for other in (replace(SKIPPING, peer="other"), replace(SKIPPING, case="short")):
+        assert not known(tmp_path, SKIP).applied(other, {}).known
+    assert not known(tmp_path, SKIP + 'versions = { port = "<2" }\n').applied(SKIPPING, {"port": "2.1"}).known
+
+
+@pytest.mark.parametrize("run", [CLEAN, FAULTY])
+def test_a_known_skip_that_did_not_occur(tmp_path: Path, run: Judgement) -> None:
+    entries = known(tmp_path, SKIP)
+    assert entries.applied(run, {}) is run, "it excuses no failure"
+    assert state(entries) == "unexpected pass"
+    entries.applied(SKIPPING, {})  # another case of the pattern is skipped
+    assert state(entries) == "seen"
+
+
+def test_a_known_skip_of_a_case_that_raised_is_open(tmp_path: Path) -> None:
+    entries = known(tmp_path, SKIP)
+    entries.applied(judgement(error="RuntimeError: no kernel"), {})
+    assert state(entries) == "not run"
+
+
+def test_the_verdict_says_what_a_known_skip_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("rich", reason="needs rich: the report is printed with it")
+    from conformance.report import text
+    from conformance.report.result import Result
+
+    entries = known(tmp_path, SKIP)
+    found = [("tiny", entries.applied(j, {})) for j in (replace(CLEAN, case="short"), SKIPPING)]
+    result = Result(found, {}, {}, {}, 2, 21, known=entries.states())
+    assert (result.status, result.last_line()) == (
+        0,
+        "VERDICT: CONFORMS; known and not judged: window (on 2 of 21 cases)",
+    )
+    told = "".join(t.plain for t in text._unjudged([f for f in found if f[1].skipped], 100))
+    assert "port:fast was not judged, as is known, on 1 case of tiny" in told
+    assert f"known           text only ({LINK})" in told
+    assert f"known skip, seen: text only ({LINK})" in text._summary(result, 100).plain
+    unknown = replace(result, judgements=[found[0], ("tiny", SKIPPING)])
+    assert unknown.last_line() == (
+        "VERDICT: INCOMPLETE (on 2 of 21 cases) - port:fast skips case window: no windows yet"
+    )
+
+
+def test_nothing_but_known_skips_is_no_verdict(tmp_path: Path) -> None:
+    pytest.importorskip("rich", reason="needs rich: the report is printed with it")
+    from conformance.report.result import Result
+
+    skipped = known(tmp_path, SKIP).applied(SKIPPING, {})
+    result = Result([("tiny", skipped), ("tiny", replace(CLEAN, peer="other"))], {}, {}, {}, 1, 1)
+    told = "VERDICT: INCOMPLETE; known and not judged: window - port:fast was judged on nothing"
+    assert (result.status, result.last_line()) == (3, told)
+
+
+def test_a_known_skip_that_is_gone_is_incomplete(tmp_path: Path) -> None:
+    pytest.importorskip("rich", reason="needs rich: the report is printed with it")
+    from conformance.report.result import Result
+
+    entries = known(tmp_path, SKIP)
+    entries.applied(CLEAN, {})
+    result = Result([("tiny", CLEAN)], {}, {}, {}, 1, 1, known=entries.states())
+    assert result.last_line() == "VERDICT: INCOMPLETE - a known skip is no longer seen: text only"
+
+
+def test_a_skip_of_a_case_that_no_checkpoint_has(tmp_path: Path) -> None:
+    from dumping import tiny
+
+    known(tmp_path, SKIP).check([tiny()])
+    with pytest.raises(KnownError, match=r"deviation 1: 'windo' is no case of this checkpoint; close: window"):
+        known(tmp_path, SKIP.replace("window*", "windo")).check([tiny()])

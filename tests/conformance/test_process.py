@@ -24,6 +24,7 @@ from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.peers.process import ProcessPeer, create
 from conformance.peers.protocol import Skip
+from conformance.report.called import labels, renamed
 from conformance.target import Target
 
 HELLO = {"name": "port", "dtype": "float32", "versions": {"port": "2.0"}, "taps": ["*"]}
@@ -139,6 +140,53 @@ def test_the_public_command(start: Start) -> None:
     assert done.returncode == 0
 
 
+def test_reports_call_it_by_its_greeting(start: Start, tmp_path: Path) -> None:
+    """And a file of known deviations by what was asked for, which no program can choose."""
+    peer = start(answering('print(json.dumps({"skip": "not yet"}), flush=True)', name="<b>[bold]mine"), opened=False)
+    entry = '[[deviation]]\ncase = "short"\nstatus = "skipped"\nreason = "a stub"\nlink = "https://x.org/1"\n'
+    (tmp_path / "known.toml").write_text(entry + f'peer = "process:{glob_free(peer.name)}"\n')
+    files = [f"--{kind}={tmp_path / kind}" for kind in ("json", "html", "junit")]
+    given = ["--peer", peer.name, "--ckpt", TINY, "--case", "short", "--lane", "fp32", "--no-progress", *files]
+    done = python("-m", "conformance", *given, "--known", str(tmp_path / "known.toml"), timeout=300)
+    assert done.stdout.splitlines()[-1] == (
+        "VERDICT: INCOMPLETE; known and not judged: short (on 1 of 21 cases) - <b>[bold]mine was judged on nothing"
+    )
+    assert "case   <b>[bold]mine  worst place" in done.stdout
+    assert f"<b>[bold]mine: {peer.name}" in " ".join(done.stdout.split())
+    document = json.loads((tmp_path / "json").read_text())
+    assert [j["peer"] for j in document["judgements"]] == ["<b>[bold]mine"]
+    assert document["peers"] == {"<b>[bold]mine": peer.name}
+    page = (tmp_path / "html").read_text()
+    assert "&lt;b&gt;[bold]mine" in page
+    assert "<b>[bold]mine" not in page
+    assert f'<property name="peer" value="{peer.name}"' in (tmp_path / "junit").read_text()
+
+
+def glob_free(name: str) -> str:
+    return name.removeprefix("process:").replace("[", "[[]")
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ({}, ["process:a", "dump"]),
+        ({"process:a": "mine"}, ["mine", "dump"]),
+        ({"process:a": "dump"}, ["dump [process:a]", "dump"]),
+        ({"process:a": "transformers:sdpa"}, ["transformers:sdpa [process:a]", "dump"]),
+        ({"process:a": "mine", "dump": "mine"}, ["mine [process:a]", "mine [dump]"]),
+        ({"process:a": ""}, ["process:a", "dump"]),
+    ],
+)
+def test_no_name_stands_for_two(called: dict[str, str], expected: list[str]) -> None:
+    assert list(labels(["process:a", "dump"], called).values()) == expected
+
+
+def test_a_note_calls_it_so_too() -> None:
+    known = {"process:a": "mine", "process:ab": "yours"}
+    assert renamed("process:ab shows no weights", known) == "yours shows no weights"
+    assert renamed("nothing of process:a", known) == "nothing of process:a"
+
+
 def test_what_it_is_told(start: Start, target: Target, tmp_path: Path) -> None:
     program = answering(
         f'Path({str(tmp_path / "asked")!r}).write_text(line); print(json.dumps({{"error": "no"}}), flush=True)'
@@ -234,6 +282,10 @@ def test_what_it_says_unasked(start: Start, target: Target) -> None:
     [
         ("import sys; sys.exit('no GPU here')", "no GPU here"),
         ("print('{}')", "peer.name is None"),
+        (f"print({json.dumps(HELLO | {'name': 'x' * 65})!r})", "expected at most 64 characters"),
+        (f"print({json.dumps(HELLO | {'name': 'a' + chr(27) + '[2J'})!r})", "expected a line of printable text"),
+        (f"print({json.dumps(HELLO | {'name': 'a' + chr(0x202E)})!r})", "expected a line of printable text"),
+        (f"print({json.dumps(HELLO | {'name': ' '})!r})", "expected a name that can be seen"),
         ('print(\'{"error": "no weights"}\', flush=True)', "it refuses: 'no weights'"),
         ('print(\'{"name": "x", "dtype": "float8"}\')', "peer.dtype is 'float8', expected one of"),
         ('print(\'{"name": "x", "dtype": "bfloat16"}\')', "not float32; name it process:bfloat16:COMMAND"),

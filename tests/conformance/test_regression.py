@@ -111,6 +111,24 @@ def test_the_verdicts() -> None:
     assert judged(0.05).verdict == "absent"
 
 
+@pytest.mark.parametrize(
+    ("share", "noise", "verdict"),
+    [
+        (1.0, 0.0, "named"),
+        (0.3, 0.0, "partly"),
+        (0.0, 0.0, "absent"),
+        (1.0, 0.5, "named"),
+        (0.0, 1.0, "absent"),
+        (0.0, 40.0, "no power"),  # rounding that no legal run has: the peer is not accused of a pattern
+    ],
+)
+def test_a_pattern_is_seen_where_legal_runs_have_no_error(share: float, noise: float, verdict: str) -> None:
+    """Nothing that chance does moves its coefficient: what there is of it is the peer's."""
+    rows = drawn(7, clusters=400)
+    peer = share * rows[3] + noise * rows[0]
+    assert verdicts([made(np.stack([peer, 0 * rows[1], 0 * rows[2], rows[3]]))]).verdict == verdict
+
+
 def test_few_clusters_say_nothing() -> None:
     rows = drawn(6, clusters=7, elements=4000)
     rows[0] = rows[3]

@@ -202,9 +202,24 @@ def test_matrix_is_plain_and_narrow(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such fault"):
+    with pytest.raises(UsageError, match=r"^--fault D99: there is no such fault"):
         selftest.main(options("--fault", "D99"))
+    with pytest.raises(UsageError, match=r"^--fault D24 --lane fp16: there is no such fault"):
+        selftest.main(options("--fault", "D24", "--lane", "fp16"))
     with pytest.raises(UsageError, match="there is no folder"):
         selftest.main(options("--json", str(tmp_path / "no" / "x.json")))
     with pytest.raises(UsageError, match="at least 1"):
         selftest.main(options("--fault", "D47", "--jobs", "0"))
+
+
+def test_a_lane_is_named_as_the_help_has_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options("--lane", "bf16").lane == "bfloat16"
+    with pytest.raises(SystemExit):
+        options("--lane", "float32")
+    assert "invalid choice: 'float32' (choose from fp32, bf16, fp16)" in capsys.readouterr().err
+    monkeypatch.setattr(catalogue, "FAULTS", [fault_of("D47")])
+    monkeypatch.setattr(catalogue, "NEAR", [])
+    with pytest.raises(UsageError, match=r"^--lane bf16: there is no such fault"):
+        selftest.main(options("--lane", "bf16"))

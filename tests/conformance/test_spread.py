@@ -87,3 +87,6 @@ def test_the_text_and_the_page_say_it() -> None:
     found = [Finding(f"{at}.k_rope", 0, "pass"), Finding(f"{at}.keys", 0, "values", detail="far off")]
     lines = list(text._blamed(Judgement("port", "short", found), found[1], ()))
     assert any(line.startswith("  it begins at    the cache") for line in lines)
+    weights = [Finding("weights.lm_head.weight", 0, "exact", detail="1 of 9 elements differ")]
+    lines = list(text._blamed(Judgement("port", "exact", exact=weights), weights[0], ()))
+    assert "  failing checks  1 of 1 exact" in lines

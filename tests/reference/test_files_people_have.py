@@ -77,15 +77,15 @@ def _gemma(flat: Flat, raw: Flat) -> None:
 
 
 def _no_end(flat: Flat, raw: Flat) -> None:
-    raw["decoder"]["eos_token_id"] = raw["encoder"]["text_config"]["eos_token_id"] = None
+    raw["decoder"]["eos_token_id"] = raw["encoder"]["text_config"]["eos_token_id"] = raw["eos_token_id"] = None
 
 
 def _no_pad(flat: Flat, raw: Flat) -> None:
-    raw["decoder"]["pad_token_id"] = raw["encoder"]["text_config"]["pad_token_id"] = None
+    raw["decoder"]["pad_token_id"] = raw["encoder"]["text_config"]["pad_token_id"] = raw["pad_token_id"] = None
 
 
 def _pad_above(flat: Flat, raw: Flat) -> None:
-    raw["pad_token_id"] = raw["decoder"]["pad_token_id"]
+    assert raw["pad_token_id"] == raw["decoder"]["pad_token_id"]
     raw["decoder"]["pad_token_id"] = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,15 @@ SHARED = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "eoi_tok
 """Settings that config.json repeats, and that have to be one value wherever they stand."""
 
 
+TRAINING = {"dropout_rate", "attention_dropout", "classifier_dropout_rate", "initializer_range"}
+"""Settings that no inference reads, as the releases have them."""
+
+
 def numbers(node: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float]]:
     """Every number of a config.json with its path."""
     if isinstance(node, dict):
-        return [found for key, value in node.items() for found in numbers(value, (*path, key))]
+        items = [(key, value) for key, value in node.items() if key not in TRAINING]
+        return [found for key, value in items for found in numbers(value, (*path, key))]
     if isinstance(node, list):
         return [found for value in node for found in numbers(value, path)]
     return [(path, node)] if isinstance(node, (int, float)) and not isinstance(node, bool) else []
@@ -55,3 +61,33 @@ def test_no_two_settings_are_equal(name: str) -> None:
         expected |= {f"{prefix}.rope_parameters.{key}" for key in rope}
     expected |= {f"encoder.vision_config.{key}" for key in tower.split()}
     assert set(values) - {"decoder.final_logit_softcapping"} == expected
+
+
+BOILERPLATE = {
+    *("_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "label2id", "return_dict"),
+    *("is_encoder_decoder", "output_attentions", "output_hidden_states", "problem_type", "transformers_version"),
+}
+"""What transformers writes of every model's every part."""
+
+
+def parts(node: dict[str, Any], where: str = "") -> dict[str, dict[str, Any]]:
+    """Path of each object → its plain entries."""
+    found = {where: {key: value for key, value in node.items() if not isinstance(value, dict)}}
+    for key, value in node.items():
+        if isinstance(value, dict) and key not in BOILERPLATE:
+            found |= parts(value, f"{where}.{key}".removeprefix("."))
+    return found
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["tiny", "tiny-even"])
+def test_it_has_what_transformers_saves(name: str, tmp_path: Path) -> None:
+    """A port reads `dropout_rate` or the top level's `vocab_size` as it finds them in any other checkpoint."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers: it saves the configuration")
+    transformers.T5Gemma2Config.from_pretrained(bundled(name)).save_pretrained(tmp_path)
+    saved, ours = (parts(json.loads((folder / "config.json").read_text())) for folder in (tmp_path, bundled(name)))
+    assert set(saved) == set(ours)
+    for place, entries in saved.items():
+        lacking = {key: value for key, value in entries.items() if ours[place].get(key, "none") != value}
+        assert set(lacking) <= BOILERPLATE, (place, lacking)
+        assert not set(ours[place]) & BOILERPLATE - set(entries)

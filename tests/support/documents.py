@@ -149,11 +149,17 @@ def everything() -> dict[str, Any]:
         judgement(row(f"{ENC}.layers.1.self_attn.q_proj", "nan", "nan"), case="eoi"),
         judgement(case="raises", passed=False, error="RuntimeError: no kernel", local=raised, cumulative=[]),
         judgement(case="skips", passed=False, skipped="no images (https://example.org/2)", local=[], cumulative=[]),
+        judgement(case="left", passed=False, skipped="text only", known="as planned (https://example.org/3)", local=[]),
         judgement(bad, case="known", deviates=False, known="a table until 5.24 (https://example.org/1)"),
         judgement(case="unclear", passed=False, unclear=["decoder.layers.*.mlp.act_fn"], dtype="bfloat16", k=limits),
         judgement(half, case="half", dtype="bfloat16", named=[named(), named("D13", verdict="no power")], k=limits),
         judgement(case="exact", local=[], cumulative=[], exact=[row("weights", judged=0.0), row("probe-window")]),
-        known=[known(), known("unexpected pass", tap="loss"), known("not run", tap="score")],
+        known=[
+            known(),
+            known("unexpected pass", tap="loss"),
+            known("not run", tap="score"),
+            known(tap="", status="skipped"),
+        ],
         notes=["float16 was not run"],
     )
 

@@ -40,7 +40,6 @@ def encoder_alone(flat: Flat, raw: Flat) -> None:
         del flat[name]
     renamed(flat, lambda name: name.removeprefix("model.encoder.").replace("vision_model.", ""))
     encoder = dict(raw["encoder"])
-    encoder["text_config"]["dropout_rate"] = 0.0
     raw.clear()
     raw |= encoder
 

@@ -7,8 +7,8 @@ changes one thing in the input and shows which of the peer's outputs then have o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,8 @@ from conformance.peers.protocol import Peer, Skip, optional, shows
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import HALF, DType
-from t5g2ref.params import TIED, canonical
+from t5g2ref.params import TIED
 
-T = TypeVar("T")
 TABLES = {"encoder": "encoder.text_model.embed_tokens", "decoder": "decoder.embed_tokens"}
 
 
@@ -116,21 +115,6 @@ def _bits(x: Array) -> Array:
 
 def _exactly(value: Any) -> str:
     return f"{float(value)!r} ({_bits(np.asarray(value)).item():#0{2 + 2 * value.dtype.itemsize}x})"
-
-
-def canonical_weights(state: Iterable[tuple[str, T]], same: Callable[[T, T], bool]) -> Iterator[tuple[str, T]]:
-    """A peer's state under canonical names, each tied table once.
-
-    Args:
-        state: name → tensor in any of the checkpoints' layouts, such as a `state_dict`'s items.
-        same: whether two tensors are one memory. A table that should be tied and is a copy keeps its own name, and is
-            compared by itself.
-    """
-    named = {canonical(name): tensor for name, tensor in state}
-    for name, tensor in named.items():
-        source = named.get(TIED.get(name, ""))
-        if source is None or not same(tensor, source):
-            yield name, tensor
 
 
 # Embedding rows

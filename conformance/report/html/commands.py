@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from conformance.peers.find import DUMP
 from conformance.report.document import Document
 
 
@@ -21,11 +22,17 @@ def whole_command(document: Document) -> str:
 
 
 def command(document: Document, judgement: Document) -> str:
-    """The command line of one comparison by itself; "" after `check`, which judges a dump as a whole."""
-    if re.search(r"\bcheck\b", whole_command(document)):
+    """The command line of one comparison by itself; a dump is judged by `check`.
+
+    It is "" where the run does not tell how the peer was asked for.
+    """
+    peers = document.get("peers", {})
+    asked = str(peers.get(judgement["peer"], "" if document.get("command") else judgement["peer"]))
+    if not asked:
         return ""
-    asked = document.get("peers", {}).get(judgement["peer"], judgement["peer"])
-    words = [*_checkpoint(str(judgement["target"])), "--peer", str(asked)]
+    folder = asked.removeprefix(DUMP)
+    target = _checkpoint(str(judgement["target"]))
+    words = ["check", folder, *target] if folder != asked else [*target, "--peer", asked]
     return shlex.join([*_START, *words, *_backend(document), "--case", str(judgement["case"]), "--detail"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from conformance.report.document import Document, Row, failing, grouped, number, rows, severity, state
+from conformance.report.document import Document, Row, doubts, failing, grouped, number, rows, severity, state
 from conformance.report.html.masks import Mask, mask
 
 FULL = 6000  # rows of failing comparisons that a page holds; the rest are cut as passing ones are
@@ -59,9 +59,32 @@ class Comparison:
         return WORDS[self.state]
 
     @property
+    def size(self) -> str:
+        """What was compared: taps, and what the exact lane checks."""
+        checks = len(self.judgement.get("exact", ()))
+        told = [_counted(self.total, "tap")] if self.total or not checks else []
+        return ", ".join(told + [_counted(checks, "check")] * bool(checks))
+
+    @property
+    def wrong(self) -> str:
+        """How much of it fails."""
+        checks = len(failing(self.exact))
+        told = [f"{self.failing - checks} of {_counted(self.total, 'tap')}"] if self.total else []
+        every = _counted(len(self.judgement.get("exact", ())), "check")
+        return ", ".join(told + [f"{checks} of {every}, bit for bit"] * bool(checks)) or "none"
+
+    @property
+    def doubts(self) -> list[str]:
+        return doubts(self.judgement)
+
+    @property
     def limits(self) -> list[tuple[Document, Comparison]]:
         """Its own limits k, in the form that the table of limits takes."""
         return [(entry, self) for entry in self.judgement.get("k", ())]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def comparisons(document: Document) -> list[Comparison]:

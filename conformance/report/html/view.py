@@ -83,6 +83,7 @@ def page(document: Document) -> dict[str, Any]:
         "largest_k": _largest_k(shown),
         "unexpected": [k for k in document["known"] if k["state"] == "unexpected pass"],
         "command": whole_command(document),
+        "asked": {name: given for name, given in document.get("peers", {}).items() if name != given},
         "text": _as_text(document, shown),
         "words": WORDS,
         "symbols": SYMBOLS,
