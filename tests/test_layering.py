@@ -35,7 +35,7 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | catalogue plan | __init__
+conformance/cases: case ingredients | catalogue plan | token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__

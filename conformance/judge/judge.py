@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import cast
 
 from conformance.activations import Dump
+from conformance.cases import token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of, required
 from conformance.judge import name_defect as naming
@@ -116,7 +117,15 @@ def _compared(
         masks=local.masks,
         wider=local.wider,
     )
-    return _explained(found, target, case, dump, dtype)
+    return _explained(replace(found, token=_token(found, target.config, case)), target, case, dump, dtype)
+
+
+def _token(found: Judgement, config: Config, case: Case) -> str:
+    """The id at the worst token of a culprit that is a tap."""
+    culprit = found.culprit
+    if culprit is None or culprit in found.exact:
+        return ""
+    return token_words.said(config, case, culprit.call, culprit.tap, culprit.token)
 
 
 def _of_reading(peer: Peer) -> list[Finding]:

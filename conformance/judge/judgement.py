@@ -29,6 +29,7 @@ class Judgement:
         skipped: why the peer did not run the case, with a link.
         known: a known deviation's reason and link, where one covers what was found; or a known skip's.
         masks: the first failing masks as rows of text, expected and found.
+        token: the id at the culprit's worst token, in words; "" where it has none.
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
     """
 
@@ -48,6 +49,7 @@ class Judgement:
     known: str = ""
     masks: list[dict[str, Any]] = field(default_factory=list)
     wider: dict[str, str] = field(default_factory=dict)
+    token: str = ""
 
     @property
     def culprit(self) -> Finding | None:

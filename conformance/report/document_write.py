@@ -43,7 +43,7 @@ def as_json(result: Result) -> str:
 def _judgement(target: str, judgement: Judgement, titles: dict[str, str]) -> dict[str, Any]:
     """One peer on one case; a finding is a row under the document's `columns`."""
     culprit = judgement.culprit
-    plain = ("peer", "case", "dtype", "error", "skipped", "known", "seconds", "logits", "unclear", "masks")
+    plain = ("peer", "case", "dtype", "error", "skipped", "known", "seconds", "logits", "unclear", "masks", "token")
     return {
         "target": target,
         **{name: getattr(judgement, name) for name in plain},
