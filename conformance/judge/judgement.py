@@ -58,8 +58,8 @@ class Judgement:
         After the peer raised, missing taps come last: they are missing because it raised.
         """
         failing = [f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed]
-        faults = [f for f in failing if f.status != "missing"] if self.error else failing
-        return next(iter(faults or failing), None)
+        shown = [f for f in failing if f.status != "missing"] if self.error else failing
+        return next(iter(shown or failing), None)
 
     @property
     def deviates(self) -> bool:
