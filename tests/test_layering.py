@@ -27,7 +27,7 @@ t5g2ref/config: fields | read | remarks write | geometry | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics weights | taps params cache embedding ops rope masks | attention mlp outputs
+t5g2ref: numerics weights | taps params cache embedding ops rope masks | attention mlp outputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
 t5g2ref/processor: image tokenizer_json | text | __init__
@@ -35,7 +35,7 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | catalogue plan | __init__
+conformance/cases: case ingredients | catalogue plan | token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__

@@ -14,7 +14,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-from conformance.measure.finding import FAULTS
+from conformance.measure.finding import FAILURES
 from conformance.measure.limits import LIMITS
 from conformance.oracle.run_case import legal
 from t5g2ref.config import preset
@@ -114,7 +114,7 @@ def anchor() -> list[str]:
     return [
         *drawn,
         text(TURN + 12, bottom - 35, "local anchor: all go on from the peer's value,", 14, PEER, font_weight="bold"),
-        text(TURN + 12, bottom - 16, "so a fault is red where it happens, and not behind it", 14, PEER),
+        text(TURN + 12, bottom - 16, "so a mistake is red where it happens, and not behind it", 14, PEER),
     ]
 
 
@@ -154,12 +154,12 @@ def ratio(y: float) -> list[str]:
 
 def gates(y: float) -> list[str]:
     drawn, x = [text(28, y, "gates, in this order: the first that fails is the finding", 14, FAINT)], 28.0
-    for n, name in enumerate(FAULTS):
+    for n, name in enumerate(FAILURES):
         width = 7.3 * len(name) + 18
         drawn.append(box(x, y + 12, width, 28, "#ffffff", LINE))
         drawn.append(text(x + width / 2, y + 31, name, 12, INK, font_family=MONO, text_anchor="middle"))
         x += width
-        if n + 1 < len(FAULTS):
+        if n + 1 < len(FAILURES):
             drawn.append(text(x + 9, y + 31, "→", 15, FAINT, text_anchor="middle"))
         x += 18
     return drawn

@@ -14,10 +14,11 @@ from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.taps import Tap
 
+Array = np.ndarray[Any, Any]
 NORMS = ("norm", "layernorm")
 PIECES = 8  # of a token whose numbers are independent
 
-Host = np.ndarray[Any, Any]
+
 Shown = Callable[[str], bool]
 """Of a tap's name, whether a peer says that it shows it."""
 
@@ -55,21 +56,33 @@ def minimum(config: Config, case: Case) -> list[list[str]]:
     return calls
 
 
-def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> Host | None:
+def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> Array | None:
     """bool over the tap's token axes, False on the padding that the case laid down; None where nothing is padded."""
+    run, _ = case.calls[call]
+    return _rows(case, call, tap, shape, run.encoder_valid, run.decoder_valid)
+
+
+def ids_at(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> Array | None:
+    """The id at each token of the tap, over its token axes; None where its tokens are no ids."""
+    run, _ = case.calls[call]
+    return _rows(case, call, tap, shape, run.input_ids, run.decoder_input_ids)
+
+
+def _rows(case: Case, call: int, tap: Tap, shape: tuple[int, ...], source: Array, own: Array) -> Array | None:
+    """What source (B, S) or own (B, T) has at the tokens that the tap is of in this call; None for a tap of neither."""
     run, (first, last) = case.calls[call]
     if tap.rows == "all":
         return None
     if tap.rows == "encoder":
-        return run.encoder_valid
-    held = run.decoder_valid[:, :last]
+        return source
+    held = own[:, :last]
     if tap.rows == "own":
         return held[:, last - shape[2] :]
     keep = run.logits_to_keep if tap.rows == "logits" else None
     return held[:, first if keep is None else max(first, last - keep) :]
 
 
-def valid_tokens(value: Host, tap: Tap, case: Case, call: int) -> Host:
+def valid_tokens(value: Array, tap: Tap, case: Case, call: int) -> Array:
     """The tap's value at the tokens that count, token axes first; as it is where its shape is not the tap's."""
     if len(tap.shape.split()) != value.ndim:
         return value

@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, OutputError) or stopped(error):
             raise
-        return _own_fault(given[0] if given and given[0] in ("list", *MODULES) else None)
+        return _own_error(given[0] if given and given[0] in ("list", *MODULES) else None)
     options.command_line = shlex.join(["python", "-m", "conformance", *given])
     return _guarded(options)
 
@@ -163,10 +163,10 @@ def _guarded(options: argparse.Namespace) -> int:
         if isinstance(error, MemoryError):  # without a traceback, which takes memory too
             print("conformance: out of memory; give a smaller --ckpt, or fewer cases with --case", file=sys.stderr)
             return _incomplete(options.command, "out of memory")
-        return _own_fault(options.command)
+        return _own_error(options.command)
 
 
-def _own_fault(command: str | None) -> int:
+def _own_error(command: str | None) -> int:
     """Say that the error is ours."""
     with suppress(Exception):  # what is to be shown may itself be what cannot be shown
         traceback.print_exc()

@@ -23,7 +23,7 @@ from conformance.exchange.staged import FORMAT, MANIFEST
 from conformance.oracle.run_case import models, program
 from conformance.progress import Reporter, reporting
 from conformance.target import Target
-from t5g2ref import __version__
+from t5g2ref import __version__, tap_words
 from t5g2ref.dtypes import DType
 from t5g2ref.files import write_text
 from t5g2ref.trace import Trace
@@ -98,7 +98,7 @@ def _write(folder: Path, target: Target, chosen: list[Case], options: argparse.N
             least = None if options.all_taps else [set(call["minimum"]) for call in entry["calls"]]
             write_truth(folder, target, case, dtype, least)
         reporter.step()
-    write_text(folder / "README.txt", README)
+    write_text(folder / "README.txt", "\n".join([README, TAPS, *(f"  {line}" for line in tap_words.lines(118)), ""]))
     write_text(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
 
 
@@ -211,4 +211,7 @@ What to write
   or float16 model were widened.
 
 Then run: python -m conformance check FOLDER --ckpt ...
+"""
+TAPS = """\
+What the taps are, in each layer (*) and both text stacks. √D is of the width; H, N and K are as in "letters".
 """

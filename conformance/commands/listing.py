@@ -13,7 +13,7 @@ from conformance.peers.find import FORMS, names
 def show(what: str) -> int:
     """Print one of the lists; returns 0."""
     from conformance.peers import entry_points as plugins
-    from t5g2ref import bundled, taps
+    from t5g2ref import bundled, tap_words, taps
     from t5g2ref.config import Config
 
     config = Config.load(bundled("tiny"))
@@ -24,6 +24,8 @@ def show(what: str) -> int:
     elif what == "taps":
         for tap in taps.table(config, loss=True):
             print(f"{tap.name:62} {tap.shape:10} {'mask' if tap.exact else ''}")
+        print("\n  What they are, in each layer (*) and both text stacks:\n")
+        print("\n".join(f"  {line}" for line in tap_words.lines()))
     elif what == "faults":
         from conformance.defects import all as catalogue
 

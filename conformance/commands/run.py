@@ -235,7 +235,7 @@ def _wider(found: Found) -> list[str]:
             taps.setdefault((j.peer, j.dtype), {}).update(j.wider)
     return [
         f"{peer} declares {dtype} and shows {', '.join(sorted(set(wide.values())))} at {len(wide)} taps, first "
-        f"{next(iter(wide))}: judged as shown; more bits are no fault"
+        f"{next(iter(wide))}: judged as shown; more bits are no mistake"
         for (peer, dtype), wide in taps.items()
     ]
 

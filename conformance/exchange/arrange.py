@@ -84,34 +84,34 @@ class Shower:
                 except LayoutError as error:
                     raise DumpError(f"layouts: {error}") from error
 
-    def put_all(self, files: list[File], dump: Dump, faults: list[Finding]) -> None:
-        """Put every call's arrays into `dump`, and what is found wrong into `faults`.
+    def put_all(self, files: list[File], dump: Dump, findings: list[Finding]) -> None:
+        """Put every call's arrays into `dump`, and what is found wrong into `findings`.
 
         Raises DumpError, after all of it, for ids of another input or a missing tap that every dump has to show.
         """
         for call, (tensors, names) in enumerate(files):
             dump.new_call()
-            self.put(call, tensors, names, dump, faults)
-        wrong = next((f for f in faults if f.tap in IDS), None)
+            self.put(call, tensors, names, dump, findings)
+        wrong = next((f for f in findings if f.tap in IDS), None)
         if wrong is not None:
             raise DumpError(f"{wrong.tap} of call {wrong.call}: {wrong.detail}; the program ran another input")
         least = minimum(self.config, self.case)
         if gone := [f"{name} (call {n})" for n, names in enumerate(least) for name in names if name not in files[n][1]]:
             raise DumpError(f"the dump lacks {len(gone)} of what every dump has to show: {', '.join(gone[:8])}")
 
-    def put(self, call: int, tensors: Tensors, names: Mapping[str, str], dump: Dump, faults: list[Finding]) -> None:
+    def put(self, call: int, tensors: Tensors, names: Mapping[str, str], dump: Dump, findings: list[Finding]) -> None:
         """Put the call's arrays into the newest call of `dump`.
 
-        Wrong ids, and arrays that do not have their declared layout, go into `faults`.
+        Wrong ids, and arrays that do not have their declared layout, go into `findings`.
         """
         plan = self._plan(call)
         for name, tensor in names.items():
             if too_large := self._too_large(call, name, tensors.entries[tensor].shape):
-                faults.append(too_large)
+                findings.append(too_large)
                 continue
             array = tensors.read(tensor)
             if name in IDS:
-                faults += self._ids(name, call, array)
+                findings += self._ids(name, call, array)
                 continue
             tap, declared = plan[name], self._layout(plan[name])
             array = self._typed(tap, array, f"{short(tensors.name)}: {short(tensor)}")
@@ -121,7 +121,7 @@ class Shower:
                 array = arranged(array, declared, tap, lengths, keep)
             except LayoutError as error:
                 if declared != tap.shape:  # else the judge says the same
-                    faults.append(Finding(name, call, "shape", detail=str(error)))
+                    findings.append(Finding(name, call, "shape", detail=str(error)))
                 if array.shape == shape_of(tap, lengths):  # the right shape, but another layout was declared
                     continue
             dump.put(name, array)

@@ -8,9 +8,8 @@ from typing import Any, NoReturn
 
 from conformance.exchange.geometry import Value
 from conformance.exchange.reading import DumpError, confined
-from t5g2ref.config.fields import from_json, short
+from t5g2ref.config.fields import json_file, short
 from t5g2ref.dtypes import RUN_IN
-from t5g2ref.files import opened
 
 FORMAT, VERSION = "t5g2ref-dump", 1
 MAX_BYTES = 1 << 23
@@ -151,14 +150,10 @@ def _taps(value: object, where: str) -> dict[str, str] | None:
 
 
 def _json(path: Path) -> Any:
-    with opened(path) as handle:
-        data = handle.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise DumpError(f"manifest.json: larger than {MAX_BYTES} bytes")
     try:
-        return from_json(data)
+        return json_file(path, MAX_BYTES)
     except ValueError as error:  # json names line and column
-        raise DumpError(f"manifest.json: not JSON: {short(str(error))}") from error
+        raise DumpError(f"manifest.json: {error}") from error
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import cast
 
 from conformance.activations import Dump
+from conformance.cases import token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of, required
 from conformance.judge import name_defect as naming
@@ -24,7 +25,7 @@ from conformance.judge.walk import Found, Walk
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
-from conformance.peers.guard import PeerFault, call, line
+from conformance.peers.guard import PeerError, call, line
 from conformance.peers.protocol import Peer, Skip, optional, shows
 from conformance.target import Target
 from t5g2ref.config import Config
@@ -59,13 +60,13 @@ def judge(
             call("", peer.run, case.copied(), dump, passing=(Skip,))
         except Skip as skip:
             return Judgement(peer.name, case.name, skipped=str(skip) or "it does not say why", dtype=dtype)
-        except PeerFault as fault:
-            raised = str(fault)
+        except PeerError as error:
+            raised = str(error)
         try:
             shown = shows(peer)
             _in_order(target, case, dump)
-        except PeerFault as fault:
-            return Judgement(peer.name, case.name, error=raised or str(fault), dtype=dtype)
+        except PeerError as error:
+            return Judgement(peer.name, case.name, error=raised or str(error), dtype=dtype)
         if raised and not dump.calls:
             return Judgement(peer.name, case.name, error=raised, dtype=dtype)
         ran = time.perf_counter()
@@ -82,14 +83,14 @@ def judge(
 
 
 def _in_order(target: Target, case: Case, dump: Dump) -> None:
-    """Raises PeerFault for calls that the case does not have, and for names that are no tap of their call."""
+    """Raises PeerError for calls that the case does not have, and for names that are no tap of their call."""
     plan = plan_of(target.config, case)
     if dump.calls > len(case.calls):
-        raise PeerFault(f"it made {dump.calls} calls, expected {len(case.calls)}")
+        raise PeerError(f"it made {dump.calls} calls, expected {len(case.calls)}")
     known = {(n, tap.name) for n, tap in plan}
     for n in range(dump.calls):
         if strange := [name for name in dump.names(n) if (n, name) not in known]:
-            raise PeerFault(f"it shows {line(strange[0])} in call {n}, which is no tap of that call; see `list taps`")
+            raise PeerError(f"it shows {line(strange[0])} in call {n}, which is no tap of that call; see `list taps`")
 
 
 def _compared(
@@ -131,7 +132,15 @@ def _compared(
         masks=local.masks,
         wider=local.wider,
     )
-    return _explained(found, target, case, dump, dtype)
+    return _explained(replace(found, token=_token(found, target.config, case)), target, case, dump, dtype)
+
+
+def _token(found: Judgement, config: Config, case: Case) -> str:
+    """The id at the worst token of a culprit that is a tap."""
+    culprit = found.culprit
+    if culprit is None or culprit in found.exact:
+        return ""
+    return token_words.said(config, case, culprit.call, culprit.tap, culprit.token)
 
 
 def _of_reading(peer: Peer) -> list[Finding]:

@@ -29,6 +29,7 @@ class Judgement:
         skipped: why the peer did not run the case, with a link.
         known: a known deviation's reason and link, where one covers what was found; or a known skip's.
         masks: the first failing masks as rows of text, expected and found.
+        token: the id at the culprit's worst token, in words; "" where it has none.
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
         repeated: how many taps were compared bit for bit with a second run of the case.
         unsteady: where the second run first differs, in words, and which of the two is wrong.
@@ -52,6 +53,7 @@ class Judgement:
     wider: dict[str, str] = field(default_factory=dict)
     repeated: int = 0
     unsteady: str = ""
+    token: str = ""
 
     @property
     def culprit(self) -> Finding | None:
@@ -60,8 +62,8 @@ class Judgement:
         After the peer raised, missing taps come last: they are missing because it raised.
         """
         failing = [f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed]
-        faults = [f for f in failing if f.status != "missing"] if self.error else failing
-        return next(iter(faults or failing), None)
+        shown = [f for f in failing if f.status != "missing"] if self.error else failing
+        return next(iter(shown or failing), None)
 
     @property
     def deviates(self) -> bool:

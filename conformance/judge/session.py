@@ -18,7 +18,7 @@ from conformance.judge.exact.lane import examine_exact
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
-from conformance.peers.guard import PeerFault, call, line, said, warnings_kept
+from conformance.peers.guard import PeerError, call, line, said, warnings_kept
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter
 from conformance.target import Target
@@ -80,8 +80,8 @@ class Session:
             self._on(peer, target)
         try:
             call("close()", peer.close)
-        except PeerFault as fault:
-            self.notes.append(f"{peer.name}: {fault}")
+        except PeerError as error:
+            self.notes.append(f"{peer.name}: {error}")
 
     def _on(self, peer: Peer, target: Target) -> None:
         """Judge one peer on one checkpoint. If it cannot load that, each case has this error and the run goes on."""
@@ -153,7 +153,7 @@ class Session:
         """What `work` gives; after a peer's or a backend's error, a judgement with it, and the memory released."""
         try:
             return work()
-        except (BackendError, PeerFault) as error:
+        except (BackendError, PeerError) as error:
             failed = Judgement(peer.name, name, error=str(error), dtype=peer.dtype)
         gc.collect()  # the error's frames hold device arrays, which do not trigger Python's own collection
         release(target.backend)
@@ -187,8 +187,8 @@ def fingerprint(target: Target, peer: Peer) -> list[int]:
 
 
 def _versions(peer: Peer) -> dict[str, str]:
-    """Names and versions as the peer tells them. Raises PeerFault where they are no text."""
+    """Names and versions as the peer tells them. Raises PeerError where they are no text."""
     found = call("versions()", peer.versions)
     if not isinstance(found, dict) or not all(isinstance(word, str) for pair in found.items() for word in pair):
-        raise PeerFault(f"versions() gave {line(repr(found))}, expected names and versions as text")
+        raise PeerError(f"versions() gave {line(repr(found))}, expected names and versions as text")
     return {line(name): line(version) for name, version in found.items()}

@@ -16,7 +16,7 @@ from conformance.cases.case import Case, Run
 from conformance.cases.ingredients import Kit
 from conformance.cases.plan import Shown, plan_of, valid_tokens
 from conformance.judge.judgement import Judgement
-from conformance.peers.guard import PeerFault, call
+from conformance.peers.guard import PeerError, call
 from conformance.peers.protocol import Peer, Skip
 from conformance.target import Target
 from t5g2ref.backend import Backend
@@ -43,12 +43,12 @@ def steadied(
         compared: judges another run.
     """
     for other in between(target, case):
-        with Dump(target.backend) as unseen, suppress(Skip, PeerFault):  # it need not do what the case does not ask
+        with Dump(target.backend) as unseen, suppress(Skip, PeerError):  # it need not do what the case does not ask
             call("", peer.run, other.copied(), unseen, passing=(Skip,))
     with Dump(target.backend, first=dump) as again:
         try:
             call("", peer.run, case.copied(), again, passing=(Skip,))
-        except (Skip, PeerFault) as fault:
+        except (Skip, PeerError) as fault:
             raised = f"asked for the same case once more, it raised: {fault}"
             return replace(first, error="; ".join(filter(None, (first.error, raised))))
         seen = [(n, tap.name) for n, tap in plan_of(target.config, case) if shown(tap.name)]

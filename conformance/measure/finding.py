@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAULTS = ("missing", "shape", "dtype", "nan", "exact", "mask", "ceiling", "values", "tail", "bias", "signature")
+FAILURES = ("missing", "shape", "dtype", "nan", "exact", "mask", "ceiling", "values", "tail", "bias", "signature")
 
 
 @dataclass(frozen=True)
@@ -12,12 +12,12 @@ class Finding:
     """What was found at one tap of one call.
 
     Args:
-        status: "pass", or the first of FAULTS that applies.
+        status: "pass", or the first of FAILURES that applies.
         worst, median, p99: of the per-token ratios over valid tokens; NaN when values were not reached.
         token: index of the worst token along the tap's token axes.
         peer_error: that token's ‖peer − truth‖ / ‖truth‖; control_error likewise, after the floor.
         tokens: how many valid tokens were compared.
-        detail: for a fault: expected and found, in words.
+        detail: of a failure: expected and found, in words.
         judged: what was held against `limit`: the worst ratio of a local anchor in float32, the median of a cumulative
             one, in a half-precision lane the first test that failed (`half.py`).
         tail, bias, ceiling: of a half-precision lane: the largest |error| / bound beside the legal profiles', the mean

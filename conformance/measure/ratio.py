@@ -110,17 +110,17 @@ def refused(
 ) -> Finding | None:
     """The finding of a value that cannot be compared: missing, of a wrong shape or dtype, or without a valid token."""
 
-    def fault(status: str, detail: str) -> Finding:
+    def failed(status: str, detail: str) -> Finding:
         return Finding(tap.name, call, status, detail=detail)
 
     if peer is None:
-        return fault("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
+        return failed("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
     if tuple(peer.shape) != tuple(truth.shape):
-        return fault("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
+        return failed("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
     if str(peer.dtype) not in (expected := _dtypes(tap, dtype)) and not wider(tap, peer, dtype):
-        return fault("dtype", f"expected {' or '.join(expected)}, found {peer.dtype}")
+        return failed("dtype", f"expected {' or '.join(expected)}, found {peer.dtype}")
     if not kept(tap, truth, valid).any() or not truth.size:
-        return fault("missing", "no valid token to compare: an empty comparison is not a pass")
+        return failed("missing", "no valid token to compare: an empty comparison is not a pass")
     return None
 
 
@@ -138,7 +138,7 @@ def _dtypes(tap: Tap, dtype: str) -> tuple[str, ...]:
 
 
 def wider(tap: Tap, peer: Any, dtype: str) -> bool:
-    """Whether a value has more bits than the peer's declared type. It is judged, and said; fewer bits are a fault."""
+    """Whether a value has more bits than the peer's declared type. It is judged, and said; fewer bits are a failure."""
     found = "" if peer is None or tap.exact else str(peer.dtype)
     return found not in _dtypes(tap, dtype) and found in WIDER.get(dtype, ())
 

@@ -24,7 +24,7 @@ Scope = Callable[[], AbstractContextManager[object]]
 
 
 class LockstepError(RuntimeError):
-    """The runs did not visit the same taps in the same order: a fault of this suite, never of a peer."""
+    """The runs did not visit the same taps in the same order: an error of this suite, never of a peer."""
 
 
 def walk(

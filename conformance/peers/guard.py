@@ -1,4 +1,4 @@
-"""Calls code that is not ours: what it raises becomes a PeerFault, its warnings are kept, and the run goes on."""
+"""Calls code that is not ours: what it raises becomes a PeerError, its warnings are kept, and the run goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 MOST, LINES = 1000, 20  # characters of a foreign line, and lines, that are shown
 
 
-class PeerFault(RuntimeError):
+class PeerError(RuntimeError):
     """The peer raised, or did what no peer may do. The message says what, in a line."""
 
 
@@ -64,7 +64,7 @@ def warnings_kept(who: str, notes: list[str]) -> Iterator[None]:
 
 
 def call(what: str, function: Callable[..., T], *args: object, passing: tuple[type[BaseException], ...] = ()) -> T:
-    """What `function` gives. Whatever it raises, even `SystemExit`, becomes a PeerFault.
+    """What `function` gives. Whatever it raises, even `SystemExit`, becomes a PeerError.
 
     Args:
         what: the call's name, put before the error's own words; "" where these are enough.
@@ -76,4 +76,4 @@ def call(what: str, function: Callable[..., T], *args: object, passing: tuple[ty
     except passed:
         raise
     except BaseException as error:
-        raise PeerFault(f"{what} raised {said(error)}" if what else said(error)) from error
+        raise PeerError(f"{what} raised {said(error)}" if what else said(error)) from error

@@ -10,7 +10,7 @@ from conformance.activations import Dump
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown
 from conformance.measure.finding import Finding
-from conformance.peers.guard import PeerFault, line
+from conformance.peers.guard import PeerError, line
 from conformance.target import Target
 
 
@@ -96,5 +96,5 @@ def shows(peer: Peer) -> Shown:
         return lambda _: True
     chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
     if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
-        raise PeerFault(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
+        raise PeerError(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
     return lambda name: any(fnmatchcase(name, pattern) for pattern in chosen)

@@ -44,18 +44,8 @@ def _judgement(target: str, judgement: Judgement, titles: dict[str, str]) -> dic
     """One peer on one case; a finding is a row under the document's `columns`."""
     culprit = judgement.culprit
     plain = (
-        "peer",
-        "case",
-        "dtype",
-        "error",
-        "skipped",
-        "known",
-        "seconds",
-        "logits",
-        "unclear",
-        "masks",
-        "repeated",
-        "unsteady",
+        *("peer", "case", "dtype", "error", "skipped", "known", "seconds", "logits", "unclear", "masks"),
+        *("token", "repeated", "unsteady"),
     )
     return {
         "target": target,

@@ -31,7 +31,7 @@ from packaging.version import InvalidVersion
 from conformance.cases import catalogue as case_list
 from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
-from conformance.measure.finding import FAULTS, Finding
+from conformance.measure.finding import FAILURES, Finding
 from conformance.target import Target
 from t5g2ref import taps
 from t5g2ref.config.fields import short
@@ -222,7 +222,7 @@ def _entry(raw: object, where: str) -> Deviation:
         raise KnownError(
             f"{where}: link is {short(raw['link'])}, expected an address that begins with https:// or http://"
         )
-    allowed = (*FAULTS, SKIPPED)
+    allowed = (*FAILURES, SKIPPED)
     if raw.get("status", SKIPPED) not in allowed:
         raise KnownError(f"{where}: status is {short(raw['status'])}, expected one of {', '.join(allowed)}")
     _versions(raw.get("versions", {}), f"{where}: versions")

@@ -1,4 +1,4 @@
-"""How a fault is spread over the layers of a stack, and whether it begins at the cache. In words, for a report."""
+"""How a mistake is spread over the layers of a stack, and whether it begins at the cache. In words, for a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LAYER = re.compile(r"(.+)\.layers\.(\d+)(?:\.(.+))?")
 def layers(culprit: str, found: Iterable[Row]) -> str:
     """In which layers of the culprit's stack taps fail, and whether at the same tap; "" where it is one layer or none.
 
-    A tap that is missing is no fault of its layer. Where every layer fails, shared code is at fault and no layer.
+    A tap that is missing is no mistake of its layer. Where every layer fails, it is in shared code and in no layer.
     """
     at = _LAYER.fullmatch(culprit)
     if at is None:

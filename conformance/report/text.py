@@ -212,10 +212,13 @@ def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) ->
             if line:
                 yield f"  {label:15} {line}"
     if not math.isnan(culprit.worst):
-        at = f"token {culprit.token}, {culprit.tokens} tokens compared"
+        id_ = f" (id {judgement.token})" if judgement.token else ""
+        at = f"token {culprit.token}{id_}, {culprit.tokens} tokens compared"
         yield f"  worst ratio     {in_words(culprit.worst)} (median {in_words(culprit.median)}) at {at}"
         peer, control = of_the_value(culprit.peer_error), of_the_value(culprit.control_error)
         yield f"  off by          the peer {peer}, the control {control}"
+    elif judgement.token:
+        yield f"  at the id       {judgement.token}"
     if judgement.unsteady:
         yield f"  unsteady        {judgement.unsteady}"
     yield from _named(judgement, culprit, exposes)

@@ -15,8 +15,7 @@ from t5g2ref.checkpoint.file import SafetensorsFile
 from t5g2ref.checkpoint.names import canonical_places
 from t5g2ref.checkpoint.tensor import WeightsError, convert
 from t5g2ref.checkpoint.write import INDEX, SINGLE
-from t5g2ref.config.fields import from_json, short
-from t5g2ref.files import opened
+from t5g2ref.config.fields import json_file, short
 from t5g2ref.notes import note
 from t5g2ref.params import Shape
 
@@ -98,14 +97,10 @@ def _sharded(root: Path) -> list[tuple[SafetensorsFile, str]]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    with opened(path) as handle:
-        data = handle.read(_MAX_INDEX + 1)
-    if len(data) > _MAX_INDEX:
-        raise WeightsError(f"{path}: larger than {_MAX_INDEX} bytes; download it again")
     try:
-        raw = from_json(data)
+        raw = json_file(path, _MAX_INDEX)
     except ValueError as error:
-        raise WeightsError(f"{path}: not JSON: {short(str(error))[1:-1]}; download it again") from error
+        raise WeightsError(f"{path}: {error}; download it again") from error
     names = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(names, dict) or not names:
         raise WeightsError(f"{path}: weight_map is {short(names)}, expected a non-empty object; download it again")

@@ -95,6 +95,18 @@ def from_json(data: bytes) -> Any:
         raise ValueError(str(error)) from error
 
 
+def json_file(path: Path, most: int) -> Any:
+    """The value of a JSON file from outside, of `most` bytes at most; ValueError says in a line what is wrong."""
+    with opened(path) as handle:
+        data = handle.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"larger than {most} bytes")
+    try:
+        return from_json(data)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {short(str(error))[1:-1]}") from error
+
+
 def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """`json`'s object_pairs_hook, with a ValueError for a repeated key: readers differ in which one wins."""
     out: dict[str, Any] = {}
@@ -111,14 +123,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; give a checkpoint folder or the path of its config.json")
-    with opened(file) as handle:
-        data = handle.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; a config.json has a few thousand")
     try:
-        raw = from_json(data)
+        raw = json_file(file, MAX_BYTES)
     except ValueError as error:
-        raise ConfigError(f"{file}: not JSON: {short(str(error))[1:-1]}; download config.json again") from error
+        raise ConfigError(f"{file}: {error}; download config.json again") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: holds a JSON {type(raw).__name__}, expected an object; download it again")
     return raw

@@ -89,9 +89,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no manifest": (replaced(lambda path: None), "manifest.json': no such file"),
     "manifest is a folder": (replaced(Path.mkdir), "manifest.json': no such file"),
     "manifest is a link out": (replaced(lambda path: path.symlink_to("/etc/hostname")), "a link out of the folder"),
-    "not JSON": (garbage("manifest.json", b'{\n "format": \n}'), "not JSON: 'Expecting value: line 3 column 1"),
+    "not JSON": (garbage("manifest.json", b'{\n "format": \n}'), "not JSON: Expecting value: line 3 column 1"),
     "not text": (garbage("manifest.json", b"\xff\xfe\x00"), "not JSON"),
-    "empty": (garbage("manifest.json", b""), "not JSON: 'Expecting value: line 1"),
+    "empty": (garbage("manifest.json", b""), "not JSON: Expecting value: line 1"),
     "deep": (garbage("manifest.json", b"[" * 100_000), "not JSON"),
     "as deep as JSON goes": (
         garbage("manifest.json", b"[" * 900 + b"]" * 900),

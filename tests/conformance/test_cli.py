@@ -72,8 +72,12 @@ def test_lists_are_complete(run: Run) -> None:
     assert all(id.startswith("X") for id in ids[count:])
     assert "     seen in quic/efficient-transformers#1250" in lines
     config = Config.load(bundled("tiny"))
-    names = [line.split()[0] for line in run("list", "taps")[1]]
+    lines = run("list", "taps")[1]
+    names = [line.split()[0] for line in lines if line and not line.startswith(" ")]
     assert names == [tap.name for tap in taps.table(config, loss=True)]
+    assert any(
+        line.startswith("  layers.*.self_attn.mask") and "True where the query may see" in line for line in lines
+    )
     listed = [line.split()[0] for line in run("list", "cases")[1] if not line.startswith(" ")]
     assert listed == [case.name for case in case_list.build(config)]
 
@@ -95,7 +99,7 @@ def test_unknown_peer(run: Run) -> None:
     status, lines, err = run("--peer", "nobody")
     assert (status, lines) == (2, [])
     forms = "transformers:eager|sdpa[:float32|bfloat16|float16[:cpu|cuda|cuda:1]], t5g2ref:numpy|cupy[:1]:float32|"
-    others = "process:[DTYPE:]COMMAND, dir:FOLDER, ENTRY[:ARGUMENT]"
+    others = "process:[DTYPE:]COMMAND, dir:FOLDER, FILE.py[:FUNCTION], ENTRY[:ARGUMENT]"
     assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16, {others}\n"
 
 

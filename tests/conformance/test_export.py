@@ -160,7 +160,8 @@ def test_what_is_written(tmp_path: Path, target: Target, capsys: pytest.CaptureF
     assert document["cases"]["sequence-multi"]["head"] == ["head.score.out_proj.bias", "head.score.out_proj.weight"]
     assert head["head.score.out_proj.weight"].shape == (4, 48)
     lines = (folder / "README.txt").read_text().splitlines()
-    assert 10 <= len(lines) <= 60
+    assert 10 <= len(lines) <= 150
+    assert any(line.startswith("  embed_tokens ") and "√D" in line for line in lines), "every kind of tap is explained"
     assert max(map(len, lines)) <= 120
 
 

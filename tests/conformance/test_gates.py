@@ -12,7 +12,7 @@ import pytest
 from helpers import Array
 from one_tap import MASK, SHAPES, VALUES, off_by, see
 
-from conformance.measure.finding import FAULTS, Finding
+from conformance.measure.finding import FAILURES, Finding
 from t5g2ref import taps
 from t5g2ref.config import Config
 from t5g2ref.taps import Tap
@@ -58,7 +58,7 @@ def test_gate_fails(status: str, change: Any, detail: str, truth: Array) -> None
     control = off_by(truth, 2**-20)
     found = see(change(control.copy()), truth, [control])
     assert (found.status, found.passed) == (status, False)
-    assert status in FAULTS
+    assert status in FAILURES
     assert re.search(detail, found.detail), found.detail
 
 

@@ -19,7 +19,7 @@ from conformance.activations import Dump
 from conformance.commands import request as running
 from conformance.judge.exact.moves import Moves
 from conformance.judge.judge import judge
-from conformance.peers.guard import PeerFault, call, line, said
+from conformance.peers.guard import PeerError, call, line, said
 from conformance.peers.protocol import Skip
 from conformance.peers.reference import ReferencePeer
 from t5g2ref.backend import NUMPY
@@ -221,5 +221,5 @@ def test_foreign_words() -> None:
     assert len(line("x" * 10**6)) == 1000
     with pytest.raises(KeyboardInterrupt):
         call("f()", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(PeerFault, match=r"f\(\) raised ValueError: no"):
+    with pytest.raises(PeerError, match=r"f\(\) raised ValueError: no"):
         call("f()", lambda: (_ for _ in ()).throw(ValueError("no")))

@@ -11,7 +11,7 @@ from documents import DEC, ENC, HOSTILE, document, everything, hostile, judgemen
 from processes import ROOT
 
 from conformance.defects.catalogue import DEFECTS
-from conformance.measure.finding import FAULTS
+from conformance.measure.finding import FAILURES
 from conformance.report.document import STATUSES, DocumentError, group_of, number, state
 from conformance.report.junit import render
 
@@ -222,7 +222,7 @@ def test_the_schema_refuses_what_is_wrong(wrong: dict[str, Any]) -> None:
 
 def test_the_schema_knows_every_status() -> None:
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    assert set(schema["$defs"]["status"]["enum"]) == set(STATUSES) >= {"pass", *FAULTS}
+    assert set(schema["$defs"]["status"]["enum"]) == set(STATUSES) >= {"pass", *FAILURES}
     assert all(defect.startswith("D") for defect in DEFECTS)
 
 

@@ -11,7 +11,7 @@ from processes import ROOT
 
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the picture has the judge's own limit")
 
-from conformance.measure.finding import FAULTS
+from conformance.measure.finding import FAILURES
 from conformance.oracle.run_case import legal
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -38,7 +38,7 @@ def test_the_committed_picture_is_what_is_drawn(picture: ModuleType) -> None:
 
 
 def test_every_gate_is_in_it_in_order(picture: ModuleType) -> None:
-    assert [word for word in words(picture.draw()) if word in FAULTS] == list(FAULTS)
+    assert [word for word in words(picture.draw()) if word in FAILURES] == list(FAILURES)
 
 
 def test_every_control_is_in_it(picture: ModuleType) -> None:

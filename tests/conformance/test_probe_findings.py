@@ -15,7 +15,7 @@ from conformance.activations import Dump
 from conformance.checkpoints import resolve
 from conformance.judge.exact.moves import examine_probe
 from conformance.judge.exact.probes import Change, Probe, probes, stages
-from conformance.measure.finding import FAULTS
+from conformance.measure.finding import FAILURES
 from conformance.peers.find import create
 from conformance.peers.reference import ReferencePeer
 from conformance.target import Target
@@ -82,7 +82,7 @@ def test_what_is_not_there_is_no_pass(stage: str, status: str, change: Any, targ
     found = examined(at(stage, change), target, "probe-encoder")
     wrong = {f.tap: f for f in found if not f.passed}
     assert wrong[stage].status == status
-    assert status in FAULTS
+    assert status in FAILURES
     assert wrong[stage].detail.startswith("probe-encoder: ")
 
 

@@ -27,8 +27,9 @@ from small_inputs import (
     tokens,
 )
 
+import t5g2ref
 import t5g2ref.attention as attention_module
-from t5g2ref import taps
+from t5g2ref import tap_words, taps
 from t5g2ref.config import Config
 from t5g2ref.model import Output, T5Gemma2
 from t5g2ref.taps import Tap
@@ -245,3 +246,14 @@ def test_no_value_is_written_after_it_was_shown(model: Factory) -> None:
 def test_weights_and_inputs_of_these_tests_are_read_only(weights: dict[str, Array]) -> None:
     # A write into any of them would have raised somewhere above; this makes sure that it would.
     assert not any(value.flags.writeable for value in (*weights.values(), *BOTH.values(), *LABELS.values()))
+
+
+def test_every_kind_of_tap_is_said_in_words() -> None:
+    config = Config.load(t5g2ref.bundled("tiny"))
+    tables = [taps.table(config, task=task, loss=True) for task in ("lm", "sequence", "token")]
+    assert {tap_words.kind(tap) for table in tables for tap in table} == set(tap_words.MEANINGS)
+    order = list(dict.fromkeys(tap_words.kind(tap) for tap in tables[0]))
+    assert [name for name in tap_words.MEANINGS if name in order][:20] == order[:20]
+    assert max(map(len, tap_words.lines())) <= 98
+    shown = "".join("".join(tap_words.lines()).split())
+    assert all("".join(words.split()) in shown for words in tap_words.MEANINGS.values())

@@ -93,6 +93,7 @@ def judgement(
         "k": [],
         "unclear": [],
         "masks": [],
+        "token": "",
     }
     return found | more
 
@@ -183,7 +184,7 @@ def hostile(text: str) -> dict[str, Any]:
     picture = {"tap": text, "call": 0, "row": 0, "expected": BAND, "found": WIDER, "clipped": True}
     limits = [{"kind": text, "median": 1.1, "worst": 2.0, "tokens": 8, "raw": [1.1, 4.4]}]
     names = {"peer": text, "case": text, "target": text, "title": text}
-    shown = judgement(bad, **names, masks=[picture], named=[named(text, text)], k=limits, local=[bad])
+    shown = judgement(bad, **names, token=text, masks=[picture], named=[named(text, text)], k=limits, local=[bad])
     shown |= {"exact": [bad], "logits": {text: 1.0, "kl_ratio": 2.0}, "unclear": [text], "error": text}
     return document(
         shown,

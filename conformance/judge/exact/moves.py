@@ -48,7 +48,7 @@ class Moves(Dump):
         self._base: dict[tuple[int, str], Array] = {}
         self._moved: dict[tuple[int, int, str], Array] = {}
         self._broken: dict[tuple[int, str], Array] = {}
-        self._faults: dict[str, tuple[str, str]] = {}
+        self._failures: dict[str, tuple[str, str]] = {}
 
     def put(self, name: str, value: Any) -> None:
         if name not in self._wanted:
@@ -58,17 +58,17 @@ class Moves(Dump):
             raise ValueError(f"tap {name} was given twice in call {call} of run {run}")
         value = to_host(value) if on_device(value) else np.asarray(value)
         if str(value.dtype) != self._dtype:
-            self._faults.setdefault(name, ("dtype", f"expected {self._dtype}, found {value.dtype}"))
+            self._failures.setdefault(name, ("dtype", f"expected {self._dtype}, found {value.dtype}"))
         if value.ndim != 3:
-            self._faults.setdefault(name, ("shape", f"expected three axes, found {tuple(value.shape)}"))
-        if name not in self._faults:
+            self._failures.setdefault(name, ("shape", f"expected three axes, found {tuple(value.shape)}"))
+        if name not in self._failures:
             self._look(name, run, call, value)
 
     def _look(self, name: str, run: int, call: int, value: Array) -> None:
         base = self._base.setdefault((call, name), value)
         if base.shape != value.shape:
             found = f"expected {base.shape} as in the base run, found {value.shape} in run {run}"
-            self._faults.setdefault(name, ("shape", found))
+            self._failures.setdefault(name, ("shape", found))
             return
         with np.errstate(invalid="ignore"):
             wide = value.astype(np.float32, copy=False)
@@ -83,17 +83,17 @@ class Moves(Dump):
         return None if any(part is None for part in parts) else np.concatenate(parts, axis=1)  # type: ignore[arg-type]
 
     def moved(self, run: int, name: str, calls: int) -> Array:
-        """bool (B, positions): where the run's values are not the base's. Ask only where `fault` gives None."""
+        """bool (B, positions): where the run's values are not the base's. Ask only where `failure` gives None."""
         return np.concatenate([self._moved[run, call, name] for call in range(calls)], axis=1)
 
-    def fault(self, stage: Stage, runs: int, calls: int, valid: Array) -> tuple[str, str] | None:
+    def failure(self, stage: Stage, runs: int, calls: int, valid: Array) -> tuple[str, str] | None:
         """Why a place cannot be judged, as status and detail; None where it can.
 
         Args:
             valid: bool (B, positions shown).
         """
-        if stage.tap in self._faults:
-            return self._faults[stage.tap]
+        if stage.tap in self._failures:
+            return self._failures[stage.tap]
         if any((run, call, stage.tap) not in self._moved for run in range(runs) for call in range(calls)):
             return "missing", "the peer does not show it in every call"
         expected, found = (*valid.shape, stage.width), [self._base[call, stage.tap].shape for call in range(calls)]
@@ -144,7 +144,7 @@ class _Judge:
         self._stages = list(stages(target.config, self._base))
         self._valid = {"encoder": self._base.encoder_valid, "decoder": self._base.decoder_valid}
         self._truth = _Truth(target, dtype, probe, {stage.tap for stage in self._stages})
-        self._faults = {stage.tap: self._fault(stage) for stage in self._stages if shown(stage.tap)}
+        self._failures = {stage.tap: self._failure(stage) for stage in self._stages if shown(stage.tap)}
 
     def findings(self) -> list[Finding]:
         tallies = {stage.tap: _Tally() for stage in self._stages}
@@ -155,9 +155,9 @@ class _Judge:
     def _calls(self, stage: Stage) -> int:
         return 1 if stage.stack == "encoder" else len(self._base.bounds)
 
-    def _fault(self, stage: Stage) -> tuple[str, str] | None:
+    def _failure(self, stage: Stage) -> tuple[str, str] | None:
         valid = self._valid[stage.stack][:, -stage.keep if stage.keep else None :]
-        return self._moves.fault(stage, len(self._probe.changes) + 1, self._calls(stage), valid)
+        return self._moves.failure(stage, len(self._probe.changes) + 1, self._calls(stage), valid)
 
     def _walk(self, run: int, change: Change, tallies: dict[str, _Tally]) -> None:
         """Judge one run along the whole model. The state is what moved at the last place that the peer shows."""
@@ -168,7 +168,7 @@ class _Judge:
             crossed = reached if stage.stack == "decoder" else np.zeros_like(reached)
             expected = stage.after(before, valid, crossed) | (change.images if stage.images else False)
             state[stage.stack] = expected
-            if not self._shown(stage.tap) or self._faults[stage.tap]:
+            if not self._shown(stage.tap) or self._failures[stage.tap]:
                 continue
             seen = self._moves.moved(run, stage.tap, self._calls(stage))
             kept = slice(-stage.keep if stage.keep else None, None)
@@ -195,9 +195,9 @@ class _Judge:
 
     def _finding(self, stage: Stage, tally: _Tally) -> Finding:
         name, tested = self._probe.case.name, tally.must + tally.still
-        fault = self._faults[stage.tap]
-        if fault:
-            return Finding(stage.tap, 0, fault[0], detail=f"{name}: {fault[1]}")
+        failure = self._failures[stage.tap]
+        if failure:
+            return Finding(stage.tap, 0, failure[0], detail=f"{name}: {failure[1]}")
         if not tested:
             return Finding(stage.tap, 0, "missing", detail=f"{name}: no valid position was tested")
         for wrong, words in ((tally.leaks, self._leak), (tally.blind, self._blind)):

@@ -119,7 +119,7 @@ def _blames(document: Document, shown: list[Comparison]) -> list[Blame]:
 
 
 def _spread(document: Document, c: Comparison) -> tuple[str, str]:
-    """Over which layers a local culprit's fault is spread, and whether it begins at the cache."""
+    """Over which layers a local culprit's mistake is spread, and whether it begins at the cache."""
     if c.culprit is None or c.anchor != "local anchor":
         return "", ""
     tap, call = str(c.culprit["tap"]), int(number(c.culprit["call"]))
