@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -19,7 +20,7 @@ from conformance.judge import name_defect as naming
 from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import CumulativeLane, SingleLane
-from conformance.judge.walk import Found, Walk
+from conformance.judge.walk import Found, Walk, quiet
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
@@ -61,7 +62,8 @@ def judge(
         if raised and not dump.calls:
             return Judgement(peer.name, case.name, error=raised, dtype=dtype)
         ran = time.perf_counter()
-        result = _compared(peer, shown, target, case, dump, dtype, progress, until_culprit)
+        with quiet(nullcontext):
+            result = _compared(peer, shown, target, case, dump, dtype, progress, until_culprit)
         seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
         return replace(result, error="; ".join(filter(None, (raised, result.error))), seconds=seconds)
 

@@ -10,11 +10,13 @@ from contextlib import redirect_stderr, redirect_stdout
 
 from fuzzing import lawful
 
+USAGE = re.compile(r"usage: .*?\n(?=\S+( -m)? \S+?( \w+)?: error: )", re.DOTALL)  # argparse's own, before its line
 OWN_FAULT = "the suite itself failed"
 STRAY = re.compile(  # an error that nobody meant to raise, in the words of a report
     r"\b((Index|Key|Type|Value|Attribute|Recursion|Memory|Overflow|Assertion|ZeroDivision|FloatingPoint|Runtime|OS)Error"
     r"|Unicode\w*Error|LookupError|\w+Warning)\b"
 )
+MISSING = re.compile(r"(\S+) is not installed")
 VERDICTS = {0: "VERDICT: CONFORMS", 1: "VERDICT: DEVIATES", 3: "VERDICT: INCOMPLETE"}
 
 
@@ -42,14 +44,20 @@ def judged(status: int, out: str, err: str) -> None:
         where = (out + err)[max(0, stray.start() - 500) : stray.end() + 500]
         raise lawful.Unlawful(f"status {status}, and an error is shown that nobody meant: {where}")
     if status:
-        raise lawful.Refused(err.strip() if status == 2 else last)
+        raise lawful.Refused(_line(err) if status == 2 else last)
 
 
 def ended(status: int, out: str, err: str) -> None:
     """Refused for status 2; Unlawful for any other but 0."""
     _told(status, err, (0, 2))
     if status:
-        raise lawful.Refused(err.strip())
+        raise lawful.Refused(_line(err))
+
+
+def _line(err: str) -> str:
+    if (gone := MISSING.search(err)) and gone[1] not in ("cupy", "CuPy"):
+        raise lawful.Unlawful(f"a package is missing here: {err[:500]}")
+    return USAGE.sub("", err, count=1).strip()
 
 
 def _told(status: int, err: str, allowed: tuple[int, ...]) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from conformance.commands import command_line
+from conformance.commands import command_line, request, run
 from conformance.exchange import writing
 from fuzzing import commands, configs, headers, independent, lawful, recorded, tree, verdicts, weights
 from fuzzing.tries import Kind
 
+READY = (request, run)  # which the command imports when it is used: here, before a process is split off
 Array = np.ndarray[Any, Any]
 BASES = ("least", "least", "least", "two", "half", "full")
 PATHS = ("short/0.safetensors", "/etc/passwd", "../short/0.safetensors", "short", "short/./0.safetensors", "a" * 300)

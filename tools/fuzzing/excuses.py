@@ -35,7 +35,7 @@ HEADS = (
     "[deviation]",
     "[[other]]",
     "[[a.b]]",
-    "[" + "a." * 300 + "a]",
+    "[" + "a." * 150 + "a]",
 )
 VERSIONS = ("2.0", "not a version", "1.0+local", "", "1" * 5000)
 
@@ -63,7 +63,7 @@ def _entry(rng: Random) -> list[str]:
         key, _, value = lines[at].partition(" = ")
         another = rng.choice((*TEXTS, tree.text(tree.hostile(rng))))
         lines[at] = rng.choice(
-            (f"{key} = {another}", f"{rng.choice(KEYS)} = {value}", lines[at] * 2, rng.choice(HEADS))
+            (f"{key} = {another}", f"{rng.choice(KEYS)} = {value}", f"{lines[at]}\n{lines[at]}", rng.choice(HEADS))
         )
         lines.insert(at, f"{rng.choice(KEYS)} = {another}" if rng.random() < 0.1 else "")
     return lines

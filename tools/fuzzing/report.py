@@ -63,7 +63,7 @@ def show(results: Sequence[Result], names: Sequence[str]) -> None:
     wrong = found(results)
     for result in wrong[:SHOWN]:
         text = result.outcome.text.strip()
-        out.print(f"\n{result.outcome.end.upper()} {escape(result.command)}\n{escape(text[-1500:])}", highlight=False)
+        out.print(f"\n{result.outcome.end.upper()} {escape(result.command)}\n{escape(text[-900:])}", highlight=False)
     if len(wrong) > SHOWN:
         out.print(f"\nand {len(wrong) - SHOWN} findings more: --json FILE has all of them")
 

@@ -144,13 +144,16 @@ def _drop(rng: Random, places: Places, holder: list[Any], at: int) -> None:
 
 
 def _twice(rng: Random, places: Places, holder: list[Any], at: int) -> None:
-    holder.insert(at, copy.deepcopy(holder[at]))
+    again = copy.deepcopy(holder[at])
+    if isinstance(holder, Pairs) and rng.random() < 0.7:  # one of the same kind; else the same key once more
+        again[0] = f"{again[0]}{rng.randrange(100)}"
+    holder.insert(at, again)
 
 
 def _rename(rng: Random, places: Places, holder: list[Any], at: int) -> None:
     if isinstance(holder, Pairs):
         others = [other[n][0] for other, n in places if isinstance(other, Pairs) and n < len(other)]
-        holder[at][0] = rng.choice((rng.choice(TEXTS), rng.choice(others), holder[at][0] + "x"))
+        holder[at][0] = rng.choice((rng.choice(TEXTS), rng.choice(others), f"{holder[at][0]}x", f"{holder[at][0]}1"))
 
 
 def _swap(rng: Random, places: Places, holder: list[Any], at: int) -> None:

@@ -150,7 +150,7 @@ def _read(kind: Kind, folder: Path, base: Path) -> tuple[str, str, Any]:
     except lawful.Unlawful as error:
         return TRACEBACK, str(error), None
     except BaseException:
-        return TRACEBACK, traceback.format_exc(limit=-6), None
+        return TRACEBACK, traceback.format_exc(limit=-4), None
 
 
 def _verified(kind: Kind, value: Any, folder: Path, base: Path) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -48,7 +49,7 @@ TEXTS = (
         "~",
         "~root",
     ),
-    *("a" * 300, "a/" * 3000, "a" * 100_000, "..", "/", ".", "/dev/null", "/dev/zero", "/nowhere/x", "nowhere", "dump"),
+    *("a" * 300, "a/" * 3000, "..", "/", ".", "/dev/null", "/dev/zero", "/nowhere/x", "nowhere", "dump"),
     *(
         "tiny",
         "270m",
@@ -117,15 +118,23 @@ def _word(rng: Random) -> str:
 def read(folder: Path, base: Path) -> None:
     line = (folder / "line").read_text(encoding="utf-8", errors="surrogatepass").split("\0")
     if line[0] in ("describe", "generate"):
-        commands.ended(*commands.ran(reference.main, line))
+        commands.ended(*_ran(reference.main, line))
     elif line[0] in ("check", "run"):
         commands.judged(*_judged(line))
     else:
-        commands.ended(*commands.ran(command_line.main, line))
+        commands.ended(*_ran(command_line.main, line))
+
+
+def _ran(main: Callable[[list[str]], int], line: list[str]) -> tuple[int, str, str]:
+    """The command; in its complaint stands "…" for what was typed, which is its user's own and may be anything."""
+    status, out, err = commands.ran(main, line)
+    for word in sorted((word for word in line if not word.isprintable() or len(word) > 99), key=len, reverse=True):
+        err = err.replace(word, "…")
+    return status, out, err
 
 
 def _judged(line: list[str]) -> tuple[int, str, str]:
-    status, out, err = commands.ran(command_line.main, line)
+    status, out, err = _ran(command_line.main, line)
     return (0, commands.VERDICTS[0], err) if status == 0 and {"-h", "--help"} & set(line) else (status, out, err)
 
 
