@@ -17,7 +17,7 @@ from conformance.checkpoints import resolve
 from conformance.errors import CheckpointError
 from conformance.exchange import writing
 from conformance.exchange.reading import DumpError, Tensors
-from fuzzing import configs, headers, independent, lawful, raw
+from fuzzing import configs, headers, independent, lawful
 from fuzzing.tries import Kind
 from t5g2ref import bundled
 from t5g2ref.checkpoint.file import SafetensorsFile
@@ -97,19 +97,14 @@ def spoil_index(rng: Random, base: Path, folder: Path) -> None:
 def spoil_folder(rng: Random, base: Path, folder: Path) -> None:
     """One or two files of a checkpoint."""
     shutil.copytree(rng.choice(sorted(base.iterdir())), folder / "c")
-    for _ in range(rng.randint(1, 2)):
-        path = rng.choice(
-            [p for p in sorted((folder / "c").iterdir()) if p.is_file()] or [folder / "c" / "config.json"]
-        )
-        if rng.random() < 0.2 or not path.exists():
-            misplace(rng, folder / "c", folder)
-        elif path.suffix == ".json":
+    files = sorted((folder / "c").iterdir())
+    for path in rng.sample(files, rng.randint(1, 2)):
+        if path.suffix == ".json":
             path.write_bytes(configs.spoilt(rng, path.read_bytes()))
         else:
-            data = path.read_bytes()
-            path.write_bytes(
-                headers.spoilt(rng, data) if len(data) > 8 and data[8:9] == b"{" else raw.spoilt(rng, data)
-            )
+            path.write_bytes(headers.spoilt(rng, path.read_bytes()))
+    if rng.random() < 0.2:
+        misplace(rng, folder / "c", folder)
 
 
 def misplace(rng: Random, folder: Path, outside: Path) -> None:
