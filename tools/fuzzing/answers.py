@@ -72,7 +72,7 @@ def _said(rng: Random, data: bytes) -> bytes:
     if how < 0.15:
         return rng.choice(LINES)
     if how < 0.3:
-        name = rng.choice(("taps", "layouts", "stored", "done", "skip", "error", "link"))
+        name = rng.choice(("taps", "taps", "taps", "layouts", "stored", "done", "skip", "error", "link"))
         many = [rng.choice(dumps.TAPS) + str(n) for n in range(rng.choice((0, 1, 600, 20_000)))]
         value: Any = rng.choice((many, many, [[]], dict.fromkeys(many, rng.choice(dumps.LAYOUTS))))
         root.append([name, tree.Raw(json.dumps(value))])

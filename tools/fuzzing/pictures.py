@@ -70,6 +70,8 @@ def _sized(rng: Random, data: bytes) -> bytes:
     elif data.startswith(b"\xff\xd8"):
         at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
         out[at + 5 : at + 9] = struct.pack(">HH", height % 65_536, width % 65_536)
+    elif data[12:16] == b"VP8 ":
+        out[26:30] = struct.pack("<HH", width % 16_384, height % 16_384)
     elif data[:1] == b"P":
         out[:] = data.replace(b"90 40", f"{width} {height}".encode(), 1)
     elif data[:2] in (b"II", b"MM"):
