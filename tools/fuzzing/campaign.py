@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -118,4 +119,6 @@ def _portion(names: list[str], numbers: range, root: Path, keep: Path | None) ->
     from fuzzing.kinds import KINDS
 
     kinds = [KINDS[name] for name in names]
+    gc.collect()
+    gc.freeze()  # so that a process that is split off need not look through, and so copy, what it has from here
     return [one(drawn(kinds, number), number, root, Limits(), keep) for number in numbers]
