@@ -1,6 +1,6 @@
 """Spoils everything that is read and not trusted, and demands that it is accepted for what it says, or refused.
 
-    python tools/fuzz.py --tries 20000                          every class, by weight: half an hour on two cores
+    python tools/fuzz.py --tries 20000                          every class, by weight: ten minutes on two cores
     python tools/fuzz.py --class picture --seed 77 --tries 1    one try again
     python tools/fuzz.py --tries 500000 --seed 20000 --keep DIR --json FILE         other tries, hours of them
 

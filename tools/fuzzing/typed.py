@@ -128,7 +128,8 @@ def read(folder: Path, base: Path) -> None:
 def _ran(main: Callable[[list[str]], int], line: list[str]) -> tuple[int, str, str]:
     """The command; in its complaint stands "…" for what was typed, which is its user's own and may be anything."""
     status, out, err = commands.ran(main, line)
-    for word in sorted((word for word in line if not word.isprintable() or len(word) > 99), key=len, reverse=True):
+    odd = {form for word in line for form in (word, str(Path(word))) if not word.isprintable() or len(word) > 99}
+    for word in sorted(odd, key=len, reverse=True):
         err = err.replace(word, "…")
     return status, out, err
 
