@@ -64,7 +64,7 @@ def write(folder: Path, names: tuple[str, ...], dtype: DType = "float32", *, ful
         "version": 1,
         "peer": {"name": "stranger", "dtype": dtype, "versions": {"stranger": "1.0"}},
         "checkpoint": {"name": TINY},
-        "layouts": {"decoder.layers.*": "B T D"},
+        "layouts": {"decoder.layers.3": "B T D", "*.embed_tokens": "B T D"},
         "stored": {"*.mask": "uint8"} if full else {},
         "cases": cases,
     }
