@@ -52,6 +52,7 @@ def writing(folder: Path, cases: Iterable[str]) -> Iterator[Path]:
         with alone(folder), _inside(folder) as staging:
             _check(folder, cases)
             yield staging
+            _check_room(staging, folder)
             _clear(folder)
             _move(staging, folder)
     except BlockingIOError as error:
@@ -82,6 +83,13 @@ def _check(folder: Path, cases: Iterable[str]) -> None:
             raise UsageError(f"{path}: this is a link or a file, expected a folder; remove it, or name another folder")
 
 
+def _check_room(staging: Path, folder: Path) -> None:
+    """UsageError for a folder where a file is to be: before anything earlier is cleared away."""
+    for path in (folder / name for name in _files(staging)):
+        if path.is_dir() and not path.is_symlink():
+            raise UsageError(f"{path}: this is a folder, expected a file; remove it, or name another folder")
+
+
 def _clear(folder: Path) -> None:
     """An earlier export's files go, its manifest first. Other files stay, and all that lies behind a link."""
     earlier = manifest(folder)
@@ -93,14 +101,19 @@ def _clear(folder: Path) -> None:
         home = folder / name
         if home.is_symlink() or not home.is_dir():
             continue
-        for path in [p for p in home.glob("*.safetensors") if _OURS.fullmatch(p.name)]:
+        ours = [p for p in home.glob("*.safetensors") if _OURS.fullmatch(p.name)]
+        for path in [p for p in ours if p.is_symlink() or not p.is_dir()]:
             path.unlink()
         if not any(home.iterdir()):
             home.rmdir()
 
 
 def _move(staging: Path, folder: Path) -> None:
-    files = sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())
-    for path in sorted(files, key=lambda p: p.name == MANIFEST):
+    for path in sorted(_files(staging), key=lambda p: p.name == MANIFEST):
         (folder / path).parent.mkdir(exist_ok=True)
         os.replace(staging / path, folder / path)
+
+
+def _files(staging: Path) -> list[Path]:
+    """Every file in it, by its path from there, in order."""
+    return sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -21,7 +22,7 @@ from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import CumulativeLane, SingleLane
 from conformance.judge.steady import steadied
-from conformance.judge.walk import Found, Walk
+from conformance.judge.walk import Found, Walk, quiet
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
@@ -72,7 +73,8 @@ def judge(
         ran = time.perf_counter()
 
         def compared(shows: Dump) -> Judgement:
-            return _compared(peer, shown, target, case, shows, dtype, progress, until_culprit)
+            with quiet(nullcontext):
+                return _compared(peer, shown, target, case, shows, dtype, progress, until_culprit)
 
         result = compared(dump)
         if repeat and not raised and optional(peer, "probed"):

@@ -27,6 +27,8 @@ class Skip(Exception):
         super().__init__(f"{self.reason} ({self.link})" if self.link else self.reason)
 
 
+GLOB = frozenset("*?[")
+MOST_GLOBS, LONGEST = 500, 1024  # of a peer's patterns, each of which may be held against every tap
 TIMEOUT = 600.0  # seconds for each answer of a peer that is asked from outside
 
 
@@ -97,4 +99,10 @@ def shows(peer: Peer) -> Shown:
     chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
     if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
         raise PeerError(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
-    return lambda name: any(fnmatchcase(name, pattern) for pattern in chosen)
+    plain = frozenset(pattern for pattern in chosen if not GLOB & set(pattern))
+    globs = [pattern for pattern in chosen if pattern not in plain]
+    if (longest := max(map(len, globs), default=0)) > LONGEST:
+        raise PeerError(f"a pattern of its taps has {longest} characters, expected at most {LONGEST}")
+    if len(globs) > MOST_GLOBS:
+        raise PeerError(f"its taps have {len(globs)} patterns, expected at most {MOST_GLOBS} beside names of taps")
+    return lambda name: name in plain or any(fnmatchcase(name, pattern) for pattern in globs)

@@ -17,7 +17,15 @@ MAX_SIZE = (1 << 31) - 1
 MAX_LAYERS = 1000  # of a stack; the releases have at most 34, and names are made for each
 ABSENT: Any = object()
 
-_SHOWN = reprlib.Repr()
+
+class _Shown(reprlib.Repr):
+    """`reprlib`'s, which also shows an integer of more digits than Python writes: TOML can spell one in base 16."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1 << 13 else f"an integer of {x.bit_length()} bits"
+
+
+_SHOWN = _Shown()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxlong = 4, 200, 120
 _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = 40
 

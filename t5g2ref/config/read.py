@@ -177,7 +177,7 @@ def _rope(part: Section, theta: float) -> dict[str, float]:
             raise refuse(part.path(name), part.raw[name], "no such field", "only default and linear RoPE exist here")
     spelled = "type" if "type" in part.raw and "rope_type" not in part.raw else "rope_type"
     kind = part.raw.get(spelled, "default")
-    if part.raw.get("type", kind) != kind:
+    if "type" in part.raw and part.raw["type"] != kind:
         raise refuse(part.path("type"), part.raw["type"], f"{short(kind)}, as rope_type", "make the two agree")
     if kind not in ("default", "linear"):
         raise refuse(part.path(spelled), kind, "'default' or 'linear'", "other RoPE scalings are not implemented")

@@ -42,15 +42,19 @@ Box = tuple[int, int, int, int]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own MAX_IMAGE_PIXELS: a quarter of a gibibyte of RGB
+ROOM = 95_000_000  # bytes that a decoder may take, beside twice the file, before it finds that the file is broken
+_TIMES = {"TIFF": 2, "WEBP": 2}  # a decoder's own copy of all pixels, beside Pillow's
 
 
-def preprocess(image: ImageSource, image_size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
+def preprocess(image: ImageSource, image_size: int, *, max_pixels: int | None = None) -> NDArray[np.float32]:
     """One image as the vision tower reads it: float32 (3, S, S) in [-1, 1], channels red, green, blue.
 
     image: a path, the bytes of an image file, a Pillow image, or uint8 (height, width, 3). The aspect ratio
     is not kept. An animation gives its first frame.
-    max_pixels bounds width × height, read from the header before anything is decoded. Pillow by itself
-    refuses more than twice `PIL.Image.MAX_IMAGE_PIXELS`; to go beyond, raise that as well.
+    max_pixels bounds width × height, read from the header before anything is decoded. By default that is MAX_PIXELS,
+    and for a file no more than its size bears out: a small file that claims to be large may not cost more than ROOM
+    before it is refused. A photograph of 23 million pixels always passes, a progressive one of 15 million. Pillow by
+    itself refuses more than twice `PIL.Image.MAX_IMAGE_PIXELS`; to go beyond, raise that as well.
     Raises ValueError for what is no image, broken, empty or too large, naming the file; OSError for a file
     that cannot be opened; TypeError for anything else; ImportError without Pillow.
     """
@@ -62,7 +66,7 @@ def preprocess_all(
     image_size: int,
     pan_and_scan: bool = False,
     *,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> tuple[NDArray[np.float32], list[int]]:
     """Several images, each followed by its crops: (pixels float32 (I, 3, S, S), crops per image).
 
@@ -137,7 +141,7 @@ def _views(rgb: Image, crop: bool) -> list[Image]:
     return [rgb, *(rgb.crop(box) for box in pan_and_scan(rgb.size))] if crop else [rgb]
 
 
-def _rgb(source: ImageSource, max_pixels: int) -> Image:
+def _rgb(source: ImageSource, max_pixels: int | None) -> Image:
     """Any accepted source as a loaded Pillow image in mode RGB."""
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -152,7 +156,7 @@ def _rgb(source: ImageSource, max_pixels: int) -> Image:
     return _converted(source, getattr(source, "filename", "") or "Pillow image", max_pixels)
 
 
-def _from_array(array: NDArray[Any], max_pixels: int) -> Image:
+def _from_array(array: NDArray[Any], max_pixels: int | None) -> Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise ValueError(
             f"an image array must be uint8 (height, width, 3); found {array.dtype} {array.shape}: "
@@ -164,11 +168,13 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> Image:
     return image
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image:
+def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> Image:
     """The first frame of an image file, upright, in RGB."""
     pillow = _pillow()
     from PIL.ImageOps import exif_transpose
 
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
         image = pillow.open(file, formats=FORMATS)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
@@ -178,6 +184,8 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image:
         raise ValueError(f"{name}: not a readable image ({type(error).__name__}); expected one of {kinds}") from error
     with image:
         _check_size(image.size, name, max_pixels)
+        if max_pixels is None:
+            _check_claim(image, name, size)
         try:
             upright = exif_transpose(image)
         except Exception as error:
@@ -185,7 +193,7 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> Image:
         return _converted(upright, name, max_pixels)
 
 
-def _converted(image: Image, name: str, max_pixels: int) -> Image:
+def _converted(image: Image, name: str, max_pixels: int | None) -> Image:
     _check_size(image.size, name, max_pixels)
     try:
         rgb = image.convert("RGB")
@@ -204,14 +212,28 @@ def _note_white(image: Image, name: str) -> None:
         note(f"{name}: values to {most:g}, expected at most 255: all above come out white; scale it to 8 bits first")
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], name: str, max_pixels: int | None) -> None:
     width, height = size
     if min(size) < 1:
         raise ValueError(f"{name}: empty image, {width} × {height} pixels")
-    if width * height > max_pixels:
+    if width * height > (most := MAX_PIXELS if max_pixels is None else max_pixels):
         raise ValueError(
-            f"{name}: {width} × {height} pixels are more than max_pixels={max_pixels}; "
+            f"{name}: {width} × {height} pixels are more than max_pixels={most}; "
             "raise max_pixels if you trust the source"
+        )
+
+
+def _check_claim(image: Image, name: str, size: int) -> None:
+    """ValueError for more pixels than a file of `size` bytes bears out: memory goes by what its header says."""
+    each = 1 if image.mode in ("1", "L", "P") else 4
+    if "progressive" in image.info:  # all coefficients come first, in 16 bits
+        each = max(each, 2 * len(image.getbands()))
+    most = (ROOM + 2 * size) // (each * _TIMES.get(image.format or "", 1))
+    width, height = image.size
+    if width * height > most:
+        raise ValueError(
+            f"{name}: {width} × {height} pixels, expected at most {most} of a file of {size} bytes; "
+            "shrink the picture, or give max_pixels if you trust the source"
         )
 
 

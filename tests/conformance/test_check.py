@@ -244,7 +244,7 @@ def test_a_case_left_out_says_why(tmp_path: Path, check: Check) -> None:
     code, lines, _ = check(folder, "--case", "window", "--html", str(page))
     assert code == 3
     assert lines[-1] == (
-        "VERDICT: INCOMPLETE (on 2 of 21 cases) - stranger skips case window: no windows yet, https://example.org/1"
+        "VERDICT: INCOMPLETE (on 2 of 23 cases) - stranger skips case window: no windows yet, https://example.org/1"
     )
     assert 'no windows yet, <a href="https://example.org/1"' in page.read_text(encoding="utf-8")
 

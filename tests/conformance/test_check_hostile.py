@@ -292,6 +292,22 @@ def test_a_file_changed_on_the_way(tmp_path: Path) -> None:
         file.read("x")
 
 
+@pytest.mark.parametrize("value", [1e30, 3e38, float("nan")])
+def test_a_number_that_overflows_what_follows_is_found_without_a_warning(
+    tmp_path: Path, check: Check, value: float
+) -> None:
+    """Warnings are errors here: our own runs go on with that number, and their squares are infinite."""
+
+    def huge(calls: Calls) -> None:
+        for name in ("decoder.layers.1", "encoder.text_model.layers.2"):
+            calls[0][name][..., 3] = value
+
+    status, lines, err = check(write(tmp_path, change=huge))
+    assert status == 1
+    assert lines[-1].startswith("VERDICT: DEVIATES")
+    assert err == ""
+
+
 def test_links_inside_are_followed(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     (tmp_path / "b").symlink_to("a")

@@ -177,11 +177,11 @@ def test_an_interruption_loses_nothing(run: Run, tmp_path: Path, monkeypatch: py
     """What was judged before Ctrl-C is shown and written; the verdict claims no more than that."""
     judge, calls = session.judge, []
 
-    def twice(*arguments: Any) -> Any:
+    def twice(*arguments: Any, **more: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return judge(*arguments)
+        return judge(*arguments, **more)
 
     monkeypatch.setattr(session, "judge", twice)
     status, lines, _ = run("--case", "s[he]*", "--json", str(tmp_path / "out.json"), peers=[Ours()])
@@ -205,11 +205,11 @@ def test_an_interruption_before_any_case(run: Run, monkeypatch: pytest.MonkeyPat
 def test_no_memory_for_one_case_costs_that_case_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     judge, calls = session.judge, []
 
-    def full(*arguments: Any) -> Any:
+    def full(*arguments: Any, **more: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 1:
             raise BackendError("not enough memory on cupy: needed 9 GiB, free 1 GiB")
-        return judge(*arguments)
+        return judge(*arguments, **more)
 
     monkeypatch.setattr(session, "judge", full)
     status, lines, _ = run("--case", "s[he]*", peers=[Ours()])
@@ -222,7 +222,7 @@ def test_no_memory_for_one_case_costs_that_case_alone(run: Run, monkeypatch: pyt
 def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's own exit status for an error is 1, which would read as DEVIATES."""
 
-    def judge(*_: Any) -> Any:
+    def judge(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the reference never reached 3 declared taps")
 
     monkeypatch.setattr(session, "judge", judge)
@@ -233,7 +233,7 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
 
 
 def test_out_of_memory_is_no_verdict_on_a_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(*_: Any) -> Any:
+    def judge(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(session, "judge", judge)

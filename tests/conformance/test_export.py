@@ -248,6 +248,22 @@ def test_a_file_in_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "this is a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["inputs.safetensors", "expected-0.safetensors", "../manifest.json"])
+def test_a_folder_in_a_file_s_place(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays, and where it is in the way nothing of the earlier export has gone."""
+    assert run(tmp_path, "--case", "short") == 0
+    (there := tmp_path / "short" / name).unlink(missing_ok=True)
+    (there / "mine").mkdir(parents=True)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    status = run(tmp_path, "--case", "short")
+    assert (there / "mine").is_dir()
+    if name.startswith("expected"):
+        assert status == 0
+    else:
+        assert status == 2
+        assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "cases", "--ckpt", TINY, "--case", "short")
     before = (tmp_path / "cases" / "manifest.json").read_bytes()

@@ -20,7 +20,7 @@ from conformance.commands import request as running
 from conformance.judge.exact.moves import Moves
 from conformance.judge.judge import judge
 from conformance.peers.guard import PeerError, call, line, said
-from conformance.peers.protocol import Skip
+from conformance.peers.protocol import Skip, shows
 from conformance.peers.reference import ReferencePeer
 from t5g2ref.backend import NUMPY
 
@@ -35,6 +35,24 @@ class Odd(ReferencePeer):
         self.name = name
         for method, value in given.items():
             setattr(self, method, value)
+
+
+@pytest.mark.parametrize(
+    ("taps", "words"),
+    [
+        (tuple(f"*a{n}" for n in range(50_000)), "its taps have 50000 patterns, expected at most 500 beside names"),
+        (("*" * 5000,), "a pattern of its taps has 5000 characters, expected at most 1024"),
+        ((), "its taps are"),
+    ],
+)
+def test_patterns_are_few_and_short(taps: tuple[str, ...], words: str) -> None:
+    with pytest.raises(PeerError, match=words):
+        shows(Odd(taps=taps))
+
+
+def test_names_of_taps_may_be_many() -> None:
+    shown = shows(Odd(taps=(*(f"decoder.layers.{n}" for n in range(20_000)), "encoder.*")))
+    assert [shown(name) for name in ("decoder.layers.7", "encoder.x", "decoder.layers.x")] == [True, True, False]
 
 
 def leaves(*_: Any) -> Any:

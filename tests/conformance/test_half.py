@@ -209,12 +209,13 @@ def test_kinds() -> None:
 # Patterns
 
 
-def with_pattern(share: float) -> Measured:
-    """A peer whose value before rounding has `share` of a pattern half the size of its rounding."""
+def with_pattern(share: float, others: int = 0) -> Measured:
+    """A peer whose value before rounding has `share` of a pattern half the size of its rounding, and none of others."""
     made, rng = tap("p", 24, 128), generator("pattern")
     pattern = made["truth"] * U * 0.25 * rng.choice([-1, 1], made["truth"].shape)
     made["peer"] = to_grid((made["truth"] + share * pattern).astype(np.float32), "bfloat16")
-    return measured(made, [made["truth"] + pattern])
+    more = [made["truth"] * U * 0.25 * rng.choice([-1, 1], made["truth"].shape) for _ in range(others)]
+    return measured(made, [made["truth"] + p for p in (pattern, *more)])
 
 
 @pytest.mark.parametrize(("share", "verdict_"), [(0.0, "absent"), (1.0, "named"), (0.2, "absent")])
@@ -245,16 +246,20 @@ def test_every_defect_has_a_member_and_taps() -> None:
     assert sorted(d for member in patterns.MEMBERS for d in member) == sorted(patterns.SHOWN)
     names = ["decoder.norm", "decoder.layers.0.mlp.act_fn", "decoder.layers.0.self_attn.q_norm", "decoder.embed_tokens"]
     assert [patterns.shown_at(n) for n in names] == [
-        ["D11", "D12", "D13"], ["D52", None, None], ["D11", "D12", "D13"], ["D02", None, None]
+        ["D11", "D12", "D13", "D84"],
+        ["D52", None, None, "D83"],
+        ["D11", "D12", "D13", "D84"],
+        ["D02", None, None, None],
     ]  # fmt: skip
-    assert patterns.shown_at("decoder.layers.0.self_attn.q_proj") == [None, None, None]
+    assert patterns.shown_at("decoder.layers.0.self_attn.q_proj") == [None] * 4
 
 
 def test_signatures_take_the_tap_that_names_it() -> None:
-    one = with_pattern(1.0)
-    other = replace(with_pattern(0.0), tap=replace(TAP, name="decoder.layers.4.mlp.act_fn"))
+    one = with_pattern(1.0, 1)
+    other = replace(with_pattern(0.0, 1), tap=replace(TAP, name="decoder.layers.4.mlp.act_fn"))
     found = patterns.signatures([other, one])
-    assert [(s.defect, s.tap, s.verdict) for s in found] == [("D52", TAP.name, "named")]
+    assert [(s.defect, s.verdict) for s in found] == [("D52", "named"), ("D83", "absent")]
+    assert found[0].tap == TAP.name
 
 
 # Logits

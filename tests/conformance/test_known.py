@@ -158,6 +158,12 @@ def test_versions(tmp_path: Path, versions: dict[str, str], there: bool) -> None
     assert state(entries) == ("unexpected pass" if there else "not run")
 
 
+@pytest.mark.parametrize("version", ["no version", "1" * 5000, ""])
+def test_a_version_that_is_none_fits_nothing(tmp_path: Path, version: str) -> None:
+    entries = known(tmp_path, ENTRY + 'versions = { port = ">=2.1" }\n')
+    assert not entries.applied(FAULTY, {"port": version}).known
+
+
 def test_without_a_file_nothing_is_known() -> None:
     assert Known().applied(FAULTY, {}) is FAULTY
     assert Known().states() == []
@@ -192,6 +198,7 @@ def test_without_a_file_nothing_is_known() -> None:
         ("deviation = " + "[" * 200 + "]" * 200, "deviation 1 is [[[[[...]]]]], expected a table"),
         ("deviation = " + "[" * 9000 + "]" * 9000, "not TOML: "),
         (ENTRY.replace("GELU", "x" * 900_000), "expected a line of text"),
+        (ENTRY.replace('"window*"', "0x" + "f" * 5000), "case is an integer of 20000 bits, expected a line of text"),
         (ENTRY * 501, "has 501 deviations, expected at most 500"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_table_kept_from_another_type_is_found_in_either_order(tiny: Target, f
     found = Found()
     case = case_of(tiny, "short")
     with reporting(quiet=True) as reporter:
-        Session([(tiny, case)], found, reporter, exact=False, cases=True, others={peer.name: other}).judge([peer])
+        Session([tiny], [(tiny, case)], found, reporter, exact=False, others={peer.name: other}).judge([peer])
     assert found[0][1].deviates
 
 

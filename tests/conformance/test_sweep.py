@@ -26,7 +26,9 @@ class Port(ReferencePeer):
 def create(_, backend): return Port(backend, "float32")
 """
 EVEN = str(bundled("tiny-even"))
-QUESTION = Question(EVEN, synthetic=False, calm=False, backend="numpy", timeout=7.0, asked=False, alone=True)
+QUESTION = Question(
+    EVEN, synthetic=False, calm=False, backend="numpy", timeout=7.0, asked=False, alone=True, repeat=True
+)
 
 
 @pytest.fixture

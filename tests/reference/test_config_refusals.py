@@ -97,6 +97,7 @@ REFUSED = [
     ("num_labels", 0, None, "from 1 to"),
     ("problem_type", "ranking", None, "regression"),
     ("id2label", [], None, "a JSON object"),
+    (f"{T}.rope_parameters.full_attention.rope_type", float("nan"), None, "'default' or 'linear'"),  # equals not itself
 ]
 
 

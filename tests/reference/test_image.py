@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +316,45 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         preprocess(lazy, 8)
     with pytest.raises(FileNotFoundError, match="missing"):
         preprocess(tmp_path / "missing.png", 8)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "each", "options"),
+    [
+        ("PNG", "RGB", 4, {}),
+        ("PNG", "L", 1, {}),
+        ("GIF", "P", 1, {}),
+        ("JPEG", "RGB", 4, {}),
+        ("JPEG", "RGB", 6, {"progressive": True}),
+        ("JPEG", "CMYK", 8, {"progressive": True}),
+        ("TIFF", "RGB", 8, {"compression": "tiff_adobe_deflate"}),
+        ("WEBP", "RGB", 8, {"lossless": True}),
+    ],
+)
+def test_a_file_that_claims_more_than_its_size_bears_out(
+    form: str, mode: str, each: int, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes a pixel that a decoder was seen to take before it found the file broken; here there is no room beside."""
+    plain = encoded(Image.new(mode, (400, 300)), form, **options)
+    assert preprocess(plain, 8).shape == (3, 8, 8)
+    monkeypatch.setattr("t5g2ref.processor.image.ROOM", 0)
+    most = 2 * len(plain) // each
+    with pytest.raises(
+        ValueError, match=f"400 × 300 pixels, expected at most {most} of a file of {len(plain)} bytes; "
+    ):
+        preprocess(plain, 8)
+    assert preprocess(plain, 8, max_pixels=400 * 300).shape == (3, 8, 8)
+
+
+def test_a_cut_file_costs_no_more_than_its_size(tmp_path: Path) -> None:
+    """A small PNG that claims 81 million pixels: refused unread, and decoded where that is asked for."""
+    data = bytearray(encoded(Image.fromarray(noise(40, 30))))
+    data[16:24] = struct.pack(">II", 9000, 9000)
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(ValueError, match=r"9000 × 9000 pixels, expected at most .* shrink the picture, or give max_"):
+        preprocess(bytes(data), 8)
+    with pytest.raises(ValueError, match="broken image"):
+        preprocess(bytes(data), 8, max_pixels=81_000_000)
 
 
 def test_large_images_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:

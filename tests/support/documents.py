@@ -94,6 +94,8 @@ def judgement(
         "unclear": [],
         "masks": [],
         "token": "",
+        "repeated": 4,
+        "unsteady": "",
     }
     return found | more
 
