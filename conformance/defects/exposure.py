@@ -79,7 +79,7 @@ _FEW = {
     "D65": "a peer shows few taps, and the loss is not among them",
 }
 _FEW_HALF = dict.fromkeys(
-    (*_HALF, "D27", "D51", "D52", "D71"),  # of D71, eps
+    (*_HALF, *_FAINT, "D27", "D51", "D52", "D71"),  # of D71, eps
     "a peer in half precision shows few taps: there are neither bounds nor patterns then, and its rounding hides this",
 )
 

@@ -47,7 +47,6 @@ FORMULAS: list[tuple[str, Formula]] = [
     ("tanh has 12 bits", lambda nx, x: _gelu(x, bits(nx, _tanh(nx, x), 12))),
     ("tanh is in bfloat16", lambda nx, x: _gelu(x, bf16(nx, _tanh(nx, x)))),
     ("1 + tanh has 11 bits", lambda nx, x: 0.5 * x * bits(nx, 1.0 + _tanh(nx, x), 11)),
-    ("the factor is 0.0447", lambda nx, x: _gelu(x, nx.xp.tanh(_inner(x, factor=0.0447)))),
     ("the factor is 0.045", lambda nx, x: _gelu(x, nx.xp.tanh(_inner(x, factor=0.045)))),
     ("√(2/π) is in bfloat16", lambda nx, x: _gelu(x, nx.xp.tanh(_inner(x, root=0.796875)))),
     ("the argument of tanh is in bfloat16", lambda nx, x: _gelu(x, nx.xp.tanh(bf16(nx, _inner(x))))),

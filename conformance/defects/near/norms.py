@@ -21,13 +21,6 @@ def _inverse(nx: Numerics, x: Array, eps: float) -> Array:
     return 1.0 / nx.xp.sqrt(_mean(x) + eps)
 
 
-def _newton(nx: Numerics, x: Array, eps: float) -> Array:
-    """A guess of six bits, and one step."""
-    square = _mean(x) + eps
-    guess = bits(nx, 1.0 / nx.xp.sqrt(square), 6)
-    return guess * (1.5 - 0.5 * square * guess * guess)
-
-
 def _unbiased(nx: Numerics, x: Array, eps: float) -> Array:
     width = x.shape[-1]
     return 1.0 / nx.xp.sqrt(_mean(x) * width / (width - 1) + eps)
@@ -50,7 +43,6 @@ def _rounded_parts(nx: Numerics, x: Array, w: Array, eps: float) -> Array:
 FORMULAS: list[tuple[str, str, Norm]] = [
     ("D13", "the inverse root is in bfloat16", lambda nx, x, w, e: x * bf16(nx, _inverse(nx, x, e)) * (1 + w)),
     ("D13", "the inverse root is in float16", lambda nx, x, w, e: x * fp16(nx, _inverse(nx, x, e)) * (1 + w)),
-    ("D13", "the inverse root is one Newton step", lambda nx, x, w, e: x * _newton(nx, x, e) * (1 + w)),
     ("D13", "the root is in bfloat16", lambda nx, x, w, e: x / bf16(nx, nx.xp.sqrt(_mean(x) + e)) * (1 + w)),
     ("D13", "the variance is in float16", lambda nx, x, w, e: x / nx.xp.sqrt(fp16(nx, _mean(x)) + e) * (1 + w)),
     ("D13", "the variance has 10 bits", lambda nx, x, w, e: x / nx.xp.sqrt(bits(nx, _mean(x), 10) + e) * (1 + w)),
