@@ -83,8 +83,7 @@ def test_a_broken_one_is_named(
     sys.modules.pop("_peer_a", None)
 
 
-@pytest.mark.peer
-def test_the_example_is_one() -> None:
+def test_the_example_is_one(peer_installed: None) -> None:
     pytest.importorskip("rich", reason="needs rich: conformance reports with it")
     from conformance import examples
     from conformance.__main__ import main
