@@ -110,8 +110,11 @@ def test_a_signal_before_anything_was_begun(module: str, name: str) -> None:
         ("conformance.commands.export", "export unmade", "SIGINT", 130),
     ],
 )
-def test_a_command_without_a_verdict_is_stopped(module: str, arguments: str, name: str, status: int) -> None:
-    done = stopped_at(module, name, "conformance", *arguments.split())
+def test_a_command_without_a_verdict_is_stopped(
+    module: str, arguments: str, name: str, status: int, tmp_path: Path
+) -> None:
+    words = [str(tmp_path / word) if word == "unmade" else word for word in arguments.split()]
+    done = stopped_at(module, name, "conformance", *words)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "conformance: interrupted\n")
 
 
