@@ -20,7 +20,7 @@ from conformance.defects.rounding import twins
 from conformance.measure import limits
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
-from conformance.measure.regression import Fit, clustered, fit
+from conformance.measure.regression import Fit, clustered, fit, fits
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EXACT, Numerics
@@ -104,7 +104,7 @@ def regression(defects: Sequence[str], place: str, grams: Sequence[Any]) -> list
     legal = gram.shape[0] - 1 - len(defects)
     controls, patterns = range(1, 1 + legal), range(1 + legal, len(gram))
     peer = fit(gram, 0, [*controls, *patterns])
-    chance = [fit(gram, control, patterns) for control in controls]
+    chance = fits(gram, controls, patterns)
     rounding = max(f.whole for f in chance)
     found = []
     for i, defect in enumerate(defects):

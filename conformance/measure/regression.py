@@ -44,13 +44,24 @@ def clustered(grams: Sequence[Host]) -> Host:
 
 def fit(gram: Host, target: int, columns: Sequence[int]) -> Fit:
     """Row `target` on rows `columns`. Columns that are alike share a coefficient; of one cluster nothing is known."""
-    within, along = gram[np.ix_(columns, columns)], gram[list(columns), target]
-    turned = _basis(within.sum(axis=2))
-    within, along = np.einsum("pi,pqg,qj->gij", turned, within, turned), np.einsum("pi,pg->gi", turned, along)
+    return fits(gram, [target], columns)[0]
+
+
+def fits(gram: Host, targets: Sequence[int], columns: Sequence[int]) -> list[Fit]:
+    """Each row of `targets` on the rows `columns`; see `fit`."""
+    size, rows = len(columns), [*columns, *targets]
+    by_cluster = np.moveaxis(gram[np.ix_(rows, rows)], 2, 0)
+    within, along = by_cluster[:, :size, :size], by_cluster[:, :size, size:]
+    turned = _basis(within.sum(axis=0))
+    products, within, along = along.sum(axis=0), turned.T @ within @ turned, turned.T @ along
     coefficients = turned @ np.linalg.solve(within.sum(axis=0), along.sum(axis=0))
-    whole = float(gram[target, target].sum())
-    left = max(0.0, whole - float(coefficients @ gram[list(columns), target].sum(axis=1)))
-    return Fit(coefficients, _jackknife(within, along, turned), whole, left)
+    errors = _jackknife(within, along, turned)
+    found = []
+    for i, target in enumerate(targets):
+        whole = float(gram[target, target].sum())
+        left = max(0.0, whole - float(coefficients[:, i] @ products[:, i]))
+        found.append(Fit(coefficients[:, i], errors[:, i], whole, left))
+    return found
 
 
 def _basis(normal: Host) -> Host:
@@ -62,11 +73,11 @@ def _basis(normal: Host) -> Host:
 
 
 def _jackknife(within: Host, along: Host, turned: Host) -> Host:
-    """(columns,): standard errors, from the coefficients without one cluster after the other."""
-    clusters, size, _ = within.shape
+    """(columns, targets): standard errors, from the coefficients without one cluster after the other."""
+    clusters, size, targets = along.shape
     if clusters < 2 or not size:
-        return np.full(len(turned), np.inf)
+        return np.full((len(turned), targets), np.inf)
     others = within.sum(axis=0) - within + 1e-12 * np.eye(size)  # a cluster may hold all of a pattern
-    without = np.linalg.solve(others, (along.sum(axis=0) - along)[..., None])[..., 0] @ turned.T
+    without = turned @ np.linalg.solve(others, along.sum(axis=0) - along)
     spread = ((without - without.mean(axis=0)) ** 2).sum(axis=0)
     return np.asarray(np.sqrt((clusters - 1) / clusters * spread))

@@ -108,16 +108,17 @@ class Result:
         return f"; known and not judged: {', '.join(names[:MOST])}{more}" if names else ""
 
     def _blame(self) -> str:
-        if self.verdict == "INCOMPLETE" and self.interrupted:
+        verdict = self.verdict
+        if verdict == "INCOMPLETE" and self.interrupted:
             return f" - interrupted after {self.interrupted}"
         for target, judgement in self.judgements:
             culprit = judgement.culprit
-            if self.verdict == "DEVIATES" and judgement.deviates and culprit is not None:
+            if verdict == "DEVIATES" and judgement.deviates and culprit is not None:
                 named = "".join(f", {s.defect}" for s in judgement.named if s.named)
                 return f" at {culprit.tap} ({culprit.status}{named}; {judgement.peer}, case {judgement.case}, {target})"
-            if self.verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
+            if verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
                 return f" - {_unjudged(judgement)}"
-        if self.verdict == "INCOMPLETE" and self._idle:
+        if verdict == "INCOMPLETE" and self._idle:
             return f" - {self._idle[0]} was judged on nothing"
         stale = self._stale[:1]
         what = "skip" if stale and stale[0]["status"] == "skipped" else "deviation"

@@ -9,8 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import HALF, ROUNDOFF, Array, close, frozen, normal, on_grid, rounded, same_bits
+from helpers import HALF, ROUNDOFF, Array, close, frozen, generator, normal, on_grid, rounded, same_bits
 
+from t5g2ref.backend import NUMPY, interface
 from t5g2ref.dtypes import DTYPES, to_grid, unit_roundoff
 from t5g2ref.embedding import embed_scale
 from t5g2ref.numerics import EAGER, EXACT, RUNNING, SDPA, Numerics
@@ -270,3 +271,30 @@ def test_embed_scale_follows_the_running_table_and_not_the_arithmetic() -> None:
     assert embed_scale(Numerics("float32"), 640) == 13263554 * 2.0**-19
     assert embed_scale(Numerics("float64", embed_dtype="float32"), 640) == 13263554 * 2.0**-19
     assert embed_scale(Numerics("float32", embed_dtype="bfloat16"), 640) == 25.25
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((3, 5), (5, 4)), ((1, 7), (7, 1)), ((2, 4, 3, 9), (2, 4, 9, 6)), ((2, 3, 9), (9, 6)), ((9, 6), (5, 6, 2))],
+    ids=str,
+)
+def test_running_sums_add_one_product_after_the_other(
+    dtype: Any, left: tuple[int, ...], right: tuple[int, ...]
+) -> None:
+    rng = generator("running sums")
+    a, b = rng.normal(size=left).astype(dtype), rng.normal(size=right).astype(dtype)
+    total = a[..., :, 0, None] * b[..., None, 0, :]
+    for k in range(1, a.shape[-1]):
+        total = total + a[..., :, k, None] * b[..., None, k, :]
+    found = NUMPY.running(a, b)
+    assert found.dtype == dtype
+    assert np.array_equal(found, total)
+
+
+def test_running_sums_of_large_products_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = generator("large products")
+    a, b = rng.normal(size=(6, 40)).astype(np.float32), rng.normal(size=(40, 5)).astype(np.float32)
+    monkeypatch.setattr(interface, "RUNNING_WORK", 30 * 8)
+    cut = sum(a[:, k : k + 5] @ b[k : k + 5] for k in range(0, 40, 5))
+    assert np.array_equal(NUMPY.running(a, b), cut)
