@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,11 @@ from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Numerics
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+
+# Whoever starts the tests in the background has these ignored, and every program that a test starts inherits that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # The same examples in every run: a failure elsewhere is a failure here. No deadline: the cores are shared.
 settings.register_profile("t5g2ref", derandomize=True, deadline=None, database=None)

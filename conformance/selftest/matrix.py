@@ -30,7 +30,8 @@ class Outcome:
         faults, trials: side by side, one trial for each fault.
         cases: the columns of the matrix.
         legal: (name, lane, target, case, what was found) of every legal run; "" where it conforms.
-        whole: whether every fault was run in every case, so that what the cases declare can be checked.
+        whole: whether every fault was run in all cases that declare it, so that what they declare can be checked.
+        matrix: whether every fault was run in every case, so that it is known what they could declare.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Outcome:
     legal: list[tuple[str, str, str, str, str]] = field(default_factory=list)
     seconds: float = 0.0
     whole: bool = True
+    matrix: bool = False
     interrupted: bool = False
 
     def pairs(self) -> Iterator[tuple[Fault, Trial]]:
@@ -121,7 +123,7 @@ class Outcome:
                 for f, t in self.pairs()
             ],
             "legal": [dict(zip(("name", "lane", "target", "case", "found"), run, strict=True)) for run in self.legal],
-            "undeclared": self.undeclared(),
+            "undeclared": self.undeclared() if self.matrix else None,
             "seen_as_rounding": self.rounding(),
         }
 
@@ -189,7 +191,7 @@ def summary(outcome: Outcome) -> list[str]:
         f"{sum(bool(t.named) for t in outcome.trials)} named; {len(outcome.legal)} legal runs; {outcome.seconds:.0f} s",
         *(f"seen as rounding, where no case declares it: {line}" for line in outcome.rounding()),
     ]
-    if outcome.whole and (more := outcome.undeclared()):
+    if outcome.matrix and (more := outcome.undeclared()):
         lines += ["killed though not declared:", *(f"  {case}: {' '.join(ids)}" for case, ids in more.items())]
     return [*lines, *(f"FAILED  {line}" for line in outcome.failures())]
 

@@ -1,11 +1,11 @@
-"""Puts one fault before the judge: in its own case for the whole judgement, in the others until something fails."""
+"""Puts one fault before the judge: in its own case for the whole judgement, in others until something fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -31,6 +31,9 @@ EXPECTED, ELSEWHERE, SURVIVED, NOTHING = "K", "k", "!", "."
 STRONGER = (EXPECTED, ELSEWHERE, SURVIVED, NOTHING)
 
 Host = np.ndarray[Any, Any]
+Where = Literal["own", "declared", "all"]
+"""The cases in which a fault is tried: its own, those that declare its id beside it, or all."""
+
 Values = dict[tuple[int, str], Host]
 
 
@@ -82,13 +85,15 @@ class Bench:
     def cases(self, fault: Fault) -> list[Case]:
         return case_list.build(self.target(fault).config)
 
-    def try_out(self, fault: Fault, everywhere: bool) -> Trial:
-        """Try the fault in its own case; `everywhere`: in the others too, in a half type only if they declare it."""
+    def try_out(self, fault: Fault, where: Where) -> Trial:
+        """Try the fault in its own case and, as `where` says, in others: in half types only if they declare it."""
         trial, target = Trial(fault.key), self.target(fault)
         for case in self.cases(fault):
             if case.name == fault.case:
                 trial = self._own(trial, fault, target, case)
-            elif everywhere and ((fault.lane == "float32" and not case.costly) or fault.id in case.exposes):
+            elif where != "own" and (
+                fault.id in case.exposes or (where == "all" and fault.lane == "float32" and not case.costly)
+            ):
                 trial.cells[case.name] = self._cell(fault, target, case)
                 if trial.cells[case.name] not in (EXPECTED, ELSEWHERE) and fault.id in case.exposes:
                     trial.cells[case.name] = self._other_target(fault, case.name, trial.cells[case.name])

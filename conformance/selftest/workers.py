@@ -12,7 +12,7 @@ from conformance.defects import all as catalogue
 from conformance.judge.judge import judge
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import LEGAL
-from conformance.selftest.trial import Bench
+from conformance.selftest.trial import Bench, Where
 from conformance.sweep.pool import done
 from conformance.target import Target
 from t5g2ref import bundled
@@ -45,7 +45,7 @@ def _bench(ckpt: str, synthetic: bool, calm: bool, backend: str) -> Bench:
 def _do(bench: Bench, job: Job) -> Any:
     if job[0] == "fault":
         (fault,) = (f for f in (*catalogue.FAULTS, *catalogue.NEAR) if f.key == job[1])
-        return bench.try_out(fault, everywhere=job[2] == "all")
+        return bench.try_out(fault, cast(Where, job[2]))
     return _conforming(bench.targets[job[3]], job[1], cast(DType, job[2]))
 
 
@@ -58,7 +58,7 @@ def _conforming(target: Target, name: str, lane: DType) -> list[tuple[str, str, 
     for case in case_list.build(target.config):
         every = case.asks(lane) and (target.name == "tiny" if case.costly or lane == "float32" else False)
         if every or case.name in FEW_CASES:
-            result = judge(cast(Any, peer), target, case)
+            result = judge(cast(Any, peer), target, case, repeat=False)
             blame = "" if result.culprit is None else f"{result.culprit.tap} {result.culprit.status}"
             found.append((name, lane, target.name, case.name, blame or result.error))
     return found

@@ -42,7 +42,7 @@ def judged(peer: TransformersPeer, target: Any, name: str) -> Judgement:
         with pytest.MonkeyPatch.context() as patch:  # gone before the healthy one runs, and before the judgement
             assert_injected(Faulty(peer.inject, patch), TransformersPeer("sdpa"), target, case)
     peer.open(target)
-    return judge(peer, target, case)
+    return judge(peer, target, case, repeat=False)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name)

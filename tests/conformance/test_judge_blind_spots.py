@@ -38,7 +38,7 @@ def judged(target: Target, case: str, injection: Injection, dtype: str = "float3
     if taps is not None:
         peer.taps = taps
     peer.open(target)
-    return judge(peer, target, case_of(target, case))
+    return judge(peer, target, case_of(target, case), repeat=False)
 
 
 def shown(change: Callable[[int, str, Any], Any]) -> Injection:
@@ -145,7 +145,7 @@ def test_a_fault_before_the_peer_raised_is_a_fault() -> None:
     for injection, deviates in ((wrong, True), (HEALTHY, False)):
         peer = Late(injection, target.backend, "float32")
         peer.open(target)
-        found = judge(peer, target, case_of(target, "short"))
+        found = judge(peer, target, case_of(target, "short"), repeat=False)
         assert found.deviates is deviates
         assert not found.passed
         assert found.culprit is not None

@@ -58,7 +58,7 @@ def test_transformers_with_a_fault(fault: Any, target: Any, monkeypatch: pytest.
     peer = foreign.Faulty(fault.inject, monkeypatch)
     peer.open(target)
     (case,) = cases.select(cases.build(target.config), [fault.case])
-    result = judge(peer, target, case)
+    result = judge(peer, target, case, repeat=False)
     assert {s.defect for s in result.named if s.named} == NAMES.get(fault.name, set())
 
 
@@ -74,7 +74,7 @@ def judged(inject: Any, target: Any, name: str) -> Any:
     peer = FaultyPeer(inject)
     peer.open(target)
     (case,) = cases.select(cases.build(target.config), [name])
-    return judge(cast(Any, peer), target, case)
+    return judge(cast(Any, peer), target, case, repeat=False)
 
 
 def test_two_faults_at_one_tap_are_neither(target: Any) -> None:

@@ -69,7 +69,7 @@ def test_the_fp32_lane_finds_it_on_one_checkpoint_alone(key: str) -> None:
         target = replace(target, name="even" if target.folder == bundled("tiny-even") else "tiny")
         peer = FaultyPeer(fault.inject)
         peer.open(target)
-        found[target.name] = judge(peer, target, case_of(target, fault.case)).culprit
+        found[target.name] = judge(peer, target, case_of(target, fault.case), repeat=False).culprit
     assert found["even"] is not None
     assert found["even"].tap == fault.tap
     assert found["tiny"] is None or key == "X73"  # a classifier's head is off the grid on both

@@ -54,12 +54,12 @@ def options(*given: str) -> argparse.Namespace:
 )
 def test_judged_as_it_should_be(key: str, bench: Bench) -> None:
     fault = fault_of(key)
-    assert wrong(fault, bench.try_out(fault, everywhere=False)) == []
+    assert wrong(fault, bench.try_out(fault, "own")) == []
 
 
 def test_letters(bench: Bench) -> None:
     """Positions that slip behind a cache: without one nothing changes at all."""
-    trial = bench.try_out(fault_of("D28 restarts"), everywhere=True)
+    trial = bench.try_out(fault_of("D28 restarts"), "all")
     cells = {letter: {case for case, cell in trial.cells.items() if cell == letter} for letter in "Kk!."}
     assert "cross-cached" in cells["K"]
     assert {"short", "far-positions", "loss"} <= cells["."]
@@ -68,9 +68,9 @@ def test_letters(bench: Bench) -> None:
 
 def test_what_is_smaller_than_rounding_is_marked(bench: Bench) -> None:
     healthy = replace(fault_of("X30"), inject=LEGAL["reversed"][1])
-    cells = bench.try_out(healthy, everywhere=True).cells
+    cells = bench.try_out(healthy, "all").cells
     assert set(cells.values()) == {"!"}
-    assert bench.try_out(replace(healthy, inject=HEALTHY), everywhere=True).cells["window"] == "."
+    assert bench.try_out(replace(healthy, inject=HEALTHY), "all").cells["window"] == "."
 
 
 @pytest.mark.parametrize("name", LEGAL)
@@ -80,7 +80,7 @@ def test_legal_runs_conform(name: str, lane: Any, bench: Bench) -> None:
     peer = FaultyPeer(injection, target.backend, lane, profile)
     peer.open(target)
     (case,) = cases.select(cases.build(target.config), ["padded-left-cached"])
-    result = judge(cast(Any, peer), target, case)
+    result = judge(cast(Any, peer), target, case, repeat=False)
     assert result.culprit is None, result.culprit
 
 
@@ -137,7 +137,7 @@ def test_there_are_enough_near_faults() -> None:
 @pytest.mark.parametrize("key", ["N13.1 bf16", "N52.2 bf16", "N52.11", "N02.1 bf16", "N12.17 bf16", "N51.3 bf16"])
 def test_near_faults_are_not_called_by_a_name(key: str, bench: Bench) -> None:
     (fault,) = (f for f in catalogue.NEAR if f.key == key)
-    assert wrong(fault, bench.try_out(fault, everywhere=False)) == []
+    assert wrong(fault, bench.try_out(fault, "own")) == []
 
 
 def test_a_blamed_legal_run_fails() -> None:
@@ -192,8 +192,9 @@ def test_a_fault_that_does_nothing_fails(capsys: pytest.CaptureFixture[str], mon
 
 def test_matrix_is_plain_and_narrow(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "FAULTS", [fault_of("D58 mean")])
+    monkeypatch.setattr(catalogue, "NEAR", [])
     monkeypatch.setattr(selftest, "LEGAL", {})
-    status = selftest.main(options())
+    status = selftest.main(options("--matrix"))
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert max(map(len, told.splitlines()[:15])) <= 100

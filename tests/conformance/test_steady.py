@@ -60,7 +60,7 @@ def _one(size: float, runs: set[int]) -> Change:
 
 def test_a_steady_peer_is_asked_four_times(tiny: Target) -> None:
     peer = Changing(_one(0.0, set()))
-    found = judged(peer, tiny, "short")
+    found = judged(peer, tiny, "short", repeat=True)
     assert found.passed
     assert not found.unsteady
     assert found.repeated == len(found.local) > 300
@@ -69,7 +69,7 @@ def test_a_steady_peer_is_asked_four_times(tiny: Target) -> None:
 
 @pytest.mark.parametrize("run", [1, 4])
 def test_one_value_that_is_wrong_in_one_of_two_runs_is_found(tiny: Target, run: int) -> None:
-    found = judged(Changing(_one(0.1, {run})), tiny, "short")
+    found = judged(Changing(_one(0.1, {run})), tiny, "short", repeat=True)
     assert found.deviates
     assert found.culprit is not None
     assert found.culprit.tap == CULPRIT
@@ -80,13 +80,13 @@ def test_one_value_that_is_wrong_in_one_of_two_runs_is_found(tiny: Target, run: 
 
 
 def test_a_value_that_is_wrong_alike_in_both_runs_is_steady(tiny: Target) -> None:
-    found = judged(Changing(_one(0.1, {1, 4})), tiny, "short")
+    found = judged(Changing(_one(0.1, {1, 4})), tiny, "short", repeat=True)
     assert found.deviates
     assert not found.unsteady
 
 
 def test_a_last_bit_that_changes_is_said_and_is_no_failure(tiny: Target) -> None:
-    found = judged(Changing(_one(1e-7, {4})), tiny, "short")
+    found = judged(Changing(_one(1e-7, {4})), tiny, "short", repeat=True)
     assert found.passed
     assert found.unsteady.endswith("in 1 of 192 values; both runs conform")
     (line,) = steadiness([("tiny", found)], set())
@@ -101,7 +101,7 @@ def test_padding_may_hold_other_bits_each_time(tiny: Target) -> None:
         value[1, 3:] = 7  # this row has three tokens
         return value
 
-    found = judged(Changing(change), tiny, "padded-right")
+    found = judged(Changing(change), tiny, "padded-right", repeat=True)
     assert found.passed
     assert not found.unsteady
 
@@ -111,7 +111,7 @@ def test_a_tap_that_comes_once_is_said(tiny: Target) -> None:
         def _shown(self, dump: Dump, name: str, value: Any) -> Any:
             return value if name == CULPRIT and len(self.asked) == 4 else super()._shown(dump, name, value)
 
-    found = judged(Forgetful(_one(0.0, set())), tiny, "short")
+    found = judged(Forgetful(_one(0.0, set())), tiny, "short", repeat=True)
     assert found.deviates
     assert found.unsteady == f"only one of two runs shows {CULPRIT} (call 0); one of the two runs is wrong"
 
@@ -123,7 +123,7 @@ def test_a_peer_that_raises_when_asked_again_is_no_pass(tiny: Target) -> None:
                 raise RuntimeError("enough")
             super().run(case, dump)
 
-    found = judged(Tired(_one(0.0, set())), tiny, "short")
+    found = judged(Tired(_one(0.0, set())), tiny, "short", repeat=True)
     assert not found.passed
     assert not found.deviates
     assert found.error == "asked for the same case once more, it raised: RuntimeError: enough"
@@ -136,7 +136,7 @@ def test_inputs_between_that_a_peer_cannot_do_cost_nothing(tiny: Target) -> None
                 raise ValueError("another length")
             super().run(case, dump)
 
-    assert judged(Narrow(_one(0.0, set())), tiny, "short").repeated > 300
+    assert judged(Narrow(_one(0.0, set())), tiny, "short", repeat=True).repeated > 300
 
 
 def test_a_table_kept_from_another_length_is_found(tiny: Target) -> None:
@@ -153,7 +153,7 @@ def test_a_table_kept_from_another_length_is_found(tiny: Target) -> None:
                     value = self.kept[:, : value.shape[1]]
             return super()._shown(dump, name, value)
 
-    found = judged(Keeping(NUMPY, "float32"), tiny, "short")
+    found = judged(Keeping(NUMPY, "float32"), tiny, "short", repeat=True)
     assert found.deviates
     assert found.unsteady.endswith("one of the two runs is wrong")
 
@@ -188,7 +188,7 @@ def test_inputs_between_are_shorter_and_longer(tiny: Target) -> None:
 
 
 def test_the_line_says_how_rare_a_race_may_be(tiny: Target) -> None:
-    found = judged(Changing(_one(0.0, set())), tiny, "short")
+    found = judged(Changing(_one(0.0, set())), tiny, "short", repeat=True)
     n = found.repeated
     (line,) = steadiness([("tiny", found)], set())
     assert line == (
@@ -198,7 +198,7 @@ def test_the_line_says_how_rare_a_race_may_be(tiny: Target) -> None:
 
 
 def test_a_dump_is_said_to_show_one_run(tiny: Target) -> None:
-    found = judged(Changing(_one(0.0, set())), tiny, "short")
+    found = judged(Changing(_one(0.0, set())), tiny, "short", repeat=True)
     lines = steadiness([("tiny", found)], {found.peer})
     assert lines[-1].startswith("t5g2ref:numpy:float32 shows one run: ")
 

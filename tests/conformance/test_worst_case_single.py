@@ -113,7 +113,7 @@ def run(injection: Injection, case: str, taps: tuple[str, ...] | None = None, le
     if taps is not None:
         peer.taps = taps
     peer.open(target)
-    return judge(peer, target, case_of(target, case))
+    return judge(peer, target, case_of(target, case), repeat=False)
 
 
 @pytest.mark.parametrize("legal", LEGAL)

@@ -17,11 +17,11 @@ from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 
 
-def judged(peer: Peer, target: Target, case: Case | str) -> Judgement:
-    """The judgement of a case, or of the one of that name."""
+def judged(peer: Peer, target: Target, case: Case | str, *, repeat: bool = False) -> Judgement:
+    """The judgement of a case, or of the one of that name. It is run once: test_steady.py is about repeating it."""
     peer.open(target)
     try:
-        return judge(peer, target, case_of(target, case) if isinstance(case, str) else case)
+        return judge(peer, target, case_of(target, case) if isinstance(case, str) else case, repeat=repeat)
     finally:
         peer.close()
 
