@@ -55,7 +55,7 @@ class Lookout(Numerics):
 
 def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
     """The oracles with defects, for a peer in a half type."""
-    made = []
+    made: list[Numerics] = []
     for defects in MEMBERS:
         faulty = {name: twin for d in defects for name, twin in twins(d, dtype).items()}
         made.append(Lookout("float64", EXACT, backend.with_twins(faulty), dtype))
