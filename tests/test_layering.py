@@ -35,7 +35,7 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | catalogue plan | token_words | __init__
+conformance/cases: case ingredients | catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
@@ -51,7 +51,7 @@ conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
-conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
+conformance/judge: faulty_walk judgement meeting patterns | given_ids half_lane lanes logit_watch name_defect
 conformance/judge: steady together walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__

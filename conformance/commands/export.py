@@ -204,6 +204,9 @@ What to write
   "taps": {"decoder.layers.0": "my tensor"}.
   A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each
   layer, the encoder's output, and the logits. It may show everything in its "taps", which have axes and shape.
+  A program that shows nothing inside shows its "least": logits, or for a language model `log_probs` B T k and the ids
+  that they are of, `log_prob_ids` B T k: of all ids, of the top k, or of the next id alone. The ids of its inputs, and
+  the encoder's output, may stand beside them. Then every call is judged as a whole.
   `k_rope` is what RoPE returns, before any cache; `keys` is what comes out behind it.
   The axes are the letters of "letters". Declare another order, or heads apart, under "layouts", by name or pattern.
   There, `valid` in place of both token axes means that padding was left out.

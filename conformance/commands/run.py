@@ -158,6 +158,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             _compared(plan, found, peers),
             _powers(found),
             {d for d, *_ in few},
+            outside={j.dtype for _, j in found if j.outside},
             single=_in_single(found),
             repeated=all(j.repeated for _, j in found if j.local),
         ),
@@ -221,7 +222,9 @@ def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
     for target_name, j in found:
         if j.local and j.peer not in few:
             target, case = cases[target_name, j.case]
-            if len(j.local) < (declared := len(plan_of(target.config, case))):
+            if j.outside:
+                few[j.peer] = j.dtype, f"{j.peer} shows {j.outside}: where a mistake is inside cannot be seen"
+            elif len(j.local) < (declared := len(plan_of(target.config, case))):
                 shown = f"{j.peer} shows {len(j.local)} of {declared} taps (case {case.name})"
                 few[j.peer] = j.dtype, f"{shown}: a mistake can only be placed between two of them"
     return list(few.values())

@@ -33,6 +33,7 @@ class Judgement:
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
         repeated: how many taps were compared bit for bit with a second run of the case.
         unsteady: where the second run first differs, in words, and which of the two is wrong.
+        outside: what a black box showed, in words; "" for a peer that shows its inside.
     """
 
     peer: str
@@ -54,6 +55,7 @@ class Judgement:
     repeated: int = 0
     unsteady: str = ""
     token: str = ""
+    outside: str = ""
 
     @property
     def culprit(self) -> Finding | None:
