@@ -35,7 +35,7 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | catalogue plan | least token_words | __init__
+conformance/cases: case ingredients | abilities catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
@@ -61,9 +61,9 @@ conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
-conformance/commands: options | request export explain listing | run | check selftest | command_line
+conformance/commands: options required | request export explain listing | run | check selftest | command_line
 conformance/commands: __init__
-conformance/examples: hooks_dump forty_lines | __init__
+conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance: __init__ | __main__
 """
 ROOMS = {  # and the question that each answers

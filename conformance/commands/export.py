@@ -197,8 +197,11 @@ What to write
    "checkpoint": (copied from here: name, fingerprint of the weights, config),
    "layouts": {"*.q_norm": "B T N H"},
    "cases": {"short": [{"file": "short/0.safetensors"}]},
+   "lacks": ["images", "classes"],
    "skipped": {"image": "no pictures yet"}}
 
+  "lacks" is optional: what the program cannot do, of images, cache, padding, positions, rows, labels and classes. Cases
+  that need it are skipped for that reason; `check --require text` makes a verdict of the others.
   "skipped" is optional: a case that was left out, and why in a line. The verdict is INCOMPLETE all the same.
   A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
   "taps": {"decoder.layers.0": "my tensor"}.

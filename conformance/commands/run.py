@@ -20,6 +20,7 @@ from conformance.cases.plan import plan_of
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
+from conformance.commands.required import coverage
 from conformance.defects.exposure import hidden, reach
 from conformance.judge.session import Found, Plan, Session
 from conformance.judge.steady import steadiness
@@ -51,6 +52,8 @@ def judge_peers(request: Request) -> int:
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
         plan = _plan(targets, request.cases)
+        if request.required is not None:
+            request.required.check(case.name for _, case in plan)
         judged_on = list({id(target): target for target, _ in plan}.values())
         session = Session(
             judged_on,
@@ -60,6 +63,7 @@ def judge_peers(request: Request) -> int:
             exact=request.exact,
             asked=request.asked,
             repeat=request.repeat,
+            required=request.required,
             others=_others(request),
         )
         answer = shards.Answer(session.versions, session.called, session.notes)
@@ -103,6 +107,7 @@ def _judged(
         asked=request.asked,
         alone=len(request.peers) == 1,
         repeat=request.repeat,
+        required=request.required,
     )
     reporter.start(total)
 
@@ -179,6 +184,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *(renamed(note, called) for note in session.notes),
         ],
         command=request.command,
+        covers=coverage(request.required, plan, found),
     )
 
 

@@ -36,6 +36,7 @@ class Result:
         known: the entries of the file of known deviations, each with its state.
         notes: caveats printed beside the verdict.
         command: the command line, for whoever reproduces the report.
+        covers: what the verdict covers, where that is not every case from the inside.
     """
 
     judgements: list[tuple[str, Judgement]]
@@ -53,6 +54,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     peers: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    covers: str = ""
 
     @property
     def verdict(self) -> str:
@@ -97,6 +99,8 @@ class Result:
         """The fixed last line of the output."""
         scope = "" if self.selected == self.available else f" (on {self.selected} of {self.available} cases)"
         scope = scope if self.selected else " (exact lane alone)"
+        if self.covers:
+            scope = f" on {self.covers}{'' if 'not covered' in self.covers else scope}"
         excused = len({j.known for _, j in self.judgements if j.known and not j.skipped})
         known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
         return line(f"VERDICT: {self.verdict}{known}{self._left_out()}{scope}{self._blame()}")
