@@ -18,6 +18,7 @@ from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of
 from conformance.checkpoints import BUNDLED, resolve
+from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
 from conformance.commands.required import coverage
@@ -72,8 +73,11 @@ def judge_peers(request: Request) -> int:
         except KeyboardInterrupt:
             interrupted = True
     result = _result(request, targets, plan, session, found)
+    with reporting(quiet=not request.progress) as reporter:
+        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say)
     result = replace(
         result,
+        diagnoses=told,
         seconds=time.perf_counter() - began,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(answer.peak.values()),
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",

@@ -18,6 +18,7 @@ from conformance.cases import least, token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of
 from conformance.judge import name_defect as naming
+from conformance.judge.evidence import evidence
 from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import CumulativeLane, SingleLane
@@ -144,6 +145,7 @@ def _compared(
         masks=local.masks,
         wider=local.wider,
         outside=outside,
+        evidence=evidence(target, case, dump) if outside and not until_culprit else None,
     )
     return _explained(replace(found, token=_token(found, target.config, case)), target, case, dump, dtype)
 

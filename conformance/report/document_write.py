@@ -33,6 +33,7 @@ def as_json(result: Result) -> str:
         "notes": result.notes,
         "command": result.command,
         "covers": result.covers,
+        "diagnoses": [asdict(d) | {"sentences": d.sentences()} for d in result.diagnoses],
         "peers": result.peers,
         "known": result.known,
         "columns": [f.name for f in fields(Finding)],
