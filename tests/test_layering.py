@@ -35,7 +35,7 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | catalogue plan | token_words | __init__
+conformance/cases: case ingredients | abilities catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
@@ -51,19 +51,20 @@ conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
-conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
+conformance/judge: evidence | faulty_walk judgement meeting patterns | given_ids half_lane lanes logit_watch name_defect
 conformance/judge: steady together walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
+conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: session | __init__
-conformance/report: called candidates document explain result known spread | document_write junit text | files
+conformance/report: called candidates diagnoses document explain result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
-conformance/commands: options | request export explain listing | run | check selftest | command_line
+conformance/commands: options required diagnose | request export explain listing | run | check selftest | command_line
 conformance/commands: __init__
-conformance/examples: hooks_dump forty_lines | __init__
+conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance: __init__ | __main__
 """
 ROOMS = {  # and the question that each answers

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from conformance.commands import options as shared
+from conformance.commands import required
 from conformance.errors import Unavailable
 from conformance.peers.folder import create
 
@@ -14,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="the dump: manifest.json and safetensors")
     shared.checkpoint(parser)
     shared.cases(parser)
+    required.add_option(parser)
     shared.backend(parser)
     shared.outputs(parser)
     shared.progress(parser)

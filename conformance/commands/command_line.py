@@ -13,6 +13,7 @@ from typing import Any
 
 from conformance.checkpoints import variable
 from conformance.commands import options as shared
+from conformance.commands import required
 from conformance.commands.options import LANES
 from conformance.errors import Unavailable, UsageError
 from conformance.measure.limits import DEFECT
@@ -110,6 +111,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--peer", action="append", metavar="NAME", help=peer)
     target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
     shared.cases(target)
+    required.add_option(target)
     shared.backend(target)
     shared.timeout(target)
     shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")

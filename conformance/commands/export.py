@@ -197,13 +197,19 @@ What to write
    "checkpoint": (copied from here: name, fingerprint of the weights, config),
    "layouts": {"*.q_norm": "B T N H"},
    "cases": {"short": [{"file": "short/0.safetensors"}]},
+   "lacks": ["images", "classes"],
    "skipped": {"image": "no pictures yet"}}
 
+  "lacks" is optional: what the program cannot do, of images, cache, padding, positions, rows, labels and classes. Cases
+  that need it are skipped for that reason; `check --require text` makes a verdict of the others.
   "skipped" is optional: a case that was left out, and why in a line. The verdict is INCOMPLETE all the same.
   A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
   "taps": {"decoder.layers.0": "my tensor"}.
   A call has to show at least its "minimum": the ids as the program saw them, the embeddings, the residual after each
   layer, the encoder's output, and the logits. It may show everything in its "taps", which have axes and shape.
+  A program that shows nothing inside shows its "least": logits, or for a language model `log_probs` B T k and the ids
+  that they are of, `log_prob_ids` B T k: of all ids, of the top k, or of the next id alone. The ids of its inputs, and
+  the encoder's output, may stand beside them. Then every call is judged as a whole.
   `k_rope` is what RoPE returns, before any cache; `keys` is what comes out behind it.
   The axes are the letters of "letters". Declare another order, or heads apart, under "layouts", by name or pattern.
   There, `valid` in place of both token axes means that padding was left out.

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conformance.cases.abilities import Required
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
+from conformance.commands.required import required
 from conformance.errors import UsageError
 from conformance.peers.find import BUILT_IN, DUMP, create, names
 from conformance.peers.guard import warnings_kept
@@ -43,6 +45,7 @@ class Request:
         timeout: seconds for each answer of a process.
         jobs: how many processes judge; None for as many as are usual.
         repeat: whether every case is run twice.
+        required: what the verdict has to cover; None for every case.
     """
 
     peers: tuple[Peer, ...]
@@ -64,6 +67,7 @@ class Request:
     timeout: float = TIMEOUT
     jobs: int | None = None
     repeat: bool = True
+    required: Required | None = None
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -125,6 +129,7 @@ def _request(
         timeout=getattr(given, "timeout", TIMEOUT),
         jobs=shared.processes(given),
         repeat=not getattr(given, "once", False),
+        required=required(given),
     )
 
 

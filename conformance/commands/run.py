@@ -18,8 +18,10 @@ from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of
 from conformance.checkpoints import BUNDLED, resolve
+from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
+from conformance.commands.required import coverage
 from conformance.defects.exposure import hidden, reach
 from conformance.judge.session import Found, Plan, Session
 from conformance.judge.steady import steadiness
@@ -51,6 +53,8 @@ def judge_peers(request: Request) -> int:
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
         plan = _plan(targets, request.cases)
+        if request.required is not None:
+            request.required.check(case.name for _, case in plan)
         judged_on = list({id(target): target for target, _ in plan}.values())
         session = Session(
             judged_on,
@@ -60,6 +64,7 @@ def judge_peers(request: Request) -> int:
             exact=request.exact,
             asked=request.asked,
             repeat=request.repeat,
+            required=request.required,
             others=_others(request),
         )
         answer = shards.Answer(session.versions, session.called, session.notes)
@@ -68,8 +73,11 @@ def judge_peers(request: Request) -> int:
         except KeyboardInterrupt:
             interrupted = True
     result = _result(request, targets, plan, session, found)
+    with reporting(quiet=not request.progress) as reporter:
+        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say)
     result = replace(
         result,
+        diagnoses=told,
         seconds=time.perf_counter() - began,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(answer.peak.values()),
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
@@ -103,6 +111,7 @@ def _judged(
         asked=request.asked,
         alone=len(request.peers) == 1,
         repeat=request.repeat,
+        required=request.required,
     )
     reporter.start(total)
 
@@ -158,6 +167,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             _compared(plan, found, peers),
             _powers(found),
             {d for d, *_ in few},
+            outside={j.dtype for _, j in found if j.outside},
             single=_in_single(found),
             repeated=all(j.repeated for _, j in found if j.local),
         ),
@@ -178,6 +188,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *(renamed(note, called) for note in session.notes),
         ],
         command=request.command,
+        covers=coverage(request.required, plan, found),
     )
 
 
@@ -221,7 +232,9 @@ def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
     for target_name, j in found:
         if j.local and j.peer not in few:
             target, case = cases[target_name, j.case]
-            if len(j.local) < (declared := len(plan_of(target.config, case))):
+            if j.outside:
+                few[j.peer] = j.dtype, f"{j.peer} shows {j.outside}: where a mistake is inside cannot be seen"
+            elif len(j.local) < (declared := len(plan_of(target.config, case))):
                 shown = f"{j.peer} shows {len(j.local)} of {declared} taps (case {case.name})"
                 few[j.peer] = j.dtype, f"{shown}: a mistake can only be placed between two of them"
     return list(few.values())

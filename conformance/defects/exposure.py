@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from conformance.cases.case import Case
 from conformance.defects.catalogue import DEFECTS
 from t5g2ref.config import Config, TextConfig
+from t5g2ref.dtypes import HALF
 
 _ALWAYS = {"D50", "D51", "D66", "D83", "D84"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
@@ -82,6 +83,10 @@ _FEW_HALF = dict.fromkeys(
     (*_HALF, *_FAINT, "D27", "D51", "D52", "D71"),  # of D71, eps
     "a peer in half precision shows few taps: there are neither bounds nor patterns then, and its rounding hides this",
 )
+_BLACK_HALF = dict.fromkeys(
+    ("D07", "D28", "D34", "D37", "D49", "D50", "D57", "D59", "D60", "D62"),
+    "a black box in half precision: behind the whole model the rounding hides some of its variants",
+)  # beside those of few taps: what survived when each fault was put into bfloat16 and seen through logits alone
 
 
 def hidden(
@@ -90,6 +95,7 @@ def hidden(
     powers: Mapping[str, bool] | None = None,
     few: Iterable[str] = (),
     *,
+    outside: Iterable[str] = (),
     single: bool = True,
     repeated: bool = True,
 ) -> dict[str, str]:
@@ -99,11 +105,13 @@ def hidden(
     Args:
         powers: defect id → whether its pattern was looked for in half precision, with the power to find it.
         few: types of the peers that do not show every tap.
+        outside: types of the black boxes among them.
         single: whether every peer was judged in float32 as well.
         repeated: whether every case was run twice.
     """
     few = set(few)
-    partly = (_FEW if few else {}) | (_FEW_HALF if few & {"bfloat16", "float16"} else {})
+    partly = (_FEW if few else {}) | (_FEW_HALF if few & set(HALF) else {})
+    partly |= _BLACK_HALF if set(outside) & set(HALF) else {}
     configs, cases, powers = list(configs), list(cases), powers or {}
     shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
     shown |= {"D80"} if cases and repeated else set()

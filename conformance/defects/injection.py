@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any
 from unittest import mock
 
@@ -163,16 +164,21 @@ class Fault:
 
 
 def joined(*injections: Injection) -> Injection:
-    """Several changes of the setting and patches as one; at most one of them changes taps."""
+    """Several injections as one: each works on what those before it have made."""
 
     def setting(s: Setting) -> Setting:
         for injection in injections:
             s = injection.setting(s)
         return s
 
-    taps = next((i.taps for i in injections if i.taps), None)
+    made = [i.taps for i in injections if i.taps]
+
+    def taps(s: Setting) -> Change:
+        changes = [make(s) for make in made]
+        return lambda call, name, value: reduce(lambda v, change: change(call, name, v), changes, value)
+
     how = "; ".join(i.how for i in injections)
-    return Injection(setting, taps, tuple(patch for i in injections for patch in i.patches), how)
+    return Injection(setting, taps if made else None, tuple(patch for i in injections for patch in i.patches), how)
 
 
 def configured(change: Callable[[Config], Config]) -> Injection:

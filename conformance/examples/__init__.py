@@ -1,1 +1,1 @@
-"""Worked examples: a peer in forty lines, and a dump by a program that knows nothing of this one."""
+"""Worked examples: a peer in forty lines, one of logits alone, and a dump by a program that knows nothing of ours."""

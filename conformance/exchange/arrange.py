@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -13,6 +13,7 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.cases.case import Case
+from conformance.cases.least import LOG_PROBS, LOGITS, OUTSIDE, PAIR, least, paired
 from conformance.cases.plan import IDS, minimum, plan_of, shape_of, sizes, validity
 from conformance.exchange.layouts import LayoutError, arranged, check
 from conformance.exchange.manifest import Declared
@@ -74,7 +75,7 @@ class Shower:
         """Raises DumpError unless every name is a tap of this call, with a tensor in the file and a fit layout."""
         plan = self._plan(call)
         for name, tensor in names.items():
-            if name not in plan and name not in IDS:
+            if name not in plan and name not in IDS and not self._pair(name, plan):
                 self._refuse_name(name, call, plan)
             if tensor not in tensors.entries:
                 raise DumpError(f"{short(tensors.name)}: no tensor {short(tensor)} in it, which should be {name}")
@@ -87,7 +88,7 @@ class Shower:
     def put_all(self, files: list[File], dump: Dump, findings: list[Finding]) -> None:
         """Put every call's arrays into `dump`, and what is found wrong into `findings`.
 
-        Raises DumpError, after all of it, for ids of another input or a missing tap that every dump has to show.
+        Raises DumpError, after all of it, for ids of another input or where something is missing that it has to show.
         """
         for call, (tensors, names) in enumerate(files):
             dump.new_call()
@@ -95,9 +96,22 @@ class Shower:
         wrong = next((f for f in findings if f.tap in IDS), None)
         if wrong is not None:
             raise DumpError(f"{wrong.tap} of call {wrong.call}: {wrong.detail}; the program ran another input")
-        least = minimum(self.config, self.case)
-        if gone := [f"{name} (call {n})" for n, names in enumerate(least) for name in names if name not in files[n][1]]:
+        if gone := [f"{name} (call {n})" for n, name in self._wanted(files) if name not in files[n][1]]:
             raise DumpError(f"the dump lacks {len(gone)} of what every dump has to show: {', '.join(gone[:8])}")
+
+    def _wanted(self, files: list[File]) -> Iterator[tuple[int, str]]:
+        """(call, name) of what the dump has to show: logits or log-probabilities where it shows nothing inside."""
+        shown = {name for _, names in files for name in names}
+        if not shown <= {*OUTSIDE, *IDS}:
+            yield from ((n, name) for n, names in enumerate(minimum(self.config, self.case)) for name in names)
+            return
+        for n, name in enumerate(least(self.config, self.case)):
+            pair = name == LOGITS and LOG_PROBS in files[n][1]
+            yield from ((n, part) for part in (PAIR if pair else (name,)) if part)
+
+    def _pair(self, name: str, plan: Mapping[str, Tap]) -> bool:
+        """Whether a name is of log-probabilities, in a call that has logits which they may stand for."""
+        return name in PAIR and LOGITS in plan and paired(self.case)
 
     def put(self, call: int, tensors: Tensors, names: Mapping[str, str], dump: Dump, findings: list[Finding]) -> None:
         """Put the call's arrays into the newest call of `dump`.
@@ -112,6 +126,9 @@ class Shower:
             array = tensors.read(tensor)
             if name in IDS:
                 findings += self._ids(name, call, array)
+                continue
+            if name in PAIR:
+                dump.put(name, array)
                 continue
             tap, declared = plan[name], self._layout(plan[name])
             array = self._typed(tap, array, f"{short(tensors.name)}: {short(tensor)}")
@@ -128,7 +145,10 @@ class Shower:
 
     def _too_large(self, call: int, name: str, shape: tuple[int, ...]) -> Finding | None:
         """A failing finding where the header claims more numbers than the tap has in any layout; else None."""
-        if name in IDS:
+        if name in PAIR:  # as many numbers as the logits at most
+            tap = self._plan(call)[LOGITS]
+            axes, expected = "B T k", shape_of(tap, sizes(self.config, self.case, call, tap))
+        elif name in IDS:
             axes, expected = IDS[name], self._given(name, call).shape
         else:
             tap = self._plan(call)[name]

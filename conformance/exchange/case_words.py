@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.cases.case import Case
+from conformance.cases.least import least
 from conformance.cases.plan import minimum, plan_of, shape_of, sizes
 from t5g2ref.backend import Backend
 from t5g2ref.config import Config
@@ -52,8 +53,8 @@ def words(config: Config, case: Case) -> dict[str, Any]:
             for i, run in enumerate(case.runs)
         ],
         "calls": [
-            {"run": number[id(run)], "decoder": list(bounds), "minimum": least}
-            for (run, bounds), least in zip(case.calls, minimum(config, case), strict=True)
+            {"run": number[id(run)], "decoder": list(bounds), "minimum": names, "least": one}
+            for (run, bounds), names, one in zip(case.calls, minimum(config, case), least(config, case), strict=True)
         ],
         "head": sorted(f"head.{name}" for name in case.head(config.decoder.hidden_size)),
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from conformance.cases.abilities import ABILITIES
 from conformance.exchange.geometry import Value
 from conformance.exchange.reading import DumpError, confined
 from t5g2ref.config.fields import json_file, short
@@ -17,7 +18,7 @@ MOST_CASES = 1000
 MOST = 10_000  # entries of an object: some more than the taps of the largest release
 STORED = ("uint8", "float32")
 LONGEST = 64
-FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "cases", "skipped"}
+FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "lacks", "cases", "skipped"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Declared:
         name, dtype, versions: those of the program.
         layouts: tap or glob → axes in letters; a tap without an entry has the table's.
         stored: tap or glob → "uint8" for a mask of 0 and 1, "float32" for values of a half type.
+        lacks: what it cannot do, in words of `cases.abilities`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Declared:
     versions: dict[str, str] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def read(folder: Path) -> Manifest:
 
 
 def declared(raw: dict[str, Any], peer: object = None) -> Declared:
-    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts and stored."""
+    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts, stored and lacks."""
     said = _object(raw.get("peer") if peer is None else peer, "peer")
     name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
     if not name.strip():
@@ -104,7 +107,14 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
         if kind not in STORED:
             _refuse(f"stored.{tap}", kind, f"one of {', '.join(STORED)}")
     versions = _texts(said.get("versions", {}), "peer.versions")
-    return Declared(name, dtype, versions, _texts(raw.get("layouts", {}), "layouts", empty=True), stored)
+    layouts = _texts(raw.get("layouts", {}), "layouts", empty=True)
+    return Declared(name, dtype, versions, layouts, stored, _lacks(raw.get("lacks", [])))
+
+
+def _lacks(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) and word in ABILITIES for word in value):
+        _refuse("lacks", value, f"a list of words among {', '.join(ABILITIES)}")
+    return tuple(value)
 
 
 def _checkpoint(value: object) -> tuple[str, str, dict[str, Value] | None]:

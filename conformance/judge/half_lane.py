@@ -41,7 +41,7 @@ class HalfLane:
         self, dtype: DType, distances: Distances, config: Config, *, whole: bool, at_once: bool = False
     ) -> None:
         self.dtype, self._distances, self._backend = dtype, distances, distances.backend
-        self._config = config
+        self._config, self.limit = config, limits.LIMITS["half"]
         self._whole, self._at_once = whole, at_once
         self._measured: list[Measured] = []
         self._gap = False  # whether a tap was not usable: several operations lie between those around it

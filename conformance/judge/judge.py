@@ -14,13 +14,15 @@ from dataclasses import replace
 from typing import cast
 
 from conformance.activations import Dump
-from conformance.cases import token_words
+from conformance.cases import least, token_words
 from conformance.cases.case import Case
-from conformance.cases.plan import Shown, plan_of, required
+from conformance.cases.plan import Shown, plan_of
 from conformance.judge import name_defect as naming
+from conformance.judge.evidence import evidence
 from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import CumulativeLane, SingleLane
+from conformance.judge.meeting import Lane
 from conformance.judge.steady import steadied
 from conformance.judge.walk import Found, Walk, quiet
 from conformance.measure.distance import distances
@@ -31,6 +33,7 @@ from conformance.peers.protocol import Peer, Skip, optional, shows
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
+from t5g2ref.taps import Tap
 
 Progress = Callable[[str], None]
 
@@ -64,7 +67,7 @@ def judge(
         except PeerError as error:
             raised = str(error)
         try:
-            shown = shows(peer)
+            shown = least.with_pair(shows(peer), case)
             _in_order(target, case, dump)
         except PeerError as error:
             return Judgement(peer.name, case.name, error=raised or str(error), dtype=dtype)
@@ -90,7 +93,11 @@ def _in_order(target: Target, case: Case, dump: Dump) -> None:
     if dump.calls > len(case.calls):
         raise PeerError(f"it made {dump.calls} calls, expected {len(case.calls)}")
     known = {(n, tap.name) for n, tap in plan}
+    if least.paired(case):
+        known |= {(n, name) for n, tap in known if tap == least.LOGITS for name in least.PAIR}
     for n in range(dump.calls):
+        if {least.LOGITS, least.LOG_PROBS} <= set(dump.names(n)):
+            raise PeerError(f"it shows logits and {least.LOG_PROBS} in call {n}, expected one of them")
         if strange := [name for name in dump.names(n) if (n, name) not in known]:
             raise PeerError(f"it shows {line(strange[0])} in call {n}, which is no tap of that call; see `list taps`")
 
@@ -110,12 +117,16 @@ def _compared(
     seen = [(call, tap) for call, tap in plan if shown(tap.name)]
     # A mask is compared and never handed on: without it every other operation still has the peer's own input.
     whole = all(shown(tap.name) for _, tap in plan if not tap.exact)
-    half = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit) if dtype in HALF else None
+    outside = least.in_words(target.config, case, shown)
+    lane: Lane = SingleLane(dtype, compared, whole=whole)
+    if outside:
+        lane = CumulativeLane(dtype, compared, each=True)
+    elif dtype in HALF:
+        lane = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit)
     progress(f"{case.name}: local anchor of {peer.name}")
-    lane = half or SingleLane(dtype, compared, whole=whole)
     local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
     along = Found([])
-    if not until_culprit:
+    if not until_culprit and not _from_ids(seen, outside):
         progress(f"{case.name}: cumulative anchor of {peer.name}")
         spine = [(call, tap) for call, tap in seen if tap.spine]
         along = Walk(case, dump, spine, CumulativeLane(dtype, compared), local=False).run(ours)
@@ -133,6 +144,8 @@ def _compared(
         unclear=local.unclear,
         masks=local.masks,
         wider=local.wider,
+        outside=outside,
+        evidence=evidence(target, case, dump) if outside and not until_culprit else None,
     )
     return _explained(replace(found, token=_token(found, target.config, case)), target, case, dump, dtype)
 
@@ -163,6 +176,13 @@ def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: 
 
 def _too_little(config: Config, case: Case, shown: Shown) -> str:
     """Which taps the peer has to show and does not, in words; "" where it shows enough."""
-    least = dict.fromkeys(tap.name for _, tap in plan_of(config, case) if required(tap))
-    missing = [name for name in least if not shown(name)]
-    return f"it shows too few taps to be judged; missing: {', '.join(missing[:8])}" if missing else ""
+    missing = least.lacking(config, case, shown)
+    instead = f", or {' and '.join(least.PAIR)}" if least.LOGITS in missing and least.paired(case) else ""
+    if not least.is_outside(config, case, shown):
+        instead = f"; show them too, or {least.LOGITS} alone"
+    return f"it shows too few taps to be judged; missing: {', '.join(missing[:8])}{instead}" if missing else ""
+
+
+def _from_ids(seen: list[tuple[int, Tap]], outside: str) -> bool:
+    """Whether both anchors are one: of a black box, before whose last tap nothing is shown that our runs go on from."""
+    return bool(outside) and {tap.name for _, tap in seen} <= set(least.OUTSIDE) - {least.ENCODED}

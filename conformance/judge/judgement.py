@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.judge.evidence import Evidence
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
@@ -33,6 +34,8 @@ class Judgement:
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
         repeated: how many taps were compared bit for bit with a second run of the case.
         unsteady: where the second run first differs, in words, and which of the two is wrong.
+        outside: what a black box showed, in words; "" for a peer that shows its inside.
+        evidence: what a black box showed, for a diagnosis over all cases.
     """
 
     peer: str
@@ -54,6 +57,8 @@ class Judgement:
     repeated: int = 0
     unsteady: str = ""
     token: str = ""
+    outside: str = ""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     @property
     def culprit(self) -> Finding | None:

@@ -36,6 +36,7 @@ class SingleLane:
 
     def __init__(self, dtype: DType, distances: Distances, *, whole: bool = False) -> None:
         self.dtype, self._distances, self._whole = dtype, distances, whole
+        self.limit = limits.LIMITS["local"]
         self._unclear: dict[str, None] = {}
         self._gap = False  # whether a tap was not usable: several operations lie between those around it
 
@@ -50,8 +51,7 @@ class SingleLane:
             return found
         if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
-        limit = limits.LIMITS["local"]
-        finding = judged_values(meeting.tap, meeting.call, found, self.dtype, limit, "worst")
+        finding = judged_values(meeting.tap, meeting.call, found, self.dtype, self.limit, "worst")
         if not meeting.others or meeting.tap.name == "loss" or self._gap:
             return finding
         return self._bounded(finding, meeting, found)
@@ -71,10 +71,15 @@ class CumulativeLane:
     """Any type under the cumulative anchor: a tap is judged at the end, by its median token.
 
     Only then is it known how large an error is typical of the tap over all calls.
+
+    Args:
+        each: whether every token is judged as well, by the same limit: of a black box, which shows nothing else. Where
+            rounding could hide anything, its taps are unclear.
     """
 
-    def __init__(self, dtype: DType, distances: Distances) -> None:
-        self.dtype, self._distances = dtype, distances
+    def __init__(self, dtype: DType, distances: Distances, *, each: bool = False) -> None:
+        self.dtype, self._distances, self._each = dtype, distances, each
+        self.limit = limits.LIMITS["cumulative"]
         self._pending: list[tuple[Tap, int, Errors]] = []
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
@@ -102,9 +107,18 @@ class CumulativeLane:
         for tap, call, errors in self._pending:
             few = sum(len(part.legal) for part in parts[tap.name]) < limits.FEW_NUMBERS
             most = along[tap.module] if few and tap.module else usual[tap.name]
-            limit = limits.LIMITS["cumulative"]
-            changed[call, tap.name] = judged_values(tap, call, errors, self.dtype, limit, "median", most)
-        return Ended(changed)
+            finding = judged_values(tap, call, errors, self.dtype, self.limit, "median", most)
+            if self._each and finding.passed:
+                finding = judged_values(tap, call, errors, self.dtype, self.limit, "worst", most)
+            changed[call, tap.name] = finding
+        noisy = [name for name, group in parts.items() if self._each and _together(group) > limits.UNCLEAR_ERROR]
+        return Ended(changed, unclear=[*dict.fromkeys(map(kind_of, noisy))])
+
+
+def _together(parts: list[Errors]) -> float:
+    """The control's error relative to the value, of all tokens together: a single number may be near zero by luck."""
+    norm, _, control = np.concatenate([part.found for part in parts], axis=1)
+    return float(np.linalg.norm(control) / (np.linalg.norm(norm) or 1.0))
 
 
 def measured(meeting: Meeting, dtype: DType, distances: Distances) -> Finding | Errors:

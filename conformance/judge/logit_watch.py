@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from conformance.judge.meeting import Array, Meeting, Place
-from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.logits import LogitTest
 from conformance.measure.words import in_words
 from t5g2ref.backend import Backend
-from t5g2ref.dtypes import HALF
 from t5g2ref.model import T5Gemma2
 from t5g2ref.ops import softcap
 
@@ -20,12 +18,13 @@ class LogitWatch:
     """Compares the peer's distribution with those that our runs make of its last hidden states.
 
     Args:
-        ours: truth and controls, which know the final softcap and the peer's type.
+        ours: truth and controls, which know the final softcap.
+        limit: of the lane's ratios; a divergence is quadratic in the error.
     """
 
-    def __init__(self, backend: Backend, ours: list[T5Gemma2]) -> None:
+    def __init__(self, backend: Backend, ours: list[T5Gemma2], limit: float) -> None:
         self._backend, self._numerics = backend, [model.nx for model in ours]
-        self._cap, self._dtype = ours[0].config.decoder.final_logit_softcapping, ours[-1].nx.dtype
+        self._cap, self._limit = ours[0].config.decoder.final_logit_softcapping, limit**2
         self._before: list[Array] | None = None
         self._test = LogitTest()
 
@@ -53,14 +52,15 @@ class LogitWatch:
     def judged(self, found: Mapping[Place, Finding]) -> dict[Place, Finding]:
         """The finding by which the distribution fails the last call's logits; none where they fail already."""
         figures = self.figures()
-        limit = limits.LIMITS["half" if self._dtype in HALF else "local"] ** 2  # a divergence is quadratic in the error
         place = max((p for p in found if p[1] == "logits"), default=None)
         if not figures or place is None or not found[place].passed:
             return {}
-        if not figures["kl_ratio"] <= limit:
+        if not figures["kl_ratio"] <= self._limit:
             detail = f"KL(truth ‖ peer) is {in_words(figures['kl_ratio'])} times the control's"
             return {
-                place: replace(found[place], status="values", judged=figures["kl_ratio"], limit=limit, detail=detail)
+                place: replace(
+                    found[place], status="values", judged=figures["kl_ratio"], limit=self._limit, detail=detail
+                )
             }
         if figures["wrong"] > 0:
             detail = f"wrong first choice at {figures['wrong']:.0f} positions where the margin certifies the truth's"

@@ -66,6 +66,10 @@ class Lane(Protocol):
     def dtype(self) -> DType:
         """The peer's number type."""
 
+    @property
+    def limit(self) -> float:
+        """The largest ratio that one token may have. A divergence may be its square."""
+
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         """The models that walk: truth and controls, and what else this lane needs beside them."""
 

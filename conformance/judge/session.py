@@ -12,14 +12,16 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.arrays import release
+from conformance.cases.abilities import Required, unmet
 from conformance.cases.case import Case
 from conformance.errors import CheckpointError, PeerUnavailable
 from conformance.judge.exact.lane import examine_exact
+from conformance.judge.exact.probes import probes
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.peers.guard import PeerError, call, line, said, warnings_kept
-from conformance.peers.protocol import Peer, optional
+from conformance.peers.protocol import Peer, lacks, optional
 from conformance.progress import Reporter
 from conformance.target import Target
 from t5g2ref.backend import BackendError
@@ -38,6 +40,7 @@ class Session:
         exact, asked: see `commands.request.Request`.
         alone: whether the peer is the only one of the whole run; by default, of this session.
         repeat: whether every case is run twice; see `conformance.judge.steady`.
+        required: what the verdict has to cover; None for every case.
         others: a peer's name → the same in another type. It runs first, so that what it leaves behind shows.
     """
 
@@ -52,11 +55,12 @@ class Session:
         asked: bool = False,
         alone: bool | None = None,
         repeat: bool = True,
+        required: Required | None = None,
         others: Mapping[str, Peer] | None = None,
     ) -> None:
         self._targets, self._plan, self._found, self._reporter = targets, plan, found, reporter
         self._exact, self._asked, self._alone = exact, asked, alone
-        self._repeat, self._others = repeat, others or {}
+        self._repeat, self._required, self._others = repeat, required, others or {}
         self.versions: dict[str, dict[str, str]] = {}
         self.called: dict[str, str] = {}
         self.notes: list[str] = []
@@ -97,19 +101,37 @@ class Session:
                 self.notes.append(
                     f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
                 )
-            self._one(peer, target, "exact", refused, partial(_exactly, peer, target, self._reporter.say))
-        for case in (c for of, c in self._plan if of is target and c.asks(peer.dtype)):
-            self._one(peer, target, case.name, refused, partial(self._judged, peer, target, case))
+            self._one(peer, target, "exact", refused, partial(self._exactly, peer, target))
+        self._cases(peer, target, refused)
         if fingerprint(target, peer) != before:
             detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"
             spoiled = Finding("weights", 0, "exact", detail=detail)
             self._found.append((target.name, Judgement(peer.name, "exact", exact=[spoiled], dtype=peer.dtype)))
+
+    def _cases(self, peer: Peer, target: Target, refused: str) -> None:
+        """Judge the peer on the cases of a checkpoint: all that its type is asked for, or those that are required."""
+        asked = [case for of, case in self._plan if of is target and case.asks(peer.dtype)]
+        cases = [c for c in asked if refused or self._required is None or self._required.covers(c, lacks(peer))]
+        for case in cases:
+            self._one(peer, target, case.name, refused, partial(self._judged, peer, target, case))
+        for _ in range(len(asked) - len(cases)):
+            self._reporter.step()
+        if asked and not cases:
+            why = "nothing that is required is a case that it can do"
+            self._found.append((target.name, Judgement(peer.name, "exact", skipped=why, dtype=peer.dtype)))
+
+    def _exactly(self, peer: Peer, target: Target) -> Judgement:
+        lane, left = _exactly(peer, target, self._reporter.say, self._required is not None)
+        if left:
+            self.notes.append(f"{peer.name}: not probed: {', '.join(left)}")
+        return lane
 
     def _open(self, peer: Peer, target: Target) -> None:
         """Open the peer. PeerUnavailable ends the run where it is the only peer; else it is that peer's error."""
         known = (BackendError,) if not self._alone else (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, target, passing=known)
         self.versions[peer.name] = _versions(peer)
+        lacks(peer)
         called = optional(peer, "called")
         if isinstance(called, str) and called:
             self.called[peer.name] = line(called)
@@ -117,6 +139,8 @@ class Session:
         self.notes += [note for note in said if note not in self.notes]
 
     def _judged(self, peer: Peer, target: Target, case: Case) -> Judgement:
+        if why := unmet(case, lacks(peer)):
+            return Judgement(peer.name, case.name, skipped=why, dtype=peer.dtype)
         return judge(peer, target, case, self._reporter.say, repeat=self._repeat)
 
     def _leave_behind(self, other: Peer, target: Target) -> None:
@@ -160,20 +184,29 @@ class Session:
         return failed
 
 
-def _exactly(peer: Peer, target: Target, progress: Callable[[str], None]) -> Judgement:
-    """The exact lane: weights after the peer's loader, ids and embedding rows, masks by probing."""
+def _exactly(peer: Peer, target: Target, progress: Callable[[str], None], fitting: bool) -> tuple[Judgement, list[str]]:
+    """The exact lane: weights after the peer's loader, ids and embedding rows, masks by probing.
+
+    Args:
+        fitting: whether probes that need what the peer lacks are left out; else they are missing.
+
+    Returns:
+        The judgement, and the names of the probes that were left out.
+    """
     began = time.perf_counter()
     progress(f"exact lane: {peer.name}")
     try:
-        findings, error = examine_exact(peer, target, cast(DType, peer.dtype), progress), ""
+        left = [probe.case.name for probe in probes(target.config) if fitting and unmet(probe.case, lacks(peer))]
+        findings, error = examine_exact(peer, target, cast(DType, peer.dtype), progress, without=left), ""
     except (KeyboardInterrupt, BackendError):
         raise
     except BaseException as raised:  # whatever a foreign program raises is a finding, not our crash
-        findings, error = [], said(raised)
+        findings, left, error = [], [], said(raised)
     if not error:  # a probe that raised or was skipped proves nothing against the peer
         error = next((f.detail for f in findings if f.status == "missing" and not f.tap.startswith("weights")), "")
     seconds = {"exact": time.perf_counter() - began}
-    return Judgement(peer.name, "exact", error=error, exact=findings, seconds=seconds, dtype=peer.dtype)
+    whole = Judgement(peer.name, "exact", error=error, exact=findings, seconds=seconds, dtype=peer.dtype)
+    return whole, left
 
 
 def fingerprint(target: Target, peer: Peer) -> list[int]:

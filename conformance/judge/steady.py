@@ -5,7 +5,7 @@ A race, memory that nobody wrote, and a table kept from another length change be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,12 +14,14 @@ import numpy as np
 from conformance.activations import Array, Dump
 from conformance.cases.case import Case, Run
 from conformance.cases.ingredients import Kit
+from conformance.cases.least import LOGITS, PAIR
 from conformance.cases.plan import Shown, plan_of, valid_tokens
 from conformance.judge.judgement import Judgement
 from conformance.peers.guard import PeerError, call
 from conformance.peers.protocol import Peer, Skip
 from conformance.target import Target
 from t5g2ref.backend import Backend
+from t5g2ref.taps import Tap
 
 SEED = 20260611  # of the inputs between two runs of a case
 SHORT, MORE = 2, 7  # tokens of the short input, and by how many the long one is longer than the case's
@@ -83,11 +85,11 @@ def between(target: Target, case: Case) -> list[Case]:
 
 def first_unlike(target: Target, case: Case, first: Dump, again: Dump, shown: Shown) -> str:
     """Where the bits of the two runs first differ at a token that counts, in words; "" where they never do."""
-    for n, tap in plan_of(target.config, case):
-        if not shown(tap.name) or again.repeats(n, tap.name):
+    for n, tap, name in _shown_at(target, case, first):
+        if not shown(tap.name) or again.repeats(n, name):
             continue
-        a, b = (_host(dump.get(n, tap.name), target.backend) for dump in (first, again))
-        where = f"{tap.name} (call {n})"
+        a, b = (_host(dump.get(n, name), target.backend) for dump in (first, again))
+        where = f"{name} (call {n})"
         if a is None or b is None:
             if a is not b:
                 return f"only one of two runs shows {where}"
@@ -99,6 +101,13 @@ def first_unlike(target: Target, case: Case, first: Dump, again: Dump, shown: Sh
         if count:
             return f"two runs of the same call differ first at {where}, in {count} of {a.size} values"
     return ""
+
+
+def _shown_at(target: Target, case: Case, dump: Dump) -> Iterator[tuple[int, Tap, str]]:
+    """(call, tap, name of what is shown there): log-probabilities and their ids may stand for logits."""
+    for n, tap in plan_of(target.config, case):
+        for name in PAIR if tap.name == LOGITS and dump.get(n, PAIR[0]) is not None else (tap.name,):
+            yield n, tap, name
 
 
 def _host(value: Array | None, backend: Backend) -> Array | None:

@@ -17,7 +17,9 @@ import numpy as np
 from conformance.activations import Dump
 from conformance.arrays import has_device
 from conformance.cases.case import Case
+from conformance.cases.least import LOG_PROBS, LOGITS
 from conformance.cases.plan import validity
+from conformance.judge.given_ids import at_ids, whole
 from conformance.judge.logit_watch import LogitWatch
 from conformance.judge.meeting import Array, Ended, Lane, Meeting, Place
 from conformance.measure.finding import Finding
@@ -91,7 +93,7 @@ class Walk:
         """Walk the reference's models (the truth, then the controls) and return what was found."""
         backend, self._own = self._dump.backend, len(ours)
         if self._local and self._case.task == "lm":
-            self._watch = LogitWatch(backend, ours)
+            self._watch = LogitWatch(backend, ours, self._lane.limit)
         try:
             walk(
                 self._lane.members(ours),
@@ -124,6 +126,8 @@ class Walk:
         tap, peer = self._taps[call, name], self._dump.get(call, name)
         valid = validity(self._case, call, tap, values[0].shape)
         meeting = Meeting(tap, call, peer, values[0], values[1 : self._own], values[self._own :], valid)
+        if peer is None and tap.rows == "logits" and name == LOGITS and self._dump.get(call, LOG_PROBS) is not None:
+            return self._of_ids(meeting, values)
         finding = self._found[call, name] = self._lane.look(meeting)
         if finding.status == "mask" and len(self._masks) < PICTURES:
             self._masks.append(picture(finding, *map(self._dump.backend.host, (meeting.truth, peer))))
@@ -135,6 +139,17 @@ class Walk:
         if self._watch is not None:
             self._watch.look(meeting, usable)
         return self._handed_on(meeting, values, usable)
+
+    def _of_ids(self, logits: Meeting, values: list[Array]) -> list[Array]:
+        """Judge log-probabilities in place of logits. Nothing goes on with them."""
+        meeting = at_ids(logits, self._dump, self._lane.dtype)
+        finding = meeting if isinstance(meeting, Finding) else self._lane.look(meeting)
+        self._found[logits.place] = finding
+        if self._until and not finding.passed:
+            raise Culprit
+        if self._watch is not None and isinstance(meeting, Meeting) and whole(meeting, logits):
+            self._watch.look(meeting, finding.status not in UNUSABLE)
+        return self._handed_on(logits, values, usable=False)
 
     def _handed_on(self, meeting: Meeting, values: list[Array], usable: bool) -> list[Array]:
         """The peer's value for every run; where it is not usable, each keeps its own.

@@ -30,7 +30,7 @@ class LogitTest:
         rows = [_wide(a).reshape(-1, a.shape[-1]) for a in (truth, peer, *controls)]
         keep = np.ones(rows[0].shape[0], bool) if valid is None else np.asarray(valid).reshape(-1)
         with np.errstate(all="ignore"):  # a peer's logits may be of any size: what is no number then fails
-            logs = [_log_softmax(xp, row) for row in rows]
+            logs = [log_softmax(xp, row) for row in rows]
             weight = xp.exp(logs[0])
             peer_kl, *kl = [(weight * (logs[0] - other)).sum(axis=1) for other in logs[1:]]
         budget = xp.stack([xp.abs(row - rows[0]).max(axis=1) for row in rows[2:]]).max(axis=0)
@@ -62,6 +62,7 @@ def _wide(a: Array) -> Array:
     return (a.astype(np.float32) if a.dtype.itemsize < 4 else a).astype(np.float64)
 
 
-def _log_softmax(xp: Any, rows: Array) -> Array:
+def log_softmax(xp: Any, rows: Array) -> Array:
+    """Log-probabilities of rows (tokens, V), in their own type."""
     shifted = rows - rows.max(axis=1, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))

@@ -179,9 +179,7 @@ def values(
         usual: the relative error that every token may have; None for what is typical of this tap in this call.
     """
     (norm, error, control), keep = errors.found, errors.keep
-    yardstick = _yardstick(norm, control, errors.features, dtype, usual)
-    ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
-    ratio = np.where(np.isfinite(error) & np.isfinite(yardstick), ratio, np.nan)  # a broken reference excuses nobody
+    yardstick, ratio = _yardstick(norm, control, errors.features, dtype, usual), ratios(errors, dtype, usual)
     worst, ordered = int(ratio.argmax()), np.sort(ratio)
     median = _middle(ordered)
     scale = norm[worst] or 1.0
@@ -205,6 +203,15 @@ def values(
         judged,
         limit,
     )
+
+
+def ratios(errors: Errors, dtype: str, usual: float | None = None) -> np.ndarray[Any, Any]:
+    """(valid tokens,): each error over what the token may have; `usual` as of `values`."""
+    norm, error, control = errors.found
+    yardstick = _yardstick(norm, control, errors.features, dtype, usual)
+    ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
+    finite = np.isfinite(error) & np.isfinite(yardstick)
+    return np.where(finite, ratio, np.nan)  # a broken reference excuses nobody
 
 
 def _yardstick(

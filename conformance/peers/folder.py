@@ -10,6 +10,7 @@ from pathlib import Path
 
 from conformance.activations import Dump
 from conformance.cases import catalogue as case_list
+from conformance.cases.abilities import unmet
 from conformance.cases.case import Case
 from conformance.errors import PeerUnavailable
 from conformance.exchange.arrange import File, Shower, check_patterns, unknown
@@ -33,7 +34,7 @@ class DumpPeer(OptionalMembers):
     probed = False  # a dump can only be read
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.name, self.dtype = manifest.peer.name, manifest.peer.dtype
+        self.name, self.dtype, self.lacks = manifest.peer.name, manifest.peer.dtype, manifest.peer.lacks
         self.taps: tuple[str, ...] = ()
         self.findings: list[Finding] = []
         self._folder, self._manifest = folder, manifest
@@ -67,6 +68,8 @@ class DumpPeer(OptionalMembers):
                 if name not in known:
                     unknown(name, known, "case")
             for name, calls in self._manifest.cases.items():
+                if why := unmet(known[name], self.lacks):
+                    raise DumpError(f"case {name}: {why}, and the dump holds the case; take it out of one of them")
                 opened(Shower(self._manifest.peer, target.config, known[name]), self._folder, calls)
         except DumpError as error:
             raise PeerUnavailable(f"dump {self._folder}: {error}") from error

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from conformance.errors import PeerUnavailable
-from conformance.peers.guard import MOST, said
-from conformance.peers.protocol import Peer
+from conformance.peers.guard import MOST, PeerError, said
+from conformance.peers.protocol import Peer, lacks
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import RUN_IN
 
@@ -35,4 +35,8 @@ def _checked(peer: object, what: str) -> Peer:
     if getattr(peer, "dtype", None) not in RUN_IN:
         found = getattr(peer, "dtype", None)
         raise PeerUnavailable(f"{what} has dtype {found!r}, expected one of {', '.join(RUN_IN)}")
+    try:
+        lacks(cast(Peer, peer))
+    except PeerError as error:
+        raise PeerUnavailable(f"{what} gave a {type(peer).__name__}: {error}") from error
     return cast(Peer, peer)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from conformance.activations import Dump
+from conformance.cases.abilities import ABILITIES
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown
 from conformance.measure.finding import Finding
@@ -63,6 +64,9 @@ class OptionalMembers:
     findings: Sequence[Finding] = ()
     """What was found wrong while the files of the last case were read."""
 
+    lacks: tuple[str, ...] = ()
+    """Words of `cases.abilities.ABILITIES`: what it cannot do. Cases that need it are skipped by name."""
+
     probed: bool = True
     """Whether it can be asked; a dump can only be read, so it has no exact lane."""
 
@@ -89,6 +93,15 @@ def give_time(peer: object, seconds: float) -> None:
     """Set how long a peer may take for each answer; nothing where there is nothing to wait for."""
     if isinstance(optional(peer, "timeout"), float):
         vars(peer)["timeout"] = seconds
+
+
+def lacks(peer: Peer) -> tuple[str, ...]:
+    """What the peer says that it cannot do. Raises PeerError for other words than there are."""
+    said: Iterable[str] = optional(peer, "lacks")
+    words = () if isinstance(said, str) or not isinstance(said, Iterable) else tuple(said)
+    if isinstance(said, str) or not all(isinstance(word, str) and word in ABILITIES for word in words):
+        raise PeerError(f"it lacks {line(repr(said))}, expected a tuple of words among {', '.join(ABILITIES)}")
+    return words
 
 
 def shows(peer: Peer) -> Shown:

@@ -32,6 +32,8 @@ def as_json(result: Result) -> str:
         "defects": DEFECTS,
         "notes": result.notes,
         "command": result.command,
+        "covers": result.covers,
+        "diagnoses": [asdict(d) | {"sentences": d.sentences()} for d in result.diagnoses],
         "peers": result.peers,
         "known": result.known,
         "columns": [f.name for f in fields(Finding)],
@@ -45,7 +47,7 @@ def _judgement(target: str, judgement: Judgement, titles: dict[str, str]) -> dic
     culprit = judgement.culprit
     plain = (
         *("peer", "case", "dtype", "error", "skipped", "known", "seconds", "logits", "unclear", "masks"),
-        *("token", "repeated", "unsteady"),
+        *("token", "repeated", "unsteady", "outside"),
     )
     return {
         "target": target,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.judge.hypotheses.diagnosis import Diagnosis
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.peers.guard import line
@@ -36,6 +37,8 @@ class Result:
         known: the entries of the file of known deviations, each with its state.
         notes: caveats printed beside the verdict.
         command: the command line, for whoever reproduces the report.
+        diagnoses: of black boxes that deviate.
+        covers: what the verdict covers, where that is not every case from the inside.
     """
 
     judgements: list[tuple[str, Judgement]]
@@ -53,6 +56,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     peers: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    covers: str = ""
+    diagnoses: list[Diagnosis] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -97,6 +102,8 @@ class Result:
         """The fixed last line of the output."""
         scope = "" if self.selected == self.available else f" (on {self.selected} of {self.available} cases)"
         scope = scope if self.selected else " (exact lane alone)"
+        if self.covers:
+            scope = f" on {self.covers}{'' if 'not covered' in self.covers else scope}"
         excused = len({j.known for _, j in self.judgements if j.known and not j.skipped})
         known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
         return line(f"VERDICT: {self.verdict}{known}{self._left_out()}{scope}{self._blame()}")
@@ -107,6 +114,11 @@ class Result:
         more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
         return f"; known and not judged: {', '.join(names[:MOST])}{more}" if names else ""
 
+    def _diagnosed(self, target: str, peer: str) -> str:
+        """The defects that a black box has, where hypotheses leave no choice: ", D32 and D39"."""
+        sets = [d.found for d in self.diagnoses if (d.target, d.peer) == (target, peer)]
+        return f", {' and '.join(sets[0][0])}" if sets and len(sets[0]) == 1 else ""
+
     def _blame(self) -> str:
         verdict = self.verdict
         if verdict == "INCOMPLETE" and self.interrupted:
@@ -115,6 +127,7 @@ class Result:
             culprit = judgement.culprit
             if verdict == "DEVIATES" and judgement.deviates and culprit is not None:
                 named = "".join(f", {s.defect}" for s in judgement.named if s.named)
+                named += self._diagnosed(target, judgement.peer)
                 return f" at {culprit.tap} ({culprit.status}{named}; {judgement.peer}, case {judgement.case}, {target})"
             if verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
                 return f" - {_unjudged(judgement)}"

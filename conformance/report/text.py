@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import chain, product, repeat
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +18,7 @@ from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from conformance.measure.words import in_table, in_words, of_the_value
 from conformance.peers.find import PROCESS
-from conformance.report import spread
+from conformance.report import diagnoses, spread
 from conformance.report.candidates import candidates
 from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
@@ -32,14 +32,14 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
     for target in dict.fromkeys(name for name, _ in result.judgements):
         console.print(Text(f"checkpoint {target}: worst ratio, local / cumulative", "italic"))
         console.print(_table([j for name, j in result.judgements if name == target]))
-    if detail:
-        for target, judgement in result.judgements:
-            for anchor in ("exact", "local", "cumulative"):
-                if getattr(judgement, anchor):
-                    console.print(_details(target, judgement, anchor))
+    for (target, judgement), anchor in product(result.judgements, ("exact", "local", "cumulative") * detail):
+        if getattr(judgement, anchor):
+            console.print(_details(target, judgement, anchor))
     width = console.width
     for alike in _findings(result):
         console.print(_explained(alike, result.exposes.get(alike[0][1].case, ()), width), soft_wrap=True)
+    for diagnosis in result.diagnoses:
+        console.print(Text(_wrapped(diagnoses.told(diagnosis), width), "bold"), soft_wrap=True)
     for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and _unasked(j)], width):
         console.print(text, soft_wrap=True)
     console.print(_summary(result, width), soft_wrap=True)

@@ -169,7 +169,7 @@ class _From:
 
     def __init__(self, first: tuple[int, str], lane: SingleLane) -> None:
         self._lane, self._first, self._reached = lane, first, first[0] < 0
-        self.dtype = lane.dtype
+        self.dtype, self.limit = lane.dtype, lane.limit
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
         return self._lane.members(ours)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conformance.cases import catalogue
+from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.checkpoints import resolve
 from conformance.judge.judgement import Judgement
@@ -57,6 +58,7 @@ class Question:
     asked: bool
     alone: bool
     repeat: bool
+    required: Required | None = None
 
 
 @dataclass
@@ -133,6 +135,7 @@ def _work(worker: _Worker, shard: Shard) -> Answer:
             asked=worker.question.asked,
             alone=worker.question.alone,
             repeat=worker.question.repeat,
+            required=worker.question.required,
             others={peer.name: create(shard.other, target.backend)} if shard.other else {},
         )
         session.judge([peer])

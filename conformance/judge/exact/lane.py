@@ -7,17 +7,18 @@ changes one thing in the input and shows which of the peer's outputs then have o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
 
 from conformance.arrays import on_device, to_host, words
+from conformance.cases.abilities import unmet
 from conformance.judge.exact.moves import Moves, Shown, examine_probe
 from conformance.judge.exact.probes import Array, Probe, probes
 from conformance.measure.finding import Finding
 from conformance.peers.guard import said
-from conformance.peers.protocol import Peer, Skip, optional, shows
+from conformance.peers.protocol import Peer, Skip, lacks, optional, shows
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import HALF, DType
@@ -27,17 +28,27 @@ TABLES = {"encoder": "encoder.text_model.embed_tokens", "decoder": "decoder.embe
 
 
 def examine_exact(
-    peer: Peer, target: Target, dtype: DType, progress: Callable[[str], None] = lambda _: None
+    peer: Peer,
+    target: Target,
+    dtype: DType,
+    progress: Callable[[str], None] = lambda _: None,
+    without: Collection[str] = (),
 ) -> list[Finding]:
-    """The exact findings of an opened peer. A probe that it skips, or on which it raises, is "missing"."""
+    """The exact findings of an opened peer. A probe that it skips or lacks, or on which it raises, is "missing".
+
+    Args:
+        without: names of the probes that are not run.
+    """
     found = []
     if (weights := optional(peer, "weights")) is not None:
         progress(f"weights of {peer.name}, bit for bit")
         found += weight_findings(weights(), target, dtype)
     shown = shows(peer)
-    for probe in probes(target.config):
+    for probe in (probe for probe in probes(target.config) if probe.case.name not in without):
         progress(f"{probe.case.name}: {peer.name}")
         try:
+            if why := unmet(probe.case, lacks(peer)):
+                raise Skip(why)
             findings, moves = examine_probe(peer, target, dtype, probe, shown)
         except Skip as skip:
             found.append(Finding(probe.case.name, 0, "missing", detail=f"skipped by the peer: {skip}"))

@@ -1,0 +1,104 @@
+"""Oracles with faults: what the reference shows at the end where it has them, in float64 and in the peer's type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from conformance.cases.case import Case
+from conformance.cases.plan import plan_of, valid_tokens
+from conformance.defects.all import FAULTS
+from conformance.defects.injection import Fault, Setting, half_of, joined
+from conformance.judge.evidence import Evidence, Host, Place, alike
+from conformance.target import Target
+from t5g2ref.dtypes import DType
+from t5g2ref.numerics import EXACT, SDPA, Numerics
+from t5g2ref.trace import Trace
+
+Hypothesis = tuple[Fault, ...]
+"""Faults that are thought to be in the peer, in the order of their keys; none: that it is right."""
+
+Values = Mapping[Place, Host]
+
+
+def candidates(dtype: str) -> list[Fault]:
+    """Each variant of each catalogued defect once, that a peer in this type can have and an oracle can know."""
+    chosen: dict[tuple[str, str], Fault] = {}
+    for fault in FAULTS:
+        if fault.catalogued and fault.named and not fault.later and fault.lane in ("float32", dtype):
+            chosen.setdefault((fault.id, fault.variant), fault)
+    return list(chosen.values())
+
+
+def with_fault(base: Hypothesis, *more: Fault) -> Hypothesis:
+    """The hypothesis with more faults in it."""
+    return tuple(sorted((*base, *more), key=lambda fault: fault.key))
+
+
+class Oracles:
+    """Runs of the reference with faults. What is run with one fault at most is kept, since many hypotheses ask for it.
+
+    Args:
+        cases: by name.
+        shown: by case, what the peer showed: ours is brought to the same numbers.
+    """
+
+    def __init__(self, target: Target, dtype: DType, cases: Mapping[str, Case], shown: Mapping[str, Evidence]) -> None:
+        self.target, self.dtype = target, dtype
+        self._cases, self._shown = cases, shown
+        self._kept: dict[tuple[str, tuple[str, ...], bool], Values | None] = {}
+        self.runs = 0
+
+    def truth(self, case: str, faults: Hypothesis = ()) -> Values | None:
+        """What the float64 oracle has with the faults; None where it comes to no end on this input."""
+        return self._values(case, faults, exact=True)
+
+    def control(self, case: str, faults: Hypothesis = ()) -> Values | None:
+        """The same in the peer's type."""
+        return self._values(case, faults, exact=False)
+
+    def _values(self, case: str, faults: Hypothesis, *, exact: bool) -> Values | None:
+        key = case, tuple(fault.key for fault in faults), exact
+        if key in self._kept:
+            return self._kept[key]
+        found = self._run(self._cases[case], faults, exact)
+        if len(faults) < 2:
+            self._kept[key] = found
+        return found
+
+    def _run(self, case: Case, faults: Hypothesis, exact: bool) -> Values | None:
+        backend, target = self.target.backend, self.target
+        taps = {(call, tap.name): tap for call, tap in plan_of(target.config, case)}
+        shown, found = self._shown[case.name], dict[Place, Host]()
+
+        def trace_of(call: int) -> Trace:
+            def look(name: str, value: Any) -> Any:
+                if (place := (call, name)) in shown.values and place in taps:
+                    rows = valid_tokens(backend.host(value), taps[place], case, call)
+                    found[place] = alike(shown, place, rows)
+                return value
+
+            return Trace(look)
+
+        self.runs += 1
+        try:
+            with backend.scope(), np.errstate(all="ignore"):
+                joined(*(fault.inject for fault in faults)).run(self._setting(case, exact), trace_of)
+        except Exception:  # faults need not fit an input, nor each other: then they are not the peer's
+            return None
+        return found
+
+    def _setting(self, case: Case, exact: bool) -> Setting:
+        backend, dtype = self.target.backend, self.dtype
+        rounded = Numerics(dtype, backend=backend).array
+        head = {n: rounded(v) for n, v in case.head(self.target.config.decoder.hidden_size).items()}
+        truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
+        nx = truth if exact else Numerics(dtype, SDPA, backend)
+        return Setting(self.target.config, {**self.target.rounded(dtype), **head}, case, nx, half_of(dtype))
+
+
+def ids_of(faults: Sequence[Fault]) -> tuple[str, ...]:
+    """The defects that the faults are, each once, in order."""
+    return tuple(sorted({fault.id for fault in faults}))
