@@ -46,22 +46,22 @@ conformance/defects: cached padding steps windows
 conformance/defects/uncatalogued: attention elements lengths outputs runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel geometry reading writing staged | manifest layouts case_words
+conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
-conformance/peers: guard | protocol | reference folder made
+conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
 conformance/judge: faulty_walk judgement meeting patterns | given_ids half_lane lanes logit_watch name_defect
-conformance/judge: steady together walk | judge
+conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
-conformance/report: called candidates document explain result known spread | document_write junit text | files
+conformance/report: called candidates document explain log_probs result known spread | document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
-conformance/commands: options required | request export explain listing | run | check selftest | command_line
+conformance/commands: options required | request export explain listing | run | check replay selftest | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance: __init__ | __main__
