@@ -196,9 +196,11 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
 
 def _notes(peers: list[Peer], backend: Backend) -> list[str]:
     """Caveats printed beside the verdict."""
+    as_good = "CONFORMS says as good as this quantisation allows, beside legal runs whose linear layers are rounded so"
+    yet = [f"{peer.name} declares {said}: {as_good}" for peer in peers if (said := optional(peer, "quantised"))]
     own = [peer.name for peer in peers if peer.name.startswith(f"t5g2ref:{backend.name}:")]
     same = "is the judge's own code on the judge's own backend: this shows its rounding, and nothing of its correctness"
-    return [f"{name} {same}" for name in own]
+    return [*yet, *(f"{name} {same}" for name in own)]
 
 
 def _built(request: Request, targets: list[Target]) -> Plan:
