@@ -39,30 +39,32 @@ conformance/cases: case ingredients | abilities catalogue plan | least token_wor
 conformance: target activations | checkpoints
 conformance/measure: distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
-conformance/oracle: side_by_side run_case worst_case | __init__
+conformance/oracle: side_by_side quantised worst_case | run_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
 conformance/defects/uncatalogued: attention elements lengths outputs runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel geometry reading writing staged | manifest layouts case_words
+conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange | __init__
-conformance/peers: guard | protocol | reference folder made
+conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
 conformance/judge: evidence | faulty_walk judgement meeting patterns | given_ids half_lane lanes logit_watch name_defect
-conformance/judge: steady together walk | judge
+conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: session | __init__
-conformance/report: called candidates diagnoses document explain result known spread | document_write junit text | files
+conformance/report: called candidates diagnoses document explain log_probs result known spread
+conformance/report: document_write junit text | files
 conformance/report/html: commands masks depth | comparisons | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
 conformance/selftest: __init__
-conformance/commands: options required diagnose | request export explain listing | run | check selftest | command_line
+conformance/commands: options required diagnose | request export explain listing | run | check replay selftest
+conformance/commands: command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance: __init__ | __main__

@@ -22,7 +22,7 @@ from t5g2ref.config import ConfigError
 from t5g2ref.streams import OutputError, stopped
 
 CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
-JUDGING = (None, "run", "check", "selftest")  # commands that end with a verdict
+JUDGING = (None, "run", "check", "replay", "selftest")  # commands that end with a verdict
 
 HELP = f"""\
 Hold an implementation of T5Gemma 2 against the float64 reference, tap by tap, and say who is wrong
@@ -51,6 +51,7 @@ examples
   python -m conformance selftest                    the judge judged: every known fault must be found
   python -m conformance export DIR                  the cases as files, for a port in any language
   python -m conformance check DIR                   judge what that port wrote
+  python -m conformance replay FILE --ckpt 1b       judge what a server answered: ids and log-probabilities
   python -m conformance list cases                  what there is: cases, taps, faults, checkpoints, peers
 """
 
@@ -66,6 +67,7 @@ MODULES = {
     "selftest": ("conformance.commands.selftest", "inject every known fault and demand that each is found where it is"),
     "export": ("conformance.commands.export", "write the cases as files, for a program in any language"),
     "check": ("conformance.commands.check", "judge a folder that such a program wrote"),
+    "replay": ("conformance.commands.replay", "judge log-probabilities that a server gave for a file of prompts"),
     "explain": (
         "conformance.commands.explain",
         "what every number means, and how to get from a red row to a line of code",

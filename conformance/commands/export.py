@@ -202,6 +202,8 @@ What to write
 
   "lacks" is optional: what the program cannot do, of images, cache, padding, positions, rows, labels and classes. Cases
   that need it are skipped for that reason; `check --require text` makes a verdict of the others.
+  "quantised" is optional: how the linear layers of the stacks are rounded, as "int8-row", "int4-32" or "fp8-row+fp8".
+  They are then judged beside our own that are rounded so, and count as right where they are as good.
   "skipped" is optional: a case that was left out, and why in a line. The verdict is INCOMPLETE all the same.
   A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
   "taps": {"decoder.layers.0": "my tensor"}.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conformance.cases.abilities import Required
+from conformance.cases.case import Case
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
@@ -20,6 +21,7 @@ from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
 from t5g2ref.backend import Backend, find
+from t5g2ref.config import Config
 
 USUAL = ("exact", "fp32", "bf16")
 UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:cupy")
@@ -46,6 +48,7 @@ class Request:
         jobs: how many processes judge; None for as many as are usual.
         repeat: whether every case is run twice.
         required: what the verdict has to cover; None for every case.
+        cases_of: makes the cases for a geometry; None for those of the catalogue.
     """
 
     peers: tuple[Peer, ...]
@@ -68,6 +71,7 @@ class Request:
     jobs: int | None = None
     repeat: bool = True
     required: Required | None = None
+    cases_of: Callable[[Config], list[Case]] | None = None
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -93,6 +97,12 @@ def of_run(given: argparse.Namespace) -> Request:
 def of_dump(given: argparse.Namespace, peer: Peer) -> Request:
     """The request of the command `check`: one peer, without the exact lane, since a dump cannot be probed."""
     return _request(given, [peer], find(given.backend), exact=False, names={peer.name: f"{DUMP}{given.folder}"})
+
+
+def of_replay(given: argparse.Namespace, peer: Peer, cases_of: Callable[[Config], list[Case]]) -> Request:
+    """The request of the command `replay`: one peer, which answers the cases that its own file makes."""
+    made = _request(given, [peer], find(given.backend), exact=False, names={peer.name: ""})
+    return replace(made, cases_of=cases_of)
 
 
 def _request(

@@ -11,7 +11,6 @@ import os
 import re
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from conformance.cases import catalogue as case_list
@@ -22,7 +21,9 @@ from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
 from conformance.commands.required import coverage
+from conformance.defects.catalogue import DEFECTS
 from conformance.defects.exposure import hidden, reach
+from conformance.judge.pooled import pooled
 from conformance.judge.session import Found, Plan, Session
 from conformance.judge.steady import steadiness
 from conformance.judge.together import TOGETHER, together
@@ -32,6 +33,7 @@ from conformance.progress import Reporter, reporting
 from conformance.report import files
 from conformance.report import text as report
 from conformance.report.called import labels, renamed
+from conformance.report.log_probs import farthest
 from conformance.report.result import Result, environment
 from conformance.sweep import shards
 from conformance.target import Target
@@ -39,6 +41,7 @@ from conformance.terminal import console
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import HALF
 
+NOT_OURS = "what these prompts reach is not known: they are no cases of the suite's own"
 WORTH = 40  # comparisons, from which on processes pay
 
 
@@ -52,7 +55,7 @@ def judge_peers(request: Request) -> int:
     began, found, interrupted = time.perf_counter(), Found(), False
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
-        plan = _plan(targets, request.cases)
+        plan = _plan(request, targets)
         if request.required is not None:
             request.required.check(case.name for _, case in plan)
         judged_on = list({id(target): target for target, _ in plan}.values())
@@ -149,7 +152,7 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
 
 def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
     """The judgements in the order of the checkpoints, with everything else that a report says."""
-    found = [*found, *together(found)]
+    found = [*found, *together(found), *pooled(found)]
     versions, peers = session.versions, list(request.peers)
     targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
     places = {"exact": -1, TOGETHER: len(plan), **{case.name: i for i, (_, case) in enumerate(plan)}}
@@ -162,7 +165,9 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         judgements=found,
         exposes={case.name: case.exposes for _, case in plan},
         titles={case.name: case.title for _, case in plan},
-        hidden=hidden(
+        hidden=dict.fromkeys(DEFECTS, NOT_OURS)
+        if request.cases_of
+        else hidden(
             [t.config for t in targets],
             _compared(plan, found, peers),
             _powers(found),
@@ -173,7 +178,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         ),
         versions={k: v for said in versions.values() for k, v in said.items()},
         selected=len(plan) if request.values else 0,
-        available=len(_built(targets)),
+        available=len(_built(request, targets)),
         environment=environment(request.backend),
         peers={called.get(name, name): given for name, given in request.names.items()},
         known=request.known.states(),
@@ -184,6 +189,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
             *reach(_judged_on(plan, found)),
+            *farthest(found),
             *steadiness(found, {called[p.name] for p in peers if not (request.repeat and optional(p, "probed"))}),
             *(renamed(note, called) for note in session.notes),
         ],
@@ -194,20 +200,23 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
 
 def _notes(peers: list[Peer], backend: Backend) -> list[str]:
     """Caveats printed beside the verdict."""
+    as_good = "CONFORMS says as good as this quantisation allows, beside legal runs whose linear layers are rounded so"
+    yet = [f"{peer.name} declares {said}: {as_good}" for peer in peers if (said := optional(peer, "quantised"))]
     own = [peer.name for peer in peers if peer.name.startswith(f"t5g2ref:{backend.name}:")]
     same = "is the judge's own code on the judge's own backend: this shows its rounding, and nothing of its correctness"
-    return [f"{name} {same}" for name in own]
+    return [*yet, *(f"{name} {same}" for name in own)]
 
 
-def _built(targets: list[Target]) -> Plan:
+def _built(request: Request, targets: list[Target]) -> Plan:
     """Every case of every checkpoint; the costly ones of the first alone."""
-    return [(t, case) for t in targets for case in case_list.build(t.config) if t is targets[0] or not case.costly]
+    build = request.cases_of or case_list.build
+    return [(t, case) for t in targets for case in build(t.config) if t is targets[0] or not case.costly]
 
 
-def _plan(targets: list[Target], patterns: Sequence[str]) -> Plan:
-    built = _built(targets)
+def _plan(request: Request, targets: list[Target]) -> Plan:
+    built, patterns = _built(request, targets), list(request.cases)
     check_cases(patterns, (case.name for _, case in built))
-    return [(t, case) for t, case in built if case_list.select([case], list(patterns))]
+    return [(t, case) for t, case in built if case_list.select([case], patterns)]
 
 
 def _compared(plan: Plan, found: Found, peers: list[Peer]) -> list[Case]:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from conformance.cases.abilities import ABILITIES
 from conformance.exchange.geometry import Value
 from conformance.exchange.reading import DumpError, confined
+from conformance.oracle.quantised import FORM, SchemeError, parse
 from t5g2ref.config.fields import json_file, short
 from t5g2ref.dtypes import RUN_IN
 
@@ -18,7 +19,7 @@ MOST_CASES = 1000
 MOST = 10_000  # entries of an object: some more than the taps of the largest release
 STORED = ("uint8", "float32")
 LONGEST = 64
-FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "lacks", "cases", "skipped"}
+FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "lacks", "quantised", "cases", "skipped"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Declared:
         layouts: tap or glob → axes in letters; a tap without an entry has the table's.
         stored: tap or glob → "uint8" for a mask of 0 and 1, "float32" for values of a half type.
         lacks: what it cannot do, in words of `cases.abilities`.
+        quantised: how its linear layers are rounded, as `oracle.quantised.FORM` has it; "" for not at all.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Declared:
     layouts: dict[str, str] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    quantised: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def read(folder: Path) -> Manifest:
 
 
 def declared(raw: dict[str, Any], peer: object = None) -> Declared:
-    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts, stored and lacks."""
+    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts, stored, lacks and quantised."""
     said = _object(raw.get("peer") if peer is None else peer, "peer")
     name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
     if not name.strip():
@@ -108,13 +111,23 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
             _refuse(f"stored.{tap}", kind, f"one of {', '.join(STORED)}")
     versions = _texts(said.get("versions", {}), "peer.versions")
     layouts = _texts(raw.get("layouts", {}), "layouts", empty=True)
-    return Declared(name, dtype, versions, layouts, stored, _lacks(raw.get("lacks", [])))
+    lacks, quantised = _lacks(raw.get("lacks", [])), _quantised(raw.get("quantised", ""))
+    return Declared(name, dtype, versions, layouts, stored, lacks, quantised)
 
 
 def _lacks(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(word, str) and word in ABILITIES for word in value):
         _refuse("lacks", value, f"a list of words among {', '.join(ABILITIES)}")
     return tuple(value)
+
+
+def _quantised(value: object) -> str:
+    if value == "":
+        return ""
+    try:
+        return parse(value).name
+    except SchemeError:
+        _refuse("quantised", value, FORM)
 
 
 def _checkpoint(value: object) -> tuple[str, str, dict[str, Value] | None]:

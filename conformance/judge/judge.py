@@ -21,15 +21,16 @@ from conformance.judge import name_defect as naming
 from conformance.judge.evidence import evidence
 from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Judgement
-from conformance.judge.lanes import CumulativeLane, SingleLane
+from conformance.judge.lanes import CumulativeLane, QuantisedLane, SingleLane
 from conformance.judge.meeting import Lane
 from conformance.judge.steady import steadied
 from conformance.judge.walk import Found, Walk, quiet
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
+from conformance.oracle.quantised import Scheme
 from conformance.oracle.run_case import models
 from conformance.peers.guard import PeerError, call, line
-from conformance.peers.protocol import Peer, Skip, optional, shows
+from conformance.peers.protocol import Peer, Skip, optional, scheme_of, shows
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
@@ -67,7 +68,7 @@ def judge(
         except PeerError as error:
             raised = str(error)
         try:
-            shown = least.with_pair(shows(peer), case)
+            shown, scheme = least.with_pair(shows(peer), case), scheme_of(peer)
             _in_order(target, case, dump)
         except PeerError as error:
             return Judgement(peer.name, case.name, error=raised or str(error), dtype=dtype)
@@ -77,7 +78,7 @@ def judge(
 
         def compared(shows: Dump) -> Judgement:
             with quiet(nullcontext):
-                return _compared(peer, shown, target, case, shows, dtype, progress, until_culprit)
+                return _compared(peer, shown, scheme, target, case, shows, dtype, progress, until_culprit)
 
         result = compared(dump)
         if repeat and not raised and optional(peer, "probed"):
@@ -105,6 +106,7 @@ def _in_order(target: Target, case: Case, dump: Dump) -> None:
 def _compared(
     peer: Peer,
     shown: Shown,
+    scheme: Scheme | None,
     target: Target,
     case: Case,
     dump: Dump,
@@ -112,7 +114,7 @@ def _compared(
     progress: Progress,
     until_culprit: bool,
 ) -> Judgement:
-    ours = models(target.config, target.rounded(dtype), case, dtype, target.backend)
+    ours = models(target.config, target.rounded(dtype), case, dtype, target.backend, scheme)
     plan, compared = plan_of(target.config, case), distances(target.backend)
     seen = [(call, tap) for call, tap in plan if shown(tap.name)]
     # A mask is compared and never handed on: without it every other operation still has the peer's own input.
@@ -121,6 +123,8 @@ def _compared(
     lane: Lane = SingleLane(dtype, compared, whole=whole)
     if outside:
         lane = CumulativeLane(dtype, compared, each=True)
+    elif scheme is not None:
+        lane = QuantisedLane(dtype, compared)
     elif dtype in HALF:
         lane = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit)
     progress(f"{case.name}: local anchor of {peer.name}")

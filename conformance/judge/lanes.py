@@ -67,6 +67,39 @@ class SingleLane:
         return Ended(unclear=list(self._unclear))
 
 
+class QuantisedLane:
+    """Any type of a quantised engine under the local anchor: a tap is judged on the spot, by its median token and by
+    its worst one.
+
+    Where a layer is quantised, the controls' error is that of the rounded weights. A right engine's is another of that
+    size; bounds and patterns, which are of one rounding to the type, say nothing there.
+    """
+
+    def __init__(self, dtype: DType, distances: Distances) -> None:
+        self.dtype, self._distances = dtype, distances
+        self.limit = limits.LIMITS["local"]
+        self._unclear: dict[str, None] = {}
+
+    def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
+        return ours
+
+    def look(self, meeting: Meeting) -> Finding:
+        found = measured(meeting, self.dtype, self._distances)
+        if isinstance(found, Finding):
+            return found
+        if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
+            self._unclear[kind_of(meeting.tap.name)] = None
+        many = found.found.shape[1] >= limits.FEW_NUMBERS
+        if many:
+            finding = judged_values(meeting.tap, meeting.call, found, self.dtype, limits.LIMITS["half"], "median")
+            if not finding.passed:
+                return finding
+        return judged_values(meeting.tap, meeting.call, found, self.dtype, self.limit, "worst")
+
+    def end(self, found: Mapping[Place, Finding]) -> Ended:
+        return Ended(unclear=list(self._unclear))
+
+
 class CumulativeLane:
     """Any type under the cumulative anchor: a tap is judged at the end, by its median token.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from conformance.judge.meeting import Array, Meeting, Place
 from conformance.measure.finding import Finding
-from conformance.measure.logits import LogitTest
+from conformance.measure.logits import GivenTest, LogitTest
 from conformance.measure.words import in_words
 from t5g2ref.backend import Backend
 from t5g2ref.model import T5Gemma2
@@ -26,7 +26,7 @@ class LogitWatch:
         self._backend, self._numerics = backend, [model.nx for model in ours]
         self._cap, self._limit = ours[0].config.decoder.final_logit_softcapping, limit**2
         self._before: list[Array] | None = None
-        self._test = LogitTest()
+        self._test, self._given = LogitTest(), GivenTest()
 
     def look(self, meeting: Meeting, usable: bool) -> None:
         """Take in one tap.
@@ -45,9 +45,13 @@ class LogitWatch:
             if usable:
                 self._test.add(self._backend, meeting.peer, own[0], own[1:], meeting.valid)
 
+    def look_at_given(self, meeting: Meeting) -> None:
+        """Take in log-probabilities of some ids, which truth and controls were brought to."""
+        self._given.add(self._backend, meeting.peer, meeting.truth, meeting.controls, meeting.valid)
+
     def figures(self) -> dict[str, float]:
-        """See `LogitTest.figures`."""
-        return self._test.figures()
+        """See `LogitTest.figures`; where some ids alone were given, `GivenTest.figures`."""
+        return self._test.figures() or self._given.figures()
 
     def judged(self, found: Mapping[Place, Finding]) -> dict[Place, Finding]:
         """The finding by which the distribution fails the last call's logits; none where they fail already."""
@@ -62,7 +66,7 @@ class LogitWatch:
                     found[place], status="values", judged=figures["kl_ratio"], limit=self._limit, detail=detail
                 )
             }
-        if figures["wrong"] > 0:
+        if figures.get("wrong", 0) > 0:
             detail = f"wrong first choice at {figures['wrong']:.0f} positions where the margin certifies the truth's"
             return {place: replace(found[place], status="exact", detail=detail)}
         return {}

@@ -97,7 +97,9 @@ class Session:
         if not optional(peer, "probed"):
             self._unprobed(peer, target)
         elif self._exact:
-            if optional(peer, "weights") is None:
+            if optional(peer, "quantised"):
+                self.notes.append(f"{peer.name} is quantised: its weights were not compared bit for bit")
+            elif optional(peer, "weights") is None:
                 self.notes.append(
                     f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
                 )

@@ -147,8 +147,11 @@ class Walk:
         self._found[logits.place] = finding
         if self._until and not finding.passed:
             raise Culprit
-        if self._watch is not None and isinstance(meeting, Meeting) and whole(meeting, logits):
-            self._watch.look(meeting, finding.status not in UNUSABLE)
+        if self._watch is not None and isinstance(meeting, Meeting) and finding.status not in UNUSABLE:
+            if whole(meeting, logits):
+                self._watch.look(meeting, usable=True)
+            else:
+                self._watch.look_at_given(meeting)
         return self._handed_on(logits, values, usable=False)
 
     def _handed_on(self, meeting: Meeting, values: list[Array], usable: bool) -> list[Array]:

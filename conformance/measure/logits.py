@@ -16,6 +16,7 @@ from conformance.measure import limits
 from t5g2ref.backend import Backend
 
 Array = Any
+SINGLE = 2.0**-24  # unit roundoff of float32, in which servers give log-probabilities
 
 
 class LogitTest:
@@ -56,6 +57,56 @@ class LogitTest:
             "flips": float((same == 0).sum()),
             "wrong": float((certified & (same == 0)).sum()),
         }
+
+
+class GivenTest:
+    """Sums over every call of a case in which log-probabilities of some ids are given, and of the others nothing.
+
+    What is left of the probability is taken as one id more. The divergence of these few is at most that of all.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray[Any, Any]] = []
+
+    def add(self, backend: Backend, peer: Array, truth: Array, controls: Sequence[Array], valid: Any) -> None:
+        """Log-probabilities (B, T, k) of one call; valid bool (B, T) or None. Of the controls the worst counts."""
+        xp = backend.xp
+        rows = [_wide(a).reshape(-1, a.shape[-1]) for a in (truth, peer, *controls)]
+        keep = np.ones(rows[0].shape[0], bool) if valid is None else np.asarray(valid).reshape(-1)
+        with np.errstate(all="ignore"):  # a peer's numbers may be of any size: what is no number then fails
+            logs = [_with_rest(xp, row) for row in rows]
+            weight = xp.exp(logs[0])
+            peer_kl, *kl = [(weight * (logs[0] - other)).sum(axis=1) for other in logs[1:]]
+            peer_far, *far = [xp.abs(row - rows[0]).max(axis=1) for row in rows[1:]]
+            peer_mean, *mean = [((row - rows[0]) ** 2).mean(axis=1) for row in rows[1:]]
+            noise = SINGLE * (weight * xp.abs(logs[0])).sum(axis=1)
+        worst = [xp.stack(of).max(axis=0) for of in (kl, far)]
+        found = xp.stack([peer_kl, peer_far, peer_mean, noise, *worst, *mean])
+        self._rows.append(backend.host(found)[:, keep])
+
+    def figures(self) -> dict[str, float]:
+        """Empty where nothing was compared; else kl, the mean of KL(truth ‖ peer) in nats; kl_ratio, beside the
+        control's, both above the roundings of log-probabilities in float32; tokens; far and control_far, the largest
+        |Δ log p| in nats; rms and control_rms, its root mean square, of the control for which that is largest."""
+        if not self._rows:
+            return {}
+        peer, far, mean, noise, control, control_far, *control_mean = np.concatenate(self._rows, axis=1)
+        floor = float(noise.mean()) + np.finfo(np.float64).eps
+        return {
+            "kl": float(peer.mean()),
+            "kl_ratio": float((abs(peer.mean()) + floor) / (abs(control.mean()) + floor)),
+            "tokens": float(peer.size),
+            "far": float(far.max()),
+            "control_far": float(control_far.max()),
+            "rms": float(mean.mean() ** 0.5),
+            "control_rms": float(max(of.mean() for of in control_mean) ** 0.5),
+        }
+
+
+def _with_rest(xp: Any, rows: Array) -> Array:
+    """Log-probabilities (tokens, k) and, behind them, that of all other ids; it is no smaller than a rounding of 1."""
+    rest = xp.maximum(-xp.expm1(xp.log(xp.exp(rows).sum(axis=1, keepdims=True))), SINGLE)
+    return xp.concatenate([rows, xp.log(rest)], axis=1)
 
 
 def _wide(a: Array) -> Array:

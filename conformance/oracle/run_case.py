@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from conformance.cases.case import Case, Run
+from conformance.oracle.quantised import Quantised, Scheme, chosen
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
@@ -26,9 +27,15 @@ def legal(dtype: DType) -> tuple[Profile, ...]:
 
 
 def models(
-    config: Config, weights: Mapping[str, Any], case: Case, dtype: DType, backend: Backend = NUMPY
+    config: Config,
+    weights: Mapping[str, Any],
+    case: Case,
+    dtype: DType,
+    backend: Backend = NUMPY,
+    scheme: Scheme | None = None,
 ) -> list[T5Gemma2]:
-    """[truth, control, …]: float64 without rounding, then the legal ways of doing it in `dtype`.
+    """[truth, control, …]: float64 without rounding, then the legal ways of doing it in `dtype`; of a quantised engine
+    with its `scheme`.
 
     `weights` are the backend's arrays, and those that a peer in `dtype` runs with (`Target.rounded`): how they were
     rounded to the type is not a question of arithmetic, so the truth is that of the rounded ones.
@@ -39,7 +46,10 @@ def models(
     node = tree({**weights, **head})
     config = replace(config, num_labels=case.num_labels)
     truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
-    controls = (Numerics(dtype, profile, backend) for profile in legal(dtype))
+    controls = [Numerics(dtype, profile, backend) for profile in legal(dtype)]
+    if scheme is not None:
+        of = chosen(weights)
+        controls = [Quantised(dtype, profile, backend, scheme=scheme, chosen=of) for profile in legal(dtype)]
     return [T5Gemma2(config, node, nx) for nx in (truth, *controls)]
 
 

@@ -34,7 +34,8 @@ class DumpPeer(OptionalMembers):
     probed = False  # a dump can only be read
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.name, self.dtype, self.lacks = manifest.peer.name, manifest.peer.dtype, manifest.peer.lacks
+        self.name, self.dtype = manifest.peer.name, manifest.peer.dtype
+        self.lacks, self.quantised = manifest.peer.lacks, manifest.peer.quantised
         self.taps: tuple[str, ...] = ()
         self.findings: list[Finding] = []
         self._folder, self._manifest = folder, manifest

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from conformance.errors import PeerUnavailable
 from conformance.peers.guard import MOST, PeerError, said
-from conformance.peers.protocol import Peer, lacks
+from conformance.peers.protocol import Peer, lacks, scheme_of
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import RUN_IN
 
@@ -37,6 +37,7 @@ def _checked(peer: object, what: str) -> Peer:
         raise PeerUnavailable(f"{what} has dtype {found!r}, expected one of {', '.join(RUN_IN)}")
     try:
         lacks(cast(Peer, peer))
+        scheme_of(cast(Peer, peer))
     except PeerError as error:
         raise PeerUnavailable(f"{what} gave a {type(peer).__name__}: {error}") from error
     return cast(Peer, peer)

@@ -2,7 +2,7 @@
 
     → {"hello": "t5g2ref", "version": 1, "checkpoint": "/path" or null, "folder": "/tmp/…"}
     ← {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}, "taps": ["*"], "layouts": {}, "stored": {},
-       "lacks": []}
+       "lacks": [], "quantised": ""}
     → {"run": "short", "inputs": "/tmp/…/inputs.safetensors", "out": "/tmp/…/out", "task": "lm", "runs": […], …}
     ← {"done": ["0.safetensors", …]}  one file a call, inside `out`, tensors named as the taps are
     ← {"skip": "no pictures yet", "link": "https://…"}   or   {"error": "out of memory"}
@@ -122,15 +122,16 @@ class ProcessPeer(OptionalMembers):
         answer = self._channel.ask(hello, self.timeout)
         if "error" in answer or "skip" in answer:
             raise ProcessError(f"it refuses: {short(answer.get('error', answer.get('skip')))}")
-        fields = {name: answer.pop(name, usual) for name, usual in (("layouts", {}), ("stored", {}), ("lacks", []))}
-        said = declared(fields, answer)
+        usual: dict[str, Any] = {"layouts": {}, "stored": {}, "lacks": [], "quantised": ""}
+        said = declared({name: answer.pop(name, value) for name, value in usual.items()}, answer)
         if said.dtype != self.dtype:
             raise ProcessError(f"it runs in {said.dtype}, not {self.dtype}; name it process:{said.dtype}:COMMAND")
         check_patterns(said, target.config)
         patterns = answer.get("taps", ["*"])
         if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
             raise ProcessError(f"taps are {short(patterns)}, expected a list of names or patterns")
-        self._declared, self.taps, self.called, self.lacks = said, tuple(patterns), said.name, said.lacks
+        self._declared, self.taps, self.called = said, tuple(patterns), said.name
+        self.lacks, self.quantised = said.lacks, said.quantised
 
 
 def _done(answer: dict[str, Any]) -> list[Shown]:

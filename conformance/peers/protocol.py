@@ -11,6 +11,7 @@ from conformance.cases.abilities import ABILITIES
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown
 from conformance.measure.finding import Finding
+from conformance.oracle.quantised import Scheme, SchemeError, parse
 from conformance.peers.guard import PeerError, line
 from conformance.target import Target
 
@@ -67,6 +68,10 @@ class OptionalMembers:
     lacks: tuple[str, ...] = ()
     """Words of `cases.abilities.ABILITIES`: what it cannot do. Cases that need it are skipped by name."""
 
+    quantised: str = ""
+    """How its linear layers are rounded, as `oracle.quantised.FORM` has it; "" for not at all. It is then judged beside
+    legal runs that are rounded so too, and its weights are not compared bit for bit."""
+
     probed: bool = True
     """Whether it can be asked; a dump can only be read, so it has no exact lane."""
 
@@ -102,6 +107,15 @@ def lacks(peer: Peer) -> tuple[str, ...]:
     if isinstance(said, str) or not all(isinstance(word, str) and word in ABILITIES for word in words):
         raise PeerError(f"it lacks {line(repr(said))}, expected a tuple of words among {', '.join(ABILITIES)}")
     return words
+
+
+def scheme_of(peer: Peer) -> Scheme | None:
+    """How the peer says that it is quantised; None where it is not. Raises PeerError for what is no scheme."""
+    said = optional(peer, "quantised")
+    try:
+        return parse(said) if said else None
+    except SchemeError as error:
+        raise PeerError(f"its quantised is {line(repr(said))}, {error}") from error
 
 
 def shows(peer: Peer) -> Shown:

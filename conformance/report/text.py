@@ -274,7 +274,7 @@ def _exposed(hidden: dict[str, str]) -> Iterator[str]:
         groups.setdefault(reason, []).append(defect)
     rest = "; not these:" if groups else ""
     yield f"exposed {len(DEFECTS) - len(hidden)} of {len(DEFECTS)} catalogued defects{rest}"
-    yield from (f"  {' '.join(defects)}: {reason}" for reason, defects in groups.items())
+    yield from (f"  {' '.join(d) if len(d) < len(DEFECTS) else 'all'}: {reason}" for reason, d in groups.items())
 
 
 def _figures(result: Result, dtype: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from conformance.judge.exact.moves import Moves, Shown, examine_probe
 from conformance.judge.exact.probes import Array, Probe, probes
 from conformance.measure.finding import Finding
 from conformance.peers.guard import said
-from conformance.peers.protocol import Peer, Skip, lacks, optional, shows
+from conformance.peers.protocol import Peer, Skip, lacks, optional, scheme_of, shows
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import HALF, DType
@@ -40,7 +40,7 @@ def examine_exact(
         without: names of the probes that are not run.
     """
     found = []
-    if (weights := optional(peer, "weights")) is not None:
+    if (weights := optional(peer, "weights")) is not None and scheme_of(peer) is None:
         progress(f"weights of {peer.name}, bit for bit")
         found += weight_findings(weights(), target, dtype)
     shown = shows(peer)
