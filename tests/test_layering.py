@@ -23,11 +23,11 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
 t5g2ref: trace dtypes files streams notes
-t5g2ref/config: fields | read | remarks write | geometry | __init__
+t5g2ref/config: fields | read | remarks write | geometry | presets | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics weights | taps params cache embedding ops rope masks | attention mlp outputs tap_words
+t5g2ref: numerics weights | taps params cache embedding ops rope masks | activation attention | mlp outputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
 t5g2ref/processor: image tokenizer_json | text | __init__
@@ -105,7 +105,7 @@ FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
 PEERS = {"torch", "transformers"}
 MODEL_FILES = (  # written over Numerics
-    *("ops", "rope", "masks", "cache", "attention", "mlp", "embedding"),
+    *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),
 )
 SCALAR_HELPERS = {"rope": {"inverse_frequencies"}, "embedding": {"embed_scale"}}  # where `np` is a scalar's type
