@@ -37,7 +37,7 @@ t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | catalogue plan | token_words | __init__
 conformance: target activations | checkpoints
-conformance/measure: distance limits words | finding match sums logits regression | bound
+conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
 conformance/oracle: side_by_side run_case worst_case | __init__
 conformance/defects: catalogue rounding | exposure injection
@@ -51,12 +51,13 @@ conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
-conformance/judge: faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
+conformance/judge: apart faulty_walk judgement meeting patterns | half_lane lanes logit_watch name_defect
 conformance/judge: steady together walk | judge
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
-conformance/report: called candidates document explain result known spread | document_write junit text | files
-conformance/report/html: commands masks depth | comparisons | view | page | __init__
+conformance/report: called candidates cards explain result known spread | document
+conformance/report: document_write explained junit | text | files
+conformance/report/html: commands masks depth | comparisons | causes | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers

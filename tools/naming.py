@@ -50,7 +50,7 @@ class Few(FaultyPeer):
 
 def named(fault: Fault, target: Target, case: Case, shown: Callable[[Tap], bool]) -> tuple[bool, list[str]]:
     """Whether the peer with this fault deviates, and the names that it gets."""
-    found = judge(cast(Any, Few(fault, target, case, shown)), target, case, repeat=fault.later)
+    found = judge(cast(Any, Few(fault, target, case, shown)), target, case, repeat=fault.later, until_culprit=True)
     return found.deviates, sorted({s.defect for s in found.named if s.named})
 
 

@@ -24,6 +24,7 @@ from conformance.defects.exposure import hidden, reach
 from conformance.judge.session import Found, Plan, Session
 from conformance.judge.steady import steadiness
 from conformance.judge.together import TOGETHER, together
+from conformance.measure.causes import layer_types
 from conformance.peers.find import create, other_type
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
@@ -178,6 +179,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             *(renamed(note, called) for note in session.notes),
         ],
         command=request.command,
+        layers={t.name: layer_types(t.config) for t in targets},
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.judge.judgement import Judgement
+from conformance.measure.causes import LayerTypes
 from conformance.measure.finding import Finding
 from conformance.peers.guard import line
 from t5g2ref import __version__
@@ -36,6 +37,7 @@ class Result:
         known: the entries of the file of known deviations, each with its state.
         notes: caveats printed beside the verdict.
         command: the command line, for whoever reproduces the report.
+        layers: target name → its stacks' layer types.
     """
 
     judgements: list[tuple[str, Judgement]]
@@ -53,6 +55,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     peers: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    layers: dict[str, LayerTypes] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
