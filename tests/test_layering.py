@@ -57,7 +57,7 @@ conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge: session | __init__
 conformance/report: called candidates cards explain result known spread | document
 conformance/report: document_write explained junit | text | files
-conformance/report/html: commands masks depth | comparisons | causes | view | page | __init__
+conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers

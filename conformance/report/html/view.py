@@ -11,12 +11,11 @@ from conformance.report.document import (
     Row,
     carded,
     failing,
-    in_parts,
-    in_words,
     number,
     rows,
     severity,
 )
+from conformance.report.html import markdown
 from conformance.report.html.causes import Blame, blamed, largest, tables
 from conformance.report.html.commands import whole_command
 from conformance.report.html.comparisons import SYMBOLS, WORDS, WORST, Comparison, comparisons
@@ -69,7 +68,7 @@ def page(document: Document) -> dict[str, Any]:
         "unexpected": [k for k in document["known"] if k["state"] == "unexpected pass"],
         "command": whole_command(document),
         "asked": {name: given for name, given in document.get("peers", {}).items() if name != given},
-        "text": _as_text(document, shown, blames),
+        "text": markdown.render(document),
         "words": WORDS,
         "symbols": SYMBOLS,
         "worst": WORST,
@@ -164,24 +163,3 @@ def _largest_k(shown: list[Comparison]) -> list[tuple[Document, Comparison]]:
             if kind not in largest or number(entry["median"]) > number(largest[kind][0]["median"]):
                 largest[kind] = entry, c
     return list(largest.values())
-
-
-def _as_text(document: Document, shown: list[Comparison], blames: list[Blame]) -> str:
-    """The verdict as Markdown, for an issue."""
-    lines = [f"**{document['verdict']}**", "", f"`{document['line']}`", ""]
-    for blame in blames[:6]:
-        c, culprit = blame.first, blame.first.culprit or {}
-        lines.append(f"- {c.judgement['peer']} on {c.judgement['target']}, case {c.judgement['case']} ({c.anchor})")
-        lines.append(f"  - first bad tap `{culprit.get('tap')}`, call {culprit.get('call')}")
-        lines.append(f"  - {culprit.get('status')}: {culprit.get('detail')}")
-        for s in blame.defects:
-            title, error = document["defects"].get(s["defect"], ""), in_words(s["error"], 2)
-            lines.append(f"  - named: {s['defect']} {title}, coefficient {in_parts(s['coefficient'])} ± {error}")
-        lines += [f"  - `{blame.command}`"] if blame.command else []
-    lines += [
-        f"- {c.judgement['peer']}, case {c.judgement['case']}: raised `{c.judgement['error']}`"
-        for c in shown
-        if c.state == "error"
-    ][:6]
-    versions = ", ".join(f"{name} {value}" for name, value in document["environment"].items())
-    return "\n".join([*lines, "", versions, "", "```sh", whole_command(document), "```"])
