@@ -155,9 +155,9 @@ def project(
     """Queries (B, N, T, H), keys and values (B, K, T, H) of the rows x (B, T, D): project, norm each head of q and
     k over head_dim, then turn by RoPE."""
     width, eps = config.head_dim, config.rms_norm_eps
-    q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight)), width)
-    k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight)), width)
-    v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight)), width)
+    q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight, w.q_proj.bias)), width)
+    k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight, w.k_proj.bias)), width)
+    v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight, w.v_proj.bias)), width)
     q = trace("q_rope", turned_norm(nx, q, w.q_norm.weight, eps, rope, "q_norm", trace))
     k = trace("k_rope", turned_norm(nx, k, w.k_norm.weight, eps, rope, "k_norm", trace))
     return q, k, v
@@ -174,8 +174,8 @@ def turned_norm(
 def project_cross(nx: Numerics, w: SelfAttention, config: TextConfig, encoded: Array, trace: Trace = OFF) -> KeyValue:
     """Keys and values (B, K, S_enc, H) of the encoder's output (B, S_enc, D), by the decoder layer's own k_proj,
     v_proj and k_norm. Cross keys get no RoPE."""
-    k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight)), config.head_dim)
-    v = split_heads(trace("cross_v_proj", nx.linear(encoded, w.v_proj.weight)), config.head_dim)
+    k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
+    v = split_heads(trace("cross_v_proj", nx.linear(encoded, w.v_proj.weight, w.v_proj.bias)), config.head_dim)
     return KeyValue(trace("cross_k_norm", rms_norm(nx, k, w.k_norm.weight, config.rms_norm_eps)), v)
 
 
@@ -235,4 +235,4 @@ def _attended(
     scale = config.query_pre_attn_scalar**-0.5
     out = attend(nx, q, groups, scale=scale, cap=config.attn_logit_softcapping, first_query=first_query)
     out = trace("attention", merge_heads(out))  # (B, T, N·H)
-    return trace("o_proj", nx.linear(out, w.o_proj.weight))
+    return trace("o_proj", nx.linear(out, w.o_proj.weight, w.o_proj.bias))

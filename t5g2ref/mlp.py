@@ -1,19 +1,20 @@
-"""The second half of every text layer: x + post_norm(down(gelu_tanh(gate(y)) · up(y))) with y = pre_norm(x)."""
+"""The second half of every text layer: x + post_norm(down(act(gate(y)) · up(y))) with y = pre_norm(x)."""
 
 from __future__ import annotations
 
+from t5g2ref.activation import gated
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
-from t5g2ref.ops import add_norm, gated_gelu, rms_norm
+from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Layer, Mlp
 
 
-def gated_mlp(nx: Numerics, w: Mlp, x: Array, trace: Trace = OFF) -> Array:
-    """x (B, T, D) → (B, T, D) through width F; no biases."""
+def gated_mlp(nx: Numerics, w: Mlp, activation: str, x: Array, trace: Trace = OFF) -> Array:
+    """x (B, T, D) → (B, T, D) through width F; no biases. `activation` is the configuration's `hidden_activation`."""
     gate = trace("gate_proj", nx.linear(x, w.gate_proj.weight))
     up = trace("up_proj", nx.linear(x, w.up_proj.weight))
-    hidden = trace("product", gated_gelu(nx, gate, up, trace))
+    hidden = trace("product", gated(nx, activation, gate, up, trace))
     return trace("down_proj", nx.linear(hidden, w.down_proj.weight))
 
 
@@ -22,5 +23,5 @@ def feed_forward(nx: Numerics, w: Layer, config: TextConfig, x: Array, trace: Tr
     eps = config.rms_norm_eps
     x = trace("attn_residual", x)
     y = trace("pre_feedforward_layernorm", rms_norm(nx, x, w.pre_feedforward_layernorm.weight, eps))
-    y = gated_mlp(nx, w.mlp, y, trace.at("mlp"))
+    y = gated_mlp(nx, w.mlp, config.hidden_activation, y, trace.at("mlp"))
     return add_norm(nx, x, y, w.post_feedforward_layernorm.weight, eps, "post_feedforward_layernorm", trace)

@@ -45,8 +45,15 @@ def shapes(config: Config, head: Head = "lm") -> dict[str, Shape]:
     found = dict(_walk(Weights, config))
     kept = {"score.": head == "classification", "decoder.": config.has_decoder} | dict.fromkeys(EYES, config.has_vision)
     absent = tuple(start for start, there in kept.items() if not there)
-    chosen = {name: shape for name, shape in found.items() if not name.startswith(absent)}
+    chosen = {name: shape for name, shape in found.items() if not name.startswith(absent) and _has_it(config, name)}
     return dict(sorted(chosen.items(), key=lambda item: _turn(item[0])))  # a stable sort: by classes, then as declared
+
+
+def _has_it(config: Config, name: str) -> bool:
+    """False for the bias of a text stack's projection where `attention_bias` is false; the tower's always have one."""
+    if not name.startswith(("encoder.text_model.layers.", "decoder.layers.")) or not name.endswith(".bias"):
+        return True
+    return (config.decoder if name.startswith("decoder.") else config.encoder).attention_bias
 
 
 def _turn(name: str) -> int:

@@ -13,7 +13,7 @@ from t5g2ref.taps import Tap
 
 _HEAD = {
     "pre_self_attn_layernorm": "RMSNorm of the layer's input, times (1 + weight)",
-    "self_attn.q_proj": "queries; heads are merged, the first H numbers are head 0; no bias",
+    "self_attn.q_proj": "queries; heads are merged, the first H numbers are head 0; bias: `attention_bias`",
     "self_attn.k_proj": "keys of the stack's own tokens, as q_proj",
     "self_attn.v_proj": "values of the stack's own tokens, as q_proj",
     "self_attn.q_norm": "RMSNorm over each head of q_proj, times (1 + weight); before RoPE",
@@ -33,13 +33,13 @@ _CROSS = {
 _TAIL = {
     "self_attn.mask": "True where the query may see the key; in the decoder own keys first, then all cross keys",
     "self_attn.attention": "softmax over all keys at once, times values; heads are merged; before o_proj",
-    "self_attn.o_proj": "o_proj of attention; no bias",
+    "self_attn.o_proj": "o_proj of attention; bias: `attention_bias`",
     "post_self_attn_layernorm": "RMSNorm of o_proj's result, times (1 + weight); before it is added",
     "attn_residual": "the layer's input + post_self_attn_layernorm",
     "pre_feedforward_layernorm": "RMSNorm of attn_residual, times (1 + weight)",
     "mlp.gate_proj": "gate_proj of pre_feedforward_layernorm; no bias",
     "mlp.up_proj": "up_proj of pre_feedforward_layernorm; no bias",
-    "mlp.act_fn": "GELU of gate_proj, with tanh",
+    "mlp.act_fn": "`hidden_activation` of gate_proj: GELU with tanh, in the releases",
     "mlp.product": "act_fn · up_proj",
     "mlp.down_proj": "down_proj of the product; no bias",
     "post_feedforward_layernorm": "RMSNorm of down_proj's result, times (1 + weight); before it is added",

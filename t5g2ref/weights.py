@@ -53,15 +53,23 @@ Norm = Linear
 
 
 @part
+class Projection:
+    """A linear layer of the attention; only configurations with `attention_bias` give it a bias."""
+
+    weight: Array = of("*")
+    bias: Array | None = of("1")
+
+
+@part
 class SelfAttention:
     """One set of projections and norms; the decoder's serves its own keys and the encoder's output alike."""
 
-    q_proj: Linear = of("N*H D")
-    k_proj: Linear = of("K*H D")
-    v_proj: Linear = of("K*H D")
+    q_proj: Projection = of("N*H D")
+    k_proj: Projection = of("K*H D")
+    v_proj: Projection = of("K*H D")
     q_norm: Norm = of("H")
     k_norm: Norm = of("H")
-    o_proj: Linear = of("D N*H")
+    o_proj: Projection = of("D N*H")
 
 
 @part
@@ -224,7 +232,7 @@ def grown(kind: Any, flat: Mapping[str, Array], at: str = "") -> Any:
     for name, (inner, numbered, _) in children(kind).items():
         path = f"{at}.{name}".removeprefix(".")
         if is_array(inner):
-            made[name] = flat[path]
+            made[name] = flat.get(path) if name in optional(kind) else flat[path]
         elif numbered:
             made[name] = tuple(grown(inner, flat, f"{path}.{i}") for i in range(_count(flat, path)))
         else:
@@ -244,10 +252,12 @@ def arrays(tree: Any, at: str = "") -> Iterator[tuple[str, Array]]:
     kind: Any = type(tree)
     for name, (inner, numbered, _) in children(kind).items():
         value, path = getattr(tree, name), f"{at}.{name}".removeprefix(".")
+        if value is None:
+            continue
         if is_array(inner):
             yield path, value
         elif numbered:
             for i, part in enumerate(value):
                 yield from arrays(part, f"{path}.{i}")
-        elif value is not None:
+        else:
             yield from arrays(value, path)

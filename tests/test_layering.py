@@ -23,11 +23,11 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
 t5g2ref: trace dtypes files streams notes
-t5g2ref/config: fields | read | remarks write | geometry | __init__
+t5g2ref/config: fields | read | remarks write | geometry | presets | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics weights | taps params cache embedding ops rope masks | attention mlp outputs tap_words
+t5g2ref: numerics weights | taps params cache embedding ops rope masks | activation attention | mlp outputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
 t5g2ref/processor: image tokenizer_json | text | __init__
@@ -37,7 +37,7 @@ t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | abilities catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
-conformance/measure: distance limits words | finding match sums logits regression | bound
+conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
 conformance/oracle: side_by_side quantised worst_case | run_case | __init__
 conformance/defects: catalogue rounding | exposure injection
@@ -51,14 +51,15 @@ conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
-conformance/judge: evidence | faulty_walk judgement meeting patterns | given_ids half_lane lanes logit_watch name_defect
+conformance/judge: apart evidence | faulty_walk judgement meeting patterns
+conformance/judge: given_ids half_lane lanes logit_watch name_defect
 conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: session | __init__
-conformance/report: called candidates diagnoses document explain log_probs result known spread
-conformance/report: document_write junit text | files
-conformance/report/html: commands masks depth | comparisons | view | page | __init__
+conformance/report: called candidates cards diagnoses explain log_probs result known spread | document
+conformance/report: document_write explained junit | text | files
+conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
@@ -108,7 +109,7 @@ FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
 PEERS = {"torch", "transformers"}
 MODEL_FILES = (  # written over Numerics
-    *("ops", "rope", "masks", "cache", "attention", "mlp", "embedding"),
+    *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),
 )
 SCALAR_HELPERS = {"rope": {"inverse_frequencies"}, "embedding": {"embed_scale"}}  # where `np` is a scalar's type

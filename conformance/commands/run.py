@@ -27,6 +27,7 @@ from conformance.judge.pooled import pooled
 from conformance.judge.session import Found, Plan, Session
 from conformance.judge.steady import steadiness
 from conformance.judge.together import TOGETHER, together
+from conformance.measure.causes import layer_types
 from conformance.peers.find import create, other_type
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
@@ -195,6 +196,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         ],
         command=request.command,
         covers=coverage(request.required, plan, found),
+        layers={t.name: layer_types(t.config) for t in targets},
     )
 
 

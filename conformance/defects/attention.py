@@ -128,7 +128,7 @@ def _headed(s: Setting) -> Setting:
             part = name.split(".")[-2]
             if name.startswith(prefix) and part in sizes:
                 weights[name] = weights[name][: sizes[part]]
-            elif name.startswith(prefix) and part == "o_proj":
+            elif name.startswith(prefix) and name.endswith("o_proj.weight"):
                 weights[name] = weights[name][:, : sizes["q_proj"]]
     cut = stacks(lambda t: replace(t, head_dim=t.hidden_size // t.num_attention_heads)).setting(s)
     return replace(cut, weights=weights)

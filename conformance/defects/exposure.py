@@ -66,6 +66,11 @@ _HIDDEN: dict[str, tuple[Callable[[Config], bool], str]] = {
         "the image ids are the usual ones (an id of another model would still show)",
     ),
 }
+for _id in ("D52", "D83"):
+    _HIDDEN[_id] = (
+        lambda c: all(s.hidden_activation != "gelu_pytorch_tanh" for s in _stacks(c)),
+        "hidden_activation is another one than tanh GELU",
+    )
 for _id in ("D20", "D21", "D22"):
     _HIDDEN[_id] = (
         lambda c: all(s.rope_parameters["full_attention"].factor == 1 for s in _stacks(c)),

@@ -75,8 +75,8 @@ def exchanged(one: str, other: str, stack: str = "") -> Injection:
 
 def _unnormed_cross_keys(_: Any) -> Any:
     def project(nx: Numerics, w: Any, config: TextConfig, encoded: Array, trace: Trace) -> KeyValue:
-        k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight)), config.head_dim)
-        v = split_heads(trace("cross_v_proj", nx.linear(encoded, w.v_proj.weight)), config.head_dim)
+        k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
+        v = split_heads(trace("cross_v_proj", nx.linear(encoded, w.v_proj.weight, w.v_proj.bias)), config.head_dim)
         return KeyValue(trace("cross_k_norm", k), v)
 
     return project

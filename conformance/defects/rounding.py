@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from t5g2ref.activation import erf
 from t5g2ref.config import Rope
 from t5g2ref.dtypes import HALF, to_grid
 from t5g2ref.numerics import Array, Numerics
@@ -185,46 +186,6 @@ def _counted_masks(_: str) -> dict[str, Twin | None]:
         return nx.cast(powers / powers.sum(axis=-1, keepdims=True))
 
     return {"attention_weights": weights, "scaled_softmax": None}
-
-
-# Rational approximations of erf below 0.46875 and of erfc · exp(x²) above: W. J. Cody, Mathematics of Computation 23
-# (1969), 631; coefficients by falling powers, as in netlib's specfun/erf.
-_ERF = (
-    (0.185777706184603153, 3.16112374387056560, 113.864154151050156, 377.485237685302021, 3209.37758913846947),
-    (1.0, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062),
-)
-_ERFC = (
-    (
-        *(2.15311535474403846e-8, 0.564188496988670089, 8.88314979438837594, 66.1191906371416295, 298.635138197400131),
-        *(881.952221241769090, 1712.04761263407058, 2051.07837782607147, 1230.33935479799725),
-    ),
-    (
-        *(1.0, 15.7449261107098347, 117.693950891312499, 537.181101862009858, 1621.38957456669019),
-        *(3290.79923573345963, 4362.61909014324716, 3439.36767414372164, 1230.33935480374942),
-    ),
-)
-_EDGE, _FAR = 0.46875, 6.0  # erfc(6) is 2e-17
-
-
-def erf(xp: Any, x: Array) -> Array:
-    """The error function of a float64 array, to 1e-13."""
-    size = xp.minimum(xp.abs(x), _FAR)
-    small, large = xp.minimum(size, _EDGE), xp.maximum(size, _EDGE)
-    below = small * _ratio(_ERF, small * small)
-    above = 1.0 - xp.exp(-large * large) * _ratio(_ERFC, large)
-    return xp.where(x < 0, -1.0, 1.0) * xp.where(size <= _EDGE, below, above)
-
-
-def _ratio(polynomials: tuple[tuple[float, ...], tuple[float, ...]], x: Array) -> Array:
-    top, bottom = (_polynomial(coefficients, x) for coefficients in polynomials)
-    return top / bottom
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
-    value = coefficients[0] + 0.0 * x
-    for coefficient in coefficients[1:]:
-        value = value * x + coefficient
-    return value
 
 
 ROUNDING: dict[str, Callable[[str], dict[str, Twin | None]]] = {

@@ -18,13 +18,15 @@ from conformance.cases import least, token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of
 from conformance.judge import name_defect as naming
+from conformance.judge.apart import told_apart_by
 from conformance.judge.evidence import evidence
 from conformance.judge.half_lane import HalfLane
-from conformance.judge.judgement import Judgement
+from conformance.judge.judgement import Further, Judgement
 from conformance.judge.lanes import CumulativeLane, QuantisedLane, SingleLane
 from conformance.judge.meeting import Lane
 from conformance.judge.steady import steadied
 from conformance.judge.walk import Found, Walk, quiet
+from conformance.measure.causes import causes, layer_types
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.quantised import Scheme
@@ -37,6 +39,7 @@ from t5g2ref.dtypes import HALF, DType
 from t5g2ref.taps import Tap
 
 Progress = Callable[[str], None]
+BESIDE = 3  # causes beside the culprit's for which a name is looked for
 
 
 def judge(
@@ -173,9 +176,23 @@ def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: 
     culprit = found.culprit
     if culprit is None or culprit not in found.local:
         return found
+
+    def looked_for(finding: Finding) -> Further:
+        named, fitting = naming.looked_for(target, case, dump, dtype, finding)
+        return Further(finding, named, told_apart_by(fitting, target, case.name))
+
+    further = [looked_for(first) for first in _beside(found, culprit, target.config)]
     if any(s.named for s in found.named):
-        return found
-    return replace(found, named=[*found.named, *naming.named(target, case, dump, dtype, culprit)])
+        return replace(found, further=further)
+    first = looked_for(culprit)
+    return replace(found, named=[*found.named, *first.named], apart=first.apart, further=further)
+
+
+def _beside(found: Judgement, culprit: Finding, config: Config) -> list[Finding]:
+    """The first findings of the causes beside the culprit's, a few at most: looking for a name takes a while."""
+    findings = {(f.tap, f.call, f.status): f for f in found.local if not (found.error and f.status == "missing")}
+    firsts = [findings[cause.rows[0]] for cause in causes(findings, layer_types(config))]
+    return [first for first in firsts if first.status != "missing" and first != culprit][:BESIDE]
 
 
 def _too_little(config: Config, case: Case, shown: Shown) -> str:

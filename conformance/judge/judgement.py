@@ -14,6 +14,15 @@ from conformance.measure.match import Signature
 
 
 @dataclass(frozen=True)
+class Further:
+    """A cause beside the culprit's: its first finding, the defects looked for there, and what tells them apart."""
+
+    finding: Finding
+    named: list[Signature]
+    apart: str = ""
+
+
+@dataclass(frozen=True)
 class Judgement:
     """One peer on one case.
 
@@ -33,6 +42,8 @@ class Judgement:
         token: the id at the culprit's worst token, in words; "" where it has none.
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
         repeated: how many taps were compared bit for bit with a second run of the case.
+        apart: which case tells several named defects apart, in words; "" for fewer than two.
+        further: causes beside the culprit's, under the local anchor.
         unsteady: where the second run first differs, in words, and which of the two is wrong.
         outside: what a black box showed, in words; "" for a peer that shows its inside.
         evidence: what a black box showed, for a diagnosis over all cases.
@@ -59,6 +70,8 @@ class Judgement:
     token: str = ""
     outside: str = ""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    apart: str = ""
+    further: list[Further] = field(default_factory=list)
 
     @property
     def culprit(self) -> Finding | None:
@@ -69,6 +82,14 @@ class Judgement:
         failing = [f for f in (*self.exact, *self.local, *self.cumulative) if not f.passed]
         shown = [f for f in failing if f.status != "missing"] if self.error else failing
         return next(iter(shown or failing), None)
+
+    def looked_for(self, tap: str, call: int) -> tuple[list[Signature], str]:
+        """The defects looked for at a failing tap, and what tells the named ones apart; none where nobody looked."""
+        culprit = self.culprit
+        if culprit is not None and (culprit.tap, culprit.call) == (tap, call):
+            return self.named, self.apart
+        more = next((f for f in self.further if (f.finding.tap, f.finding.call) == (tap, call)), None)
+        return ([], "") if more is None else (more.named, more.apart)
 
     @property
     def deviates(self) -> bool:

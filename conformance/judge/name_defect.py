@@ -1,14 +1,16 @@
 """Names the catalogued defect that a culprit is. It needs the peer's dump alone, so the peer may be anybody's.
 
-Some defects can show first at the culprit's kind of tap. For each, the float64 oracle with that fault walks up to the
-culprit, and so does the clean one. At every tap before, both go on with the peer's value, so that one operation lies
-between them and the peer. Let e = peer − clean and s = faulty − clean, over the valid tokens. The defect is named when
-e is s: the coefficient c = ⟨s, e⟩ / ⟨s, s⟩ is near 1, and ‖e − c·s‖ is a small part of ‖e‖.
+Some defects can show first at the culprit's kind of tap, or at a kind that the peer does not show. For each, the
+float64 oracle with that fault walks up to the culprit, and so does the clean one. At every tap before, both go on with
+the peer's value, so that only what it does not show lies between them and the peer. Let e = peer − clean and
+s = faulty − clean, over the valid tokens. The defect is named when e is s: the coefficient c = ⟨s, e⟩ / ⟨s, s⟩ is near
+1, and ‖e − c·s‖ is a small part of ‖e‖.
 
 * In float32, a peer with that very defect has both to 1e-4. So c has to be within a thousandth and its own spread, and
   2 % of ‖e‖ may be left.
 * In a half type, rounding is mixed in. So c has to be within a tenth, and a fifth of ‖e‖ (4 % of the squared error) may
   be left. With more, the name would not be safe.
+* Where nothing is named, the pattern that explains most of ‖e‖ with another c is called akin.
 * Where the tap is a handful of numbers (a loss), nothing is left over by chance. So c has to be within a hundredth.
 
 Several defects may do the very same at one tap. Then each is walked through the whole case, and the one that is
@@ -17,8 +19,9 @@ contradicted at the fewest taps is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -40,25 +43,37 @@ from t5g2ref.taps import Tap
 Host = np.ndarray[Any, Any]
 
 
+Fitting = dict[str, list[Fault]]
+"""Defect id → its variants that fit."""
+
+
 def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding) -> list[Signature]:
-    """A signature for each defect that can show at the first failing local tap, the named ones first.
+    """A signature for each defect that can show at the first failing local tap, the named ones first."""
+    return looked_for(target, case, dump, dtype, culprit)[0]
+
+
+def looked_for(
+    target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding
+) -> tuple[list[Signature], Fitting]:
+    """The signatures of `named`, and the variants of the defects that are named.
 
     Args:
         dump: the peer's, still open.
         culprit: the finding of a local walk.
     """
-    tap = next((t for call, t in plan_of(target.config, case) if (call, t.name) == (culprit.call, culprit.tap)), None)
+    plan = plan_of(target.config, case)
+    tap = next((t for call, t in plan if (call, t.name) == (culprit.call, culprit.tap)), None)
     peer = dump.get(culprit.call, culprit.tap)
-    chosen = candidates(culprit.tap)
+    chosen = candidates(culprit.tap, _unseen(plan, dump, culprit))
     if tap is None or peer is None or culprit.status == "dtype" or not chosen:
-        return []
+        return [], {}
     walk = FaultyWalk(target, case, dump, dtype, culprit)
     clean = walk.value(HEALTHY)
     if clean is None:
-        return []
+        return [], {}
     judge = _judge_of(tap, target.backend.host(peer), clean, case, culprit, dtype)
     found: dict[str, Signature] = {}
-    fitting: dict[str, list[Fault]] = {}
+    fitting: Fitting = {}
     for fault in chosen:
         faulty = walk.value(fault.inject)
         if faulty is not None:
@@ -66,16 +81,25 @@ def named(target: Target, case: Case, dump: Dump, dtype: DType, culprit: Finding
             found[fault.id] = min(found.get(fault.id, signature), signature, key=_fit)
             if signature.named:
                 fitting.setdefault(fault.id, []).append(fault)
-    return _told_apart(_best(list(found.values()), _least(target.backend.host(peer), clean, dtype)), fitting, walk)
+    best = _best(list(found.values()), _least(target.backend.host(peer), clean, dtype))
+    told = _akin_once(_told_apart(best, fitting, walk))
+    return told, {s.defect: fitting[s.defect] for s in told if s.named}
 
 
-def candidates(tap: str) -> list[Fault]:
-    """The catalogued faults that can show first at a tap of this kind, each once."""
-    ids = set(first_seen_at(tap, DEFECTS))
+def _unseen(plan: list[tuple[int, Tap]], dump: Dump, culprit: Finding) -> list[str]:
+    """The taps before the culprit that the peer does not show: what is wrong there shows at the culprit."""
+    before = takewhile(lambda place: (place[0], place[1].name) != (culprit.call, culprit.tap), plan)
+    return [tap.name for call, tap in before if dump.get(call, tap.name) is None]
+
+
+def candidates(tap: str, unseen: Iterable[str] = ()) -> list[Fault]:
+    """The catalogued faults that can show first at a tap of this kind or of those that nobody shows, each once."""
+    kinds = {kind_of(name): name for name in (*unseen, tap)}
+    ids = {defect for name in kinds.values() for defect in first_seen_at(name, DEFECTS)}
     chosen = {
         (fault.id, fault.variant): fault
         for fault in FAULTS
-        if fault.catalogued and fault.named and (fault.id in ids or kind_of(fault.tap) == kind_of(tap))
+        if fault.catalogued and fault.named and (fault.id in ids or kind_of(fault.tap) in kinds)
     }
     return list(chosen.values())
 
@@ -120,6 +144,13 @@ def _told_apart(found: list[Signature], fitting: dict[str, list[Fault]], walk: F
     least = min(against.values())
     kept = [replace(s, verdict="absent") if s.named and against[s.defect] > least else s for s in found]
     return sorted(kept, key=_fit)
+
+
+def _akin_once(found: list[Signature]) -> list[Signature]:
+    """With one pattern akin at most: the one that explains most, and none where a defect is named."""
+    named = any(s.named for s in found)
+    best = min((s for s in found if s.akin), key=lambda s: s.residual, default=None)
+    return [replace(s, verdict="absent") if s.akin and (named or s is not best) else s for s in found]
 
 
 Judge = Callable[[str, Host], Signature]
@@ -182,7 +213,8 @@ def _regressed(
             min(limits.NAME_NEAR_FEW, limits.NAME_NEAR_SINGLE + limits.NAME_SPREADS * spread),
             limits.NAME_LEFT_SINGLE,
         )
-    verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else "absent"
+    akin = "akin" if rest / whole < limits.NAME_AKIN and error.size >= limits.FEW_NUMBERS else "absent"
+    verdict = "named" if abs(coefficient - 1) < near and rest / whole < left else akin
     return made(defect, verdict, coefficient, rest / whole, spread)
 
 

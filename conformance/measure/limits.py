@@ -106,6 +106,9 @@ NAME_LEFT = 0.2
 NAME_LEFT_SINGLE = 0.02
 """The same in float32."""
 
+NAME_AKIN = 0.5
+"""Of the error, what a pattern that is not the defect's may leave to be called akin: a quarter of the squared error."""
+
 NAME_ALIKE = 2.0
 """Times the smallest misfit: patterns that differ by less than the peer's own rounding are named together."""
 

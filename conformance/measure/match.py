@@ -22,8 +22,8 @@ class Signature:
         error: the coefficient's standard error; 1 / error is the power: how many of them the defect would be.
         residual: ‖what the pattern leaves‖ / ‖peer − oracle‖.
         verdict: "named" (1 within the errors, and it explains what legal rounding does not), "akin" (about all of it,
-            and something else is wrong as well), "partly" (sure, and neither all of it nor nothing), "absent" or
-            "no power".
+            and something else is wrong as well; at a culprit: most of the error, with another coefficient), "partly"
+            (sure, and neither all of it nor nothing), "absent" or "no power".
         head: the attention head, where it is in that one and not in all.
     """
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from t5g2ref import ops, rope
+from t5g2ref import activation, ops, rope
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType, unit_roundoff
 from t5g2ref.numerics import EXACT, Array, Numerics
@@ -114,6 +114,16 @@ def _gelu_tanh(definition: Definition, nx: Ceiling, x: Array) -> Array:
     return nx.u * nx.xp.abs(definition(_true(nx), x)) + 4 * LOOSE * SINGLE * nx.xp.abs(x)
 
 
+def _silu(definition: Definition, nx: Ceiling, x: Array) -> Array:
+    """An exponential, a sum and a quotient, relative to the result; far below 0 exp(−x) may overflow to a 0."""
+    return _relative(nx, definition(_true(nx), x), 2 * LOOSE) + nx.xp.abs(x) * SMALLEST[nx.half]
+
+
+def _relu(definition: Definition, nx: Ceiling, x: Array) -> Array:
+    """A copy or 0: no bit may change in float32. In a half type the bound is that of one rounding."""
+    return x * 0.0 if nx.single else _relative(nx, definition(_true(nx), x), 0)
+
+
 def _softcap(definition: Definition, nx: Ceiling, x: Array, cap: float | None) -> Array:
     """Three roundings: of x / cap, which tanh does not enlarge, of tanh, and of the product."""
     if cap is None:  # nothing is done: a copy in float32; in a half type the ratio judges what was handed on
@@ -182,6 +192,9 @@ TWINS: Mapping[str, Callable[..., Any]] = {
     ops.rms_norm.__name__: _rms_norm,
     ops.layer_norm.__name__: _layer_norm,
     ops.gelu_tanh.__name__: _gelu_tanh,
+    activation.gelu_erf.__name__: _gelu_tanh,  # 1 + erf cancels in the same way
+    activation.silu.__name__: _silu,
+    activation.relu.__name__: _relu,
     ops.softcap.__name__: _softcap,
     rope.rotate.__name__: _rotate,
     rope.tables.__name__: _tables,

@@ -6,11 +6,12 @@ Nothing here knows a Python object of the judge, so a document written by anothe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from conformance.measure import words
 from conformance.measure.match import Signature
+from conformance.report.cards import Card, Failure, cards
 
 SCHEMA = 2
 Row = dict[str, Any]
@@ -85,9 +86,9 @@ def grouped(findings: Iterable[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def named(judgement: Document) -> list[Document]:
-    """The defects that were named by their pattern."""
-    return [s for s in judgement.get("named", ()) if s.get("verdict") == "named"]
+def named(judgement: Document, verdict: str = "named") -> list[Document]:
+    """The defects that were named by their pattern, or those with another verdict."""
+    return [s for s in judgement.get("named", ()) if s.get("verdict") == verdict]
 
 
 def parts(judgement: Document) -> list[str]:
@@ -126,18 +127,41 @@ def state(judgement: Document) -> str:
     return "fail"
 
 
-def culprits(document: Document, wanted: str = "fail") -> Iterator[list[Document]]:
-    """Judgements of one state, grouped by culprit: the same first bad tap is one entry.
+def carded(document: Document, wanted: str = "fail") -> list[Card]:
+    """The cards of the judgements of one state; a card's comparisons are indices into the document's judgements."""
+    return cards(
+        (_failure(document, i, j) for i, j in enumerate(document["judgements"]) if state(j) == wanted),
+        document.get("layers", {}),
+    )
 
-    Peer, checkpoint and case make no difference.
-    """
-    alike: dict[tuple[str, ...], list[Document]] = {}
-    for judgement in document["judgements"]:
-        if state(judgement) == wanted:
-            culprit = judgement.get("culprit") or {}
-            what = (culprit.get("tap", ""), culprit.get("status", ""), judgement.get("error", ""))
-            alike.setdefault(tuple(map(str, what)), []).append(judgement)
-    yield from alike.values()
+
+def _failure(document: Document, index: int, judgement: Document) -> Failure:
+    culprit = judgement.get("culprit") or {"tap": "", "call": 0, "status": ""}
+    place, first = (str(judgement["peer"]), str(judgement["target"])), _place(culprit)
+    local = [_place(row) for row in rows(document, judgement, "local")]
+    error = str(judgement.get("error", ""))
+    return Failure(index, place, str(judgement["case"]), first, local if first in local else [], error)
+
+
+def _place(row: Document) -> tuple[str, int, str]:
+    """Tap, call and status of a finding."""
+    call = number(row["call"])
+    return str(row["tap"]), int(call) if math.isfinite(call) else 0, str(row["status"])
+
+
+def finding(document: Document, judgement: Document, place: tuple[str, int, str]) -> Row | None:
+    """The row of a finding, from the lane or the anchor that has it; the culprit's own where none has."""
+    found = (row for lane in ("exact", "local", "cumulative") for row in rows(document, judgement, lane))
+    return next((row for row in found if _place(row) == place), judgement.get("culprit"))
+
+
+def looked_for(judgement: Document, place: tuple[str, int, str]) -> tuple[list[Document], str]:
+    """The defects looked for at a failing tap, and what tells the named ones apart."""
+    culprit = judgement.get("culprit")
+    if not culprit or _place(culprit) == place:
+        return list(judgement.get("named", ())), str(judgement.get("apart", ""))
+    at = [f for f in judgement.get("further", ()) if (str(f["tap"]), int(number(f["call"]))) == place[:2]]
+    return (list(at[0]["named"]), str(at[0].get("apart", ""))) if at else ([], "")
 
 
 def in_words(value: object, digits: int = 3) -> str:

@@ -35,6 +35,7 @@ def as_json(result: Result) -> str:
         "covers": result.covers,
         "diagnoses": [asdict(d) | {"sentences": d.sentences()} for d in result.diagnoses],
         "peers": result.peers,
+        "layers": result.layers,
         "known": result.known,
         "columns": [f.name for f in fields(Finding)],
         "judgements": [_judgement(target, j, result.titles) for target, j in result.judgements],
@@ -47,7 +48,7 @@ def _judgement(target: str, judgement: Judgement, titles: dict[str, str]) -> dic
     culprit = judgement.culprit
     plain = (
         *("peer", "case", "dtype", "error", "skipped", "known", "seconds", "logits", "unclear", "masks"),
-        *("token", "repeated", "unsteady", "outside"),
+        *("token", "repeated", "unsteady", "apart", "outside"),
     )
     return {
         "target": target,
@@ -58,6 +59,10 @@ def _judgement(target: str, judgement: Judgement, titles: dict[str, str]) -> dic
         "culprit": None if culprit is None else asdict(culprit),
         **{name: [astuple(f) for f in getattr(judgement, name)] for name in ("local", "cumulative", "exact")},
         "named": [asdict(signature) for signature in judgement.named],
+        "further": [
+            {"tap": f.finding.tap, "call": f.finding.call, "named": [asdict(s) for s in f.named], "apart": f.apart}
+            for f in judgement.further
+        ],
         "k": [asdict(limit) for limit in judgement.limits],
     }
 

@@ -1,4 +1,4 @@
-"""Writes the files of a report: JSON, JUnit and HTML, all from one document."""
+"""Writes the files of a report: JSON, JUnit, HTML and Markdown, all from one document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from conformance.report.document_write import as_json
 from conformance.report.result import Result
 from t5g2ref.files import in_the_way, write_text
 
-RENDERERS = {"junit": "conformance.report.junit", "html": "conformance.report.html.page"}
+RENDERERS = {
+    "junit": "conformance.report.junit",
+    "html": "conformance.report.html.page",
+    "markdown": "conformance.report.html.markdown",
+}
 
 
 def check(outputs: Mapping[str, Path]) -> None:
@@ -59,6 +63,7 @@ FILES = {
     "json": "write everything that was found, as JSON",
     "junit": "write it as JUnit XML, for a CI system",
     "html": "write it as one page, with plots and masks",
+    "markdown": "write what deviates for an issue, under 4 KB",
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from conformance.judge.hypotheses.diagnosis import Diagnosis
 from conformance.judge.judgement import Judgement
+from conformance.measure.causes import LayerTypes
 from conformance.measure.finding import Finding
 from conformance.peers.guard import line
 from t5g2ref import __version__
@@ -39,6 +40,7 @@ class Result:
         command: the command line, for whoever reproduces the report.
         diagnoses: of black boxes that deviate.
         covers: what the verdict covers, where that is not every case from the inside.
+        layers: target name → its stacks' layer types.
     """
 
     judgements: list[tuple[str, Judgement]]
@@ -58,6 +60,7 @@ class Result:
     command: str = ""
     covers: str = ""
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    layers: dict[str, LayerTypes] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator
-from itertools import chain, product, repeat
+from itertools import product
 
 from rich.console import Console
 from rich.table import Table
@@ -16,15 +15,14 @@ from conformance.judge.judgement import Judgement
 from conformance.judge.together import TOGETHER
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
-from conformance.measure.words import in_table, in_words, of_the_value
+from conformance.measure.words import in_table, in_words
 from conformance.peers.find import PROCESS
-from conformance.report import diagnoses, spread
-from conformance.report.candidates import candidates
+from conformance.report import diagnoses
+from conformance.report.explained import explained, unasked, wrapped
 from conformance.report.result import Result
 from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
-LABEL = 18  # columns of the label in front of a line
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
@@ -36,34 +34,13 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
         if getattr(judgement, anchor):
             console.print(_details(target, judgement, anchor))
     width = console.width
-    for alike in _findings(result):
-        console.print(_explained(alike, result.exposes.get(alike[0][1].case, ()), width), soft_wrap=True)
+    for part in explained(result, width):
+        console.print(part, soft_wrap=True)
     for diagnosis in result.diagnoses:
-        console.print(Text(_wrapped(diagnoses.told(diagnosis), width), "bold"), soft_wrap=True)
-    for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and _unasked(j)], width):
+        console.print(Text(wrapped(diagnoses.told(diagnosis), width), "bold"), soft_wrap=True)
+    for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and unasked(j)], width):
         console.print(text, soft_wrap=True)
     console.print(_summary(result, width), soft_wrap=True)
-
-
-def _findings(result: Result) -> Iterator[list[tuple[str, Judgement]]]:
-    """Failing judgements, grouped by culprit: the same first bad tap is one group."""
-    alike: dict[tuple[str, str, str], list[tuple[str, Judgement]]] = {}
-    for target, judgement in result.judgements:
-        culprit = judgement.culprit
-        if culprit is not None and not _unasked(judgement):
-            alike.setdefault((culprit.tap, culprit.status, judgement.error), []).append((target, judgement))
-    yield from alike.values()
-
-
-def _wrapped(line: str, width: int, hang: int = LABEL) -> str:
-    """A line of text, wrapped to the width and indented after its first line.
-
-    Only a word longer than a line is broken. Foreign text keeps its own lines.
-    """
-    broken = [
-        textwrap.fill(part, width, subsequent_indent=" " * hang, break_on_hyphens=False) for part in line.split("\n")
-    ]
-    return "\n".join(broken)
 
 
 def _table(judgements: list[Judgement]) -> Table:
@@ -154,12 +131,6 @@ def _details(target: str, judgement: Judgement, anchor: str) -> Table:
     return table
 
 
-def _unasked(judgement: Judgement) -> bool:
-    """Whether there is no culprit, or only a tap that is missing because the peer raised."""
-    culprit = judgement.culprit
-    return culprit is None or bool(judgement.error and culprit.status == "missing")
-
-
 def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[Text]:
     """What could not be judged: each reason once, with its cases."""
     groups: dict[tuple[str, str, str, str], list[str]] = {}
@@ -173,98 +144,28 @@ def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[T
         text = Text(f"\n{peer} {what} on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", colour)
         lines = [f"  cases           {' '.join(cases)}", f"  why             {why}"]
         lines += [f"  known           {known}"] if known else []
-        yield text.append("\n".join(_wrapped(line, width) for line in lines) + "\n", "default")
-
-
-def _explained(alike: list[tuple[str, Judgement]], exposes: tuple[str, ...], width: int) -> Text:
-    """One culprit, by the judgement that shows it first, and where else it shows."""
-    (target, judgement), *more = alike
-    assert judgement.culprit is not None
-    text = Text(f"\n{judgement.peer} fails case {judgement.case} on {target}\n", "bold red")
-    lines = [*_blamed(judgement, judgement.culprit, exposes), *_elsewhere(more)]
-    return text.append("\n".join(_wrapped(line, width) for line in lines) + "\n", "default")
-
-
-def _elsewhere(more: list[tuple[str, Judgement]]) -> Iterator[str]:
-    """The other comparisons with the same first bad tap, by peer and checkpoint."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for target, j in more:
-        places.setdefault((j.peer, target), []).append(j.case)
-    for label, ((peer, target), cases) in zip(chain(["the same in"], repeat("")), places.items(), strict=False):
-        yield f"  {label:15} {peer} on {target}: {', '.join(cases)}"
-
-
-def _blamed(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
-    """The lines about a culprit: where, what, how large, which defect."""
-    where = next(name for name in ("exact", "local", "cumulative") if culprit in getattr(judgement, name))
-    kind = "exact" if where == "exact" else "local"
-    found: list[Finding] = getattr(judgement, kind)
-    yield f"  first bad tap   {culprit.tap}   ({where}{'' if where == 'exact' else ' anchor'}, call {culprit.call})"
-    yield f"  what            {culprit.status}: {culprit.detail}"
-    counted = "failing checks" if kind == "exact" else "failing taps"
-    yield f"  {counted:15} {sum(not f.passed for f in found)} of {len(found)} {kind}"
-    if where == "local":
-        rows = [(f.tap, f.call, f.status) for f in found]
-        for label, line in (
-            ("layers", spread.layers(culprit.tap, rows)),
-            ("it begins at", spread.cache(culprit.tap, culprit.call, rows)),
-        ):
-            if line:
-                yield f"  {label:15} {line}"
-    if not math.isnan(culprit.worst):
-        id_ = f" (id {judgement.token})" if judgement.token else ""
-        at = f"token {culprit.token}{id_}, {culprit.tokens} tokens compared"
-        yield f"  worst ratio     {in_words(culprit.worst)} (median {in_words(culprit.median)}) at {at}"
-        peer, control = of_the_value(culprit.peer_error), of_the_value(culprit.control_error)
-        yield f"  off by          the peer {peer}, the control {control}"
-    elif judgement.token:
-        yield f"  at the id       {judgement.token}"
-    if judgement.unsteady:
-        yield f"  unsteady        {judgement.unsteady}"
-    yield from _named(judgement, culprit, exposes)
-    if judgement.known:
-        yield f"  known           {judgement.known}"
-    if judgement.error:
-        yield f"  then it raised  {judgement.error}"
-    if where == "cumulative":
-        yield "  every single operation is right by itself: look at what is passed between them"
-
-
-def _named(judgement: Judgement, culprit: Finding, exposes: tuple[str, ...]) -> Iterator[str]:
-    """The defect that was named; where none was, those that the figures do not exclude."""
-    named = [s for s in judgement.named if s.named]
-    for s in named:
-        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern{s.of_head}"
-        yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
-    akin = [s for s in judgement.named if s.akin]
-    for s in akin if not named else ():
-        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern"
-        yield f"  it is akin to   {s.defect} {DEFECTS.get(s.defect, '')}, and is not it ({size})"
-    if not named and not akin:
-        tried = [(s.defect, s.verdict) for s in judgement.named]
-        for label, line in zip(chain(["it may be"], repeat("")), candidates(culprit.tap, exposes, tried), strict=False):
-            yield f"  {label:15} {line}"
+        yield text.append("\n".join(wrapped(line, width) for line in lines) + "\n", "default")
 
 
 def _summary(result: Result, width: int) -> Text:
     """Figures, caveats, and what could not be seen; each line wrapped once."""
     text = Text()
     for dtype in result.dtypes:
-        text.append("".join(_wrapped(line, width, 4) + "\n" for line in _figures(result, dtype)))
+        text.append("".join(wrapped(line, width, 4) + "\n" for line in _figures(result, dtype)))
     taps = sum(len(j.local) for _, j in result.judgements)
     versions = ", ".join(f"{k} {v}" for k, v in (result.environment | result.versions).items())
     line = f"{len(result.judgements)} comparisons, {taps} taps, {result.seconds:.0f} s, "
-    text.append(_wrapped(f"{line}peak memory {result.peak_bytes / 2**30:.1f} GiB; {versions}", width, 4) + "\n")
+    text.append(wrapped(f"{line}peak memory {result.peak_bytes / 2**30:.1f} GiB; {versions}", width, 4) + "\n")
     for name, given in result.peers.items():
         if given.startswith(PROCESS):
-            text.append(_wrapped(f"{name}: {given}", width, 4) + "\n")
+            text.append(wrapped(f"{name}: {given}", width, 4) + "\n")
     for note in result.notes:
-        text.append(_wrapped(f"note: {note}", width, 6) + "\n", "yellow")
+        text.append(wrapped(f"note: {note}", width, 6) + "\n", "yellow")
     for entry in result.known:
         what = "skip" if entry["status"] == "skipped" else "deviation"
         line = f"known {what}, {entry['state']}: {entry['reason']} ({entry['link']})"
-        text.append(_wrapped(line, width, 4) + "\n")
-    return text.append("".join(_wrapped(line, width, 6) + "\n" for line in _exposed(result.hidden)))
+        text.append(wrapped(line, width, 4) + "\n")
+    return text.append("".join(wrapped(line, width, 6) + "\n" for line in _exposed(result.hidden)))
 
 
 def _exposed(hidden: dict[str, str]) -> Iterator[str]:

@@ -72,7 +72,7 @@ class Synthetic(Mapping[str, Array]):
         if name.endswith("embed_tokens.weight"):
             value[:, channel] *= QUIET
             value[self._config.decoder.bos_token_id, channel] = 0.8
-        elif name.endswith(("eoi_embedding", "o_proj.weight")):
+        elif name.endswith(("eoi_embedding", "o_proj.weight", "o_proj.bias")):
             value[channel] *= QUIET
         elif name.endswith("down_proj.weight"):
             value[channel] *= QUIET

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5g2ref.config.fields import MAX_LAYERS, MAX_SIZE, ConfigError, read_file, refuse
-from t5g2ref.config.read import LAYER_TYPES, read
+from t5g2ref.config.read import ACTIVATION, ACTIVATIONS, LAYER_TYPES, read
 from t5g2ref.config.remarks import remarks
 from t5g2ref.config.write import write
 from t5g2ref.notes import note
 
-__all__ = ["PRESETS", "Config", "ConfigError", "Rope", "Ropes", "TextConfig", "VisionConfig", "preset"]
+__all__ = ["SIGLIP", "Config", "ConfigError", "Rope", "Ropes", "TextConfig", "VisionConfig"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class TextConfig:
     pad_token_id: int = 0
     bos_token_id: int = 2
     eos_token_id: tuple[int, ...] = (1,)
+    hidden_activation: str = ACTIVATION
+    attention_bias: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rope_parameters, Ropes):  # a frozen copy: the caller's mapping may change
@@ -204,6 +206,11 @@ def _check_text(text: TextConfig, where: str) -> None:
             if not _positive(value):
                 path = f"{where}.rope_parameters.{kind}.{name}"
                 raise refuse(path, value, "a finite number above 0", "the releases have theta 1e4 / 1e6, factor 8")
+    if text.hidden_activation not in ACTIVATIONS:
+        expected = "one of " + ", ".join(ACTIVATIONS)
+        raise refuse(f"{where}.hidden_activation", text.hidden_activation, expected, "no other is implemented")
+    if type(text.attention_bias) is not bool:
+        raise refuse(f"{where}.attention_bias", text.attention_bias, "true or false", "the releases have false")
     heads, kv = text.num_attention_heads, text.num_key_value_heads
     if heads % kv:
         expected = f"a divisor of num_attention_heads ({heads})"
@@ -263,38 +270,3 @@ def _check_joint(config: Config) -> None:
 
 
 SIGLIP = VisionConfig(1152, 4304, 27, 16, 896, 14)
-
-
-def _preset(hidden: int, layers: int, heads: int, kv: int, ffn: int, window: int, longest: int) -> Config:
-    text = TextConfig(
-        vocab_size=262_144,
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv,
-        head_dim=256,
-        max_position_embeddings=longest,
-        rms_norm_eps=1e-6,
-        query_pre_attn_scalar=256.0,
-        sliding_window=window,
-        layer_types=tuple(LAYER_TYPES[(i + 1) % 6 == 0] for i in range(layers)),
-        rope_parameters=Ropes(Rope(10_000.0), Rope(1_000_000.0, 8.0)),
-    )
-    return Config(text, text, SIGLIP, dtype="bfloat16")
-
-
-# The 270m row is the released config; window and positions of the others follow Gemma 3 of the same size,
-# their parameter counts agree with KerasHub's. A checkpoint's own config.json always wins over these.
-PRESETS: dict[str, Config] = {
-    "270m": _preset(640, 18, 4, 1, 2048, 512, 32_768),
-    "1b": _preset(1152, 26, 4, 1, 6912, 512, 32_768),
-    "4b": _preset(2560, 34, 8, 4, 10_240, 1024, 131_072),
-}
-
-
-def preset(name: str) -> Config:
-    """Return a released geometry by name; ConfigError lists the names there are."""
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}: name one, or load a config.json")
-    return PRESETS[name]

@@ -18,6 +18,7 @@ from t5g2ref.dtypes import DTYPES
 LAYER_TYPES = ("sliding_attention", "full_attention")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 ACTIVATION = "gelu_pytorch_tanh"
+ACTIVATIONS = (ACTIVATION, "gelu", "silu", "swish", "relu")  # of a text stack; gelu is the erf form, swish is silu
 THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
 PATTERN = 6
 ENCODER, GEMMA = "t5gemma2_encoder", "gemma3_text"
@@ -94,10 +95,8 @@ def _check_kinds(top: Section, encoder: Section, text: Section, decoder: Section
 
 
 def _text(part: Section) -> dict[str, Any]:
-    remedy = "only the released tanh GELU is implemented"
-    part.fixed("hidden_activation", ACTIVATION, remedy)
-    part.fixed("hidden_act", ACTIVATION, remedy)
-    part.fixed("attention_bias", False, "attention biases are not implemented; no release has them")
+    activation = part.raw.get("hidden_activation", ACTIVATION)
+    part.fixed("hidden_act", activation, "transformers reads hidden_activation: make the two agree")
     sizes = {name: part.integer(name) for name in _TEXT_SIZES}
     types = _layer_types(part, sizes["num_hidden_layers"])
     return sizes | {
@@ -111,6 +110,8 @@ def _text(part: Section) -> dict[str, Any]:
         "pad_token_id": _id(part, "pad_token_id", PAD),
         "bos_token_id": _id(part, "bos_token_id", BOS),
         "eos_token_id": _eos(part),
+        "hidden_activation": activation,
+        "attention_bias": part.raw.get("attention_bias", False),
     }
 
 
@@ -182,9 +183,7 @@ def _rope(part: Section, theta: float) -> dict[str, float]:
     if kind not in ("default", "linear"):
         raise refuse(part.path(spelled), kind, "'default' or 'linear'", "other RoPE scalings are not implemented")
     _whole_rotary(part)
-    factor = part.number("factor") if kind == "linear" else part.number("factor", 1.0)
-    if kind == "default" and factor != 1.0:
-        raise refuse(part.path("factor"), factor, "1.0 with rope_type 'default'", "set rope_type to 'linear'")
+    factor = part.number("factor") if kind == "linear" else 1.0  # a default's is ignored, as transformers does: noted
     return {"theta": part.number("rope_theta", theta), "factor": factor}
 
 

@@ -61,8 +61,6 @@ def _write_labels(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _write_text(part: Mapping[str, Any], model_type: str, where: str, spelling: str) -> dict[str, Any]:
     scalar, eos = part["query_pre_attn_scalar"], part["eos_token_id"]
     out = {"model_type": model_type, **part} | {
-        "hidden_activation": ACTIVATION,
-        "attention_bias": False,
         "tie_word_embeddings": True,
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,  # transformers wants an int
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,

@@ -77,7 +77,7 @@ def test_the_text_and_the_page_say_it() -> None:
 
     from conformance.judge.judgement import Judgement
     from conformance.measure.finding import Finding
-    from conformance.report import text
+    from conformance.report import explained
     from conformance.report.html.page import render
 
     wrong = [f"{D}.layers.{i}.mlp.act_fn" for i in range(2)]
@@ -85,8 +85,8 @@ def test_the_text_and_the_page_say_it() -> None:
     assert "in 2 of 2 layers, at the same tap: systematic" in page
     at = f"{D}.layers.0.self_attn"
     found = [Finding(f"{at}.k_rope", 0, "pass"), Finding(f"{at}.keys", 0, "values", detail="far off")]
-    lines = list(text._blamed(Judgement("port", "short", found), found[1], ()))
+    lines = list(explained._blamed(Judgement("port", "short", found), found[1], None))
     assert any(line.startswith("  it begins at    the cache") for line in lines)
     weights = [Finding("weights.lm_head.weight", 0, "exact", detail="1 of 9 elements differ")]
-    lines = list(text._blamed(Judgement("port", "exact", exact=weights), weights[0], ()))
+    lines = list(explained._blamed(Judgement("port", "exact", exact=weights), weights[0], None))
     assert "  failing checks  1 of 1 exact" in lines

@@ -15,7 +15,7 @@ from dumping import case_of, tiny
 
 from conformance.cases.token_words import said
 from conformance.judge.judge import judge
-from conformance.report import text
+from conformance.report import explained
 from conformance.report.html.page import render
 
 ENC, DEC = "encoder.text_model", "decoder"
@@ -67,7 +67,7 @@ def test_a_failure_at_one_id_says_which() -> None:
     found = judge(peer, target, case)
     assert found.culprit is not None
     assert found.token == "301, eoi_token_index"
-    lines = "\n".join(text._blamed(found, found.culprit, ()))
+    lines = "\n".join(explained._blamed(found, found.culprit, None))
     assert f"at token {found.culprit.token} (id 301, eoi_token_index), " in lines
 
 

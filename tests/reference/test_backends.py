@@ -241,7 +241,7 @@ def test_no_layer_waits() -> None:
     ],
 )
 def test_a_fault_in_a_layer_is_found(fault: Any, error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    intact = mlp.gated_gelu
-    monkeypatch.setattr(mlp, "gated_gelu", lambda nx, gate, *rest: (fault(gate), intact(nx, gate, *rest))[1])
+    intact = mlp.gated
+    monkeypatch.setattr(mlp, "gated", lambda nx, name, gate, *rest: (fault(gate), intact(nx, name, gate, *rest))[1])
     with pytest.raises(error):
         through_the_layers(pair("image")[1])

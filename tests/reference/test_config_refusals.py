@@ -16,16 +16,16 @@ from t5g2ref.config import Config, ConfigError, Rope, preset
 
 REFUSED = [
     # field to set, value, field named in the message (None: the same), words of the message
-    (f"{T}.attention_bias", True, None, "no release has them"),
-    (f"{D}.attention_bias", 1, None, "no release has them"),
-    (f"{D}.hidden_activation", "gelu", None, "'gelu_pytorch_tanh'"),
+    (f"{T}.attention_bias", None, None, "true or false"),
+    (f"{D}.attention_bias", 1, None, "true or false"),
+    (f"{D}.hidden_activation", "gelu_new", None, "one of gelu_pytorch_tanh, gelu, silu, swish, relu"),
+    (f"{D}.hidden_activation", ["gelu"], None, "one of gelu_pytorch_tanh"),
     (f"{T}.hidden_act", "silu", None, "'gelu_pytorch_tanh'"),
     (f"{V}.hidden_act", "gelu", None, "tanh GELU"),
     (f"{T}.rope_parameters.full_attention.rope_type", "yarn", None, "'default' or 'linear'"),
     (f"{T}.rope_parameters.full_attention.factor", 0, None, "above 0"),
     (f"{T}.rope_parameters.full_attention.factor", -1.0, None, "above 0"),
     (f"{T}.rope_parameters.full_attention.factor", ..., None, "missing"),
-    (f"{T}.rope_parameters.sliding_attention.factor", 2.0, None, "'linear'"),
     (f"{T}.rope_parameters.sliding_attention.rope_theta", 0.0, None, "above 0"),
     (f"{D}.rope_parameters.sliding_attention.rope_theta", float("nan"), None, "finite"),
     (f"{T}.rope_parameters.sliding_attention.rope_theta", "1e4", None, "finite number"),

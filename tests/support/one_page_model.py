@@ -6,6 +6,7 @@ behind positions, kv heads are repeated, rotations are complex numbers, patches 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 def gelu(x: Array) -> Array:
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS = {
+    "gelu_pytorch_tanh": gelu,
+    "gelu": np.vectorize(lambda v: v * math.erfc(-v / math.sqrt(2)) / 2),
+    "silu": lambda x: x * (1 + np.tanh(x / 2)) / 2,
+    "relu": lambda x: np.where(x > 0, x, 0.0),
+}
 
 
 def turn(x: Array, positions: Array, theta: float, factor: float) -> Array:
@@ -83,7 +92,9 @@ class Naive:
         y = attention(q, k, v, allowed, text.query_pre_attn_scalar**-0.5, text.attn_logit_softcapping)
         x = x + norm("post_self_attn_layernorm", self.linear(f"{attn}.o_proj", y))
         y = norm("pre_feedforward_layernorm", x)
-        y = gelu(self.linear(f"{at}.mlp.gate_proj", y)) * self.linear(f"{at}.mlp.up_proj", y)
+        y = ACTIVATIONS[text.hidden_activation](self.linear(f"{at}.mlp.gate_proj", y)) * self.linear(
+            f"{at}.mlp.up_proj", y
+        )
         return x + norm("post_feedforward_layernorm", self.linear(f"{at}.mlp.down_proj", y))
 
     def encode(self, ids: Array, mask: Array, positions: Array, pixels: Array | None = None) -> Array:

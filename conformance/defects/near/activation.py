@@ -8,7 +8,7 @@ from typing import Any
 
 from conformance.defects.injection import Injection, operation
 from conformance.defects.near.shortened import bf16, bits, fp16, near
-from conformance.defects.rounding import erf
+from t5g2ref.activation import erf
 from t5g2ref.numerics import Array, Numerics
 
 Formula = Callable[[Numerics, Array], Array]

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from conformance.report import spread
-from conformance.report.candidates import candidates
 from conformance.report.document import (
     Document,
     Row,
-    culprits,
+    carded,
     failing,
-    in_parts,
-    in_table,
-    in_words,
-    named,
     number,
     rows,
     severity,
 )
-from conformance.report.html.commands import command, whole_command
+from conformance.report.html import markdown
+from conformance.report.html.causes import Blame, blamed, largest, tables
+from conformance.report.html.commands import whole_command
 from conformance.report.html.comparisons import SYMBOLS, WORDS, WORST, Comparison, comparisons
 from conformance.report.html.depth import Depth, depth
 
 PLOTS = 6  # of culprits; a peer without one has a plot of its own
 VERDICTS = {"CONFORMS": ("✓", "pass"), "DEVIATES": ("✗", "fail"), "INCOMPLETE": ("?", "error")}
-
-
-@dataclass(frozen=True)
-class Blame:
-    """One culprit: the comparison that shows it first, and every peer, checkpoint and case that shows the same."""
-
-    first: Comparison
-    places: dict[tuple[str, str], list[tuple[int, str]]]
-    defects: list[Document]
-    candidates: list[str]
-    command: str
-    layers: str = ""
-    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,9 +54,11 @@ def page(document: Document) -> dict[str, Any]:
         "tone": tone,
         "comparisons": shown,
         "by_state": by_state,
-        "blames": _blames(document, shown),
+        "blames": (blames := blamed(document, shown, made := carded(document))),
+        "more_blames": len(made) - len(blames),
+        "tables": tables(document, shown, made),
         "matrices": _matrices(document, shown),
-        "plots": _plots(document, shown),
+        "plots": _plots(document, shown, blames),
         "targets": list(dict.fromkeys(str(c.judgement["target"]) for c in shown)),
         "peers": list(dict.fromkeys(str(c.judgement["peer"]) for c in shown)),
         "taps": sum(c.total for c in shown),
@@ -84,47 +68,11 @@ def page(document: Document) -> dict[str, Any]:
         "unexpected": [k for k in document["known"] if k["state"] == "unexpected pass"],
         "command": whole_command(document),
         "asked": {name: given for name, given in document.get("peers", {}).items() if name != given},
-        "text": _as_text(document, shown),
+        "text": markdown.render(document),
         "words": WORDS,
         "symbols": SYMBOLS,
         "worst": WORST,
     }
-
-
-def _blames(document: Document, shown: list[Comparison]) -> list[Blame]:
-    """The culprits, each once, in the order of the run."""
-    by_id = {id(c.judgement): c for c in shown}
-    found = []
-    for alike in culprits(document):
-        first, places = by_id[id(alike[0])], dict[tuple[str, str], list[tuple[int, str]]]()
-        for j in alike:
-            where = str(j["peer"]), str(j["target"])
-            places.setdefault(where, []).append((by_id[id(j)].index, str(j["case"])))
-        defects = {str(s["defect"]): s for j in alike for s in named(j)}
-        exposed = document["exposes"].get(first.judgement["case"], ())
-        tap = str((first.culprit or {}).get("tap", ""))
-        tried = [(str(s["defect"]), str(s["verdict"])) for s in first.judgement.get("named", ())]
-        may_be = [] if defects else candidates(tap, exposed, tried)
-        found.append(
-            Blame(
-                first,
-                places,
-                list(defects.values()),
-                may_be,
-                command(document, first.judgement),
-                *_spread(document, first),
-            )
-        )
-    return found
-
-
-def _spread(document: Document, c: Comparison) -> tuple[str, str]:
-    """Over which layers a local culprit's mistake is spread, and whether it begins at the cache."""
-    if c.culprit is None or c.anchor != "local anchor":
-        return "", ""
-    tap, call = str(c.culprit["tap"]), int(number(c.culprit["call"]))
-    found = [(str(r["tap"]), int(number(r["call"])), str(r["status"])) for r in rows(document, c.judgement, "local")]
-    return spread.layers(tap, found), spread.cache(tap, call, found)
 
 
 def _matrices(document: Document, shown: list[Comparison]) -> list[Matrix]:
@@ -155,21 +103,12 @@ def _figures(c: Comparison, exact: list[Row], local: list[Row], cumulative: list
         return c.word
     if exact and not local:
         return f"{len(exact) - len(failing(exact))} of {len(exact)}"
-    return f"{_largest(local)} / {_largest(cumulative)}" if local or cumulative else c.word
+    return f"{largest(local)} / {largest(cumulative)}" if local or cumulative else c.word
 
 
-def _largest(found: Iterable[Row]) -> str:
-    """The largest ratio that was judged; where a failure has none, its status."""
-    worst = max(found, key=severity, default=None)
-    if worst is None:
-        return "–"
-    judged = number(worst["judged"])
-    return str(worst["status"]) if judged != judged else in_table(judged)
-
-
-def _plots(document: Document, shown: list[Comparison]) -> list[tuple[Comparison, Depth]]:
+def _plots(document: Document, shown: list[Comparison], blames: list[Blame]) -> list[tuple[Comparison, Depth]]:
     """One plot for each culprit; for a peer without one, a plot of its largest ratio."""
-    chosen = [blame.first for blame in _blames(document, shown)][:PLOTS]
+    chosen = [blame.first for blame in blames if blame.main][:PLOTS]
     covered = {(c.judgement["target"], c.judgement["peer"]) for c in chosen}
     best: dict[tuple[str, str], tuple[Any, Comparison]] = {}
     for c in shown:
@@ -224,24 +163,3 @@ def _largest_k(shown: list[Comparison]) -> list[tuple[Document, Comparison]]:
             if kind not in largest or number(entry["median"]) > number(largest[kind][0]["median"]):
                 largest[kind] = entry, c
     return list(largest.values())
-
-
-def _as_text(document: Document, shown: list[Comparison]) -> str:
-    """The verdict as Markdown, for an issue."""
-    lines = [f"**{document['verdict']}**", "", f"`{document['line']}`", ""]
-    for blame in _blames(document, shown)[:6]:
-        c, culprit = blame.first, blame.first.culprit or {}
-        lines.append(f"- {c.judgement['peer']} on {c.judgement['target']}, case {c.judgement['case']} ({c.anchor})")
-        lines.append(f"  - first bad tap `{culprit.get('tap')}`, call {culprit.get('call')}")
-        lines.append(f"  - {culprit.get('status')}: {culprit.get('detail')}")
-        for s in blame.defects:
-            title, error = document["defects"].get(s["defect"], ""), in_words(s["error"], 2)
-            lines.append(f"  - named: {s['defect']} {title}, coefficient {in_parts(s['coefficient'])} ± {error}")
-        lines += [f"  - `{blame.command}`"] if blame.command else []
-    lines += [
-        f"- {c.judgement['peer']}, case {c.judgement['case']}: raised `{c.judgement['error']}`"
-        for c in shown
-        if c.state == "error"
-    ][:6]
-    versions = ", ".join(f"{name} {value}" for name, value in document["environment"].items())
-    return "\n".join([*lines, "", versions, "", "```sh", whole_command(document), "```"])
