@@ -72,7 +72,7 @@ class Numerics:
         profile: the rounding points.
         backend: the array library and its device; `backend.find("cupy")` makes the GPU's.
         embed_dtype: the type of the running model's embedding table, which is the type that √hidden is rounded to
-            (FACTS: a bfloat16 checkpoint loaded as float32 scales by the float32 root). Defaults to `dtype`; the
+            (a bfloat16 checkpoint that is loaded as float32 scales by the float32 root). Defaults to `dtype`; the
             float64 truth of a float32 peer sets it to float32.
     """
 

@@ -1,7 +1,8 @@
 """The operations of the model that are not products: norms, activation, softmax, softcap.
 
-Each is a pure function of arrays. All compute in `nx.wide` and round once at the end, which is where the released
-model rounds (transformers' T5Gemma2RMSNorm, torch's layer_norm, gelu and softmax on half types).
+Each is a pure function of arrays. Norm, activation and softmax compute in `nx.wide` and round once at the end, as the
+released model does (transformers' T5Gemma2RMSNorm, torch's layer_norm, gelu and softmax on half types). Where one rounds
+in between, its docstring says so.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def masked_softmax(nx: Numerics, scores: Array, allowed: Array | None) -> Array:
     """Softmax over the last axis, with weight exactly 0 where not allowed.
 
     Shapes: scores (…, S) of any float type; allowed broadcastable to it, bool, or None for all.
-    A row with nothing allowed gets zeros: such a row has no defined output (FACTS: no valid row reads it), and
+    A row with nothing allowed gets zeros: such a row has no defined output, and no valid row reads it;
     0 / 0 must not become a NaN that could. Hence select, and never multiply or add a large negative number.
     """
     xp, scores = nx.xp, _masked(nx, scores, allowed)

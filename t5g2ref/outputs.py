@@ -1,6 +1,6 @@
 """What stands on the decoder: language-model logits, two classification heads, and the losses of training.
 
-Losses are formed in `nx.wide` and returned as wide scalars: the peers upcast before the cross-entropy too.
+Losses are formed in `nx.wide` and returned as wide scalars. A peer may form a classifier's in its own type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each kind of tap is, in words: a line for every row of the table of taps, for who has to show the same.
+"""What each kind of tap is, in words: a line for every row of the table of taps. Whoever writes a port reads them.
 
 A kind is a tap's name without its layer's number and without its text stack, since both stacks have the same.
 """

@@ -1,4 +1,4 @@
-"""The one table of taps: every named value of the model, its shape in letters, whose rows it has, and where
+"""The one table of taps: every named value of the model, its shape in letters, which tokens are its rows, and where
 transformers shows it. It is the shape documentation, the name map and the comparison plan at once.
 
 Letters: see the package's legend. `rows` names the padding mask that says which rows mean something:

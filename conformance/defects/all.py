@@ -1,4 +1,4 @@
-"""Every fault in one list, by id; a file a component holds its own."""
+"""Every fault in one list, by id. There is a file for each component of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names the catalogued defect that a culprit is. It needs the peer's dump alone, so the peer may be anybody's.
+"""Names the catalogued defect that a culprit is. It needs nothing of the peer but its dump.
 
 Some defects can show first at the culprit's kind of tap, or at a kind that the peer does not show. For each, the
 float64 oracle with that fault walks up to the culprit, and so does the clean one. At every tap before, both go on with
@@ -6,8 +6,8 @@ the peer's value, so that only what it does not show lies between them and the p
 s = faulty − clean, over the valid tokens. The defect is named when e is s: the coefficient c = ⟨s, e⟩ / ⟨s, s⟩ is near
 1, and ‖e − c·s‖ is a small part of ‖e‖.
 
-* In float32, a peer with that very defect has both to 1e-4. So c has to be within a thousandth and its own spread, and
-  2 % of ‖e‖ may be left.
+* In float32, a peer with that very defect has c and ‖e − c·s‖ to 1e-4. So c may be off by a thousandth beside its own
+  spread, and 2 % of ‖e‖ may be left.
 * In a half type, rounding is mixed in. So c has to be within a tenth, and a fifth of ‖e‖ (4 % of the squared error) may
   be left. With more, the name would not be safe.
 * Where nothing is named, the pattern that explains most of ‖e‖ with another c is called akin.

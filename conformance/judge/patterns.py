@@ -3,7 +3,7 @@
 At a tap where a defect can show, the peer's error is regressed on three things: the defect's pattern (oracle with
 it − oracle), the errors of the legal profiles, and the patterns of other defects there. All are in units of the
 worst-case bound. A coefficient of 1 is the defect; a legal peer is at 0, whatever its rounding. How sure it is comes
-from clusters (`measure/regression.py`), and from what the pattern's coefficient is in the error of legal runs.
+from clusters (`measure/regression.py`), and from the coefficient that the same pattern has in a legal run's error.
 """
 
 from __future__ import annotations

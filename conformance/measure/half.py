@@ -1,7 +1,7 @@
 """The statistics of a half-precision lane: each tap is measured by itself, and all of a case are judged together.
 
 In bfloat16 a defect may be smaller than the rounding around it, so one ratio with a wide limit will not do. Every tap
-has four tests, in this order:
+has four tests of its own, in this order. The patterns of defects are a fifth (`judge/patterns.py`).
 
 * **ceiling**: no element's error may exceed its worst-case bound (`oracle/worst_case.py`). An error above it is proof.
 * **values**: the ratio to the largest legal profile. The median token's is held against a limit k, every token's

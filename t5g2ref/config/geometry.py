@@ -2,7 +2,7 @@
 
 Every field has the name it has in the checkpoint's `config.json`, and every `Config` that exists can be
 computed: building one with a value that the reference does not implement raises `ConfigError` with the field,
-the value and the remedy. `config_json` and `config_write` know the spellings of the file. Source: the
+the value and the remedy. `read` and `write` know the spellings of the file. Source: the
 released `config.json`, then transformers 5.23 `models/t5gemma2/configuration_t5gemma2.py`.
 """
 

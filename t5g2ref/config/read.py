@@ -1,6 +1,6 @@
 """Reading `config.json`: from both spellings of the file to plain keyword arguments.
 
-`config` owns what the fields mean and which values can be computed; this file owns what they are called and
+`geometry` owns what the fields mean and which values can be computed; this file owns what they are called and
 what type they have. It knows two spellings. The released one has `layer_types` and `rope_parameters`; the old
 one has `sliding_window_pattern` (or `_sliding_window_pattern`), `rope_theta`, `rope_local_base_freq` and
 `rope_scaling`. A default is used only where transformers 5.23 (`configuration_t5gemma2.py`) has that same one

@@ -1,4 +1,4 @@
-"""probe: the rules against FACTS one pair at a time, what each probe changes, and healthy peers."""
+"""probe: the rules of masking one pair at a time, what each probe changes, and healthy peers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def target() -> Target:
 
 @given(window=st.none() | st.integers(1, 12), length=st.integers(1, 30))
 def test_rules_one_pair_at_a_time(window: int | None, length: int) -> None:
-    """FACTS, Text 7 and 8, as they stand there."""
+    """The two windows, as the paper and the released code have them."""
     seen = encoder_sees(window, length), decoder_sees(window, length)
     assert [(m.shape, m.dtype) for m in seen] == [((length, length), bool)] * 2
     for q in range(length):

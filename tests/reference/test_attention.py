@@ -131,7 +131,7 @@ def test_one_key_is_its_value() -> None:
 
 
 def test_a_row_with_nothing_allowed_is_zeros() -> None:
-    # FACTS, Text 11 (D41): row 0 is padding throughout, row 1 sees its pads only in the windows of its first queries.
+    # D41: row 0 is padding throughout, row 1 sees its pads only in the windows of its first queries.
     valid = np.ones((BATCH, 9), bool)
     valid[0] = valid[1, :5] = False
     part = replace(source("a", 9, band=Band(1, 0)), valid=frozen(valid))

@@ -76,7 +76,7 @@ def test_a_wrong_drawing_would_be_seen() -> None:
 
 @given(window=st.integers(1, 12), length=st.integers(1, 30))
 def test_encoder_rule(config: Config, window: int, length: int) -> None:
-    # FACTS, Text 7: 0 ≤ q − k < (W + 1) // 2 or 0 < k − q < W // 2 + 1. Broken by W − 1 on each side (D30), by an
+    # By the definition: 0 ≤ q − k < (W + 1) // 2 or 0 < k − q < W // 2 + 1. Broken by W − 1 on each side (D30), by an
     # off-by-one on either side for odd or even W (D31), by a causal encoder (D35).
     expected = [
         "".join("x" if 0 <= q - k < (window + 1) // 2 or 0 < k - q < window // 2 + 1 else "." for k in range(length))
@@ -87,7 +87,7 @@ def test_encoder_rule(config: Config, window: int, length: int) -> None:
 
 @given(window=st.integers(1, 12), length=st.integers(1, 30))
 def test_decoder_rule(config: Config, window: int, length: int) -> None:
-    # FACTS, Text 8: causal, and q − k < W in sliding layers. Broken by ≤ (D34).
+    # By the definition: causal, and q − k < W in sliding layers. Broken by ≤ (D34).
     expected = ["".join("x" if 0 <= q - k < window else "." for k in range(length)) for q in range(length)]
     assert picture(decoder_band(text(config, window), SLIDING), length) == expected
 

@@ -71,7 +71,7 @@ def test_pixels_left_over_at_the_edge_are_dropped(model: Factory, config: Config
 
 
 def test_attention_softcap_is_applied_where_set(model: Factory, config: Config) -> None:
-    # FACTS, Text 10 (D49); one stack each, and no cap on the logits (D50).
+    # D49; one stack each, and no cap on the logits (D50).
     capped = replace(
         config,
         encoder=replace(config.encoder, attn_logit_softcapping=0.8),

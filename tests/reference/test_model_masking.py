@@ -67,7 +67,7 @@ def test_padding_changes_nothing_when_positions_are_given(model: Factory, left: 
 
 
 def test_without_positions_padding_does_not_shift_them(model: Factory) -> None:
-    # FACTS, Text 6 (D29). In the decoder that is felt, since cross keys carry no RoPE: left padding is another result,
+    # D29. In the decoder that is felt, since cross keys carry no RoPE: left padding is another result,
     # and the one that positions 3, 4, … give. Right padding is none.
     net, ids, decoder_ids = model(), tokens("a", 1, 6), tokens("b", 1, 5)
     plain = net(ids, decoder_ids).logits
@@ -96,7 +96,7 @@ def test_left_padding_in_the_encoder_is_felt_in_the_angles_alone(model: Factory)
 
 @pytest.mark.parametrize("window", [1, 2, 3, 6, 7])
 def test_a_sliding_encoder_layer_spreads_a_token_over_its_window(model: Factory, config: Config, window: int) -> None:
-    # FACTS, Text 7, seen from the key at 8: query q moves where 0 ≤ q − 8 < (W + 1) // 2 or 0 < 8 − q < W // 2 + 1.
+    # Seen from the key at 8, by the definition: query q moves where 0 ≤ q − 8 < (W + 1) // 2 or 0 < 8 − q < W // 2 + 1.
     net = model(config=one_layer(config, "encoder", SLIDING, window))
     ids = np.array(tokens("probe", 1, 17))
     other = ids.copy()

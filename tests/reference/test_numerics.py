@@ -261,7 +261,7 @@ def test_matmul_is_batched_and_rounded_once() -> None:
 
 @pytest.mark.parametrize(("width", "scale"), [(640, 25.25), (1152, 34.0), (2560, 50.5)])
 def test_embed_scale_of_the_releases(width: int, scale: float) -> None:
-    # FACTS, Text 1: √640 = 25.298…, √1152 = 33.941…, √2560 = 50.596…, each to 8 significant bits.
+    # By the definition: √640 = 25.298…, √1152 = 33.941…, √2560 = 50.596…, each to 8 significant bits.
     assert embed_scale(Numerics("bfloat16"), width) == scale
 
 

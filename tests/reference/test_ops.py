@@ -39,7 +39,7 @@ HALVES = ["bfloat16", "float16"]
 EPS = 2e-3
 WIDTH = 7
 
-# A row each: ordinary; all zero; 1e5 in one channel, as the bos token's residual has it (FACTS); tiny; alternating;
+# A row each: ordinary; all zero; 1e5 in one channel, as the bos token's residual has it; tiny; alternating;
 # one channel alone; a constant, whose variance is 0.
 ROWS = frozen(
     [
@@ -53,7 +53,7 @@ ROWS = frozen(
     ],
     "float32",
 )
-WEIGHT = frozen([-0.9, 0.0, 0.5, 1700.0, -3.0, 0.25, 1e-3], "float32")  # up to 1.7e3, as the releases have (FACTS)
+WEIGHT = frozen([-0.9, 0.0, 0.5, 1700.0, -3.0, 0.25, 1e-3], "float32")  # up to 1.7e3, as the releases have
 BIAS = frozen([0.1, -0.2, 0.0, 3.0, 1e-3, -40.0, 2.0], "float32")
 
 

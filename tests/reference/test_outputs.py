@@ -37,7 +37,7 @@ BOS, PAD = 6, 3
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int16"])
 def test_shift_right(dtype: str) -> None:
-    # FACTS, Heads (D08): one to the right, bos in front and not pad, −100 → pad, the last label is never an input.
+    # D08: one to the right, bos in front and not pad, −100 → pad, the last label is never an input.
     labels = frozen([[11, 12, 13, 14], [21, -100, 23, -100], [-100, -100, 7, 8]], dtype)
     expected = np.array([[6, 11, 12, 13], [6, 21, 3, 23], [6, 3, 3, 7]], dtype)
     same_bits(shift_right(ORACLE, labels, BOS, PAD), expected)

@@ -52,7 +52,7 @@ def test_order_and_corners() -> None:
     assert set(TIED.values()) <= set(ours)
 
 
-# FACTS.md; KerasHub publishes the same numbers
+# The released sizes; KerasHub publishes the same numbers
 @pytest.mark.parametrize(("name", "number"), [("270m", 786029296), ("1b", 2115977456), ("4b", 7508928880)])
 def test_counts_of_the_releases(name: str, number: int) -> None:
     assert count(preset(name)) == number
