@@ -1,8 +1,8 @@
 """The operations of the model that are not products: norms, activation, softmax, softcap.
 
 Each is a pure function of arrays. Norm, activation and softmax compute in `nx.wide` and round once at the end, as the
-released model does (transformers' T5Gemma2RMSNorm, torch's layer_norm, gelu and softmax on half types). Where one rounds
-in between, its docstring says so.
+released model does (transformers' T5Gemma2RMSNorm, torch's layer_norm, gelu and softmax on half types). One that
+rounds in between says so.
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             _powers(found),
             {d for d, *_ in few},
             outside={j.dtype for _, j in found if j.outside},
+            quantised={peer.dtype for peer in peers if optional(peer, "quantised")},
             single=_in_single(found),
             repeated=all(j.repeated for _, j in found if j.local),
         ),

@@ -93,6 +93,11 @@ _BLACK_HALF = dict.fromkeys(
     "a black box in half precision: behind the whole model the rounding hides some of its variants",
 )  # beside those of few taps: what survived when each fault was put into bfloat16 and seen through logits alone
 
+_QUANTISED_HALF = dict.fromkeys(
+    (*_HALF, *_FAINT, "D07", "D27", "D49", "D50", "D51", "D52", "D71"),
+    "a quantised peer in half precision: its rounding hides this, or some of its variants",
+)  # what survived when each fault was put into an engine in bfloat16 with int8 weights
+
 
 def hidden(
     configs: Iterable[Config],
@@ -101,6 +106,7 @@ def hidden(
     few: Iterable[str] = (),
     *,
     outside: Iterable[str] = (),
+    quantised: Iterable[str] = (),
     single: bool = True,
     repeated: bool = True,
 ) -> dict[str, str]:
@@ -111,12 +117,14 @@ def hidden(
         powers: defect id → whether its pattern was looked for in half precision, with the power to find it.
         few: types of the peers that do not show every tap.
         outside: types of the black boxes among them.
+        quantised: types of the quantised peers.
         single: whether every peer was judged in float32 as well.
         repeated: whether every case was run twice.
     """
     few = set(few)
     partly = (_FEW if few else {}) | (_FEW_HALF if few & set(HALF) else {})
     partly |= _BLACK_HALF if set(outside) & set(HALF) else {}
+    partly |= _QUANTISED_HALF if set(quantised) & set(HALF) else {}
     configs, cases, powers = list(configs), list(cases), powers or {}
     shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
     shown |= {"D80"} if cases and repeated else set()

@@ -4,8 +4,9 @@ The ratio of a token is ‖peer − truth‖ / ‖control − truth‖. Truth is
 in the peer's own precision. 1 means: as far from the truth as this precision has to be.
 
 The denominator has two floors. It is never below u · ‖truth‖ (u: the unit roundoff), because no array of that type can
-promise to be closer. (A half type's local anchor has a ratio and a floor of its own, in `half.py`.) It is never below the control's median relative error times ‖truth‖, because one token's error may
+promise to be closer. It is never below the control's median relative error times ‖truth‖, because one token's error may
 be small by luck. Others judge by such ratios too: FlashAttention's tests, PyTorch's `same`, AWS Neuron and Huawei CANN.
+The local anchor of half types has a ratio and a floor of its own, in `half.py`.
 
 A NaN fails: it is looked for first, and every test is written so that it fails.
 """
