@@ -1,4 +1,4 @@
-"""The whole model again, from its description alone: flat weights by name, dense masks, no cache, no blocks, no classes.
+"""The whole model again, from its description alone: flat weights by name, dense masks, no cache, blocks or classes.
 
 For tests only, and in float64 only. It shares no line, layout or order of operations with t5g2ref on purpose: heads lie
 behind positions, kv heads are repeated, rotations are complex numbers, patches are cut out by loops.
