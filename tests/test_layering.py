@@ -27,7 +27,8 @@ t5g2ref/config: fields | read | remarks write | geometry | presets | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics weights | taps params cache embedding ops rope masks | activation attention | mlp outputs tap_words
+t5g2ref: numerics weights | taps params cache embedding ops rope masks | activation attention
+t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
 t5g2ref/processor: image tokenizer_json | text | __init__
@@ -51,7 +52,7 @@ conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
-conformance/judge: apart evidence | faulty_walk judgement meeting patterns
+conformance/judge: apart evidence | faulty_walk judgement meeting | operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect
 conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__

@@ -12,6 +12,7 @@ import numpy as np
 from conformance.cases.case import Case
 from t5g2ref import taps
 from t5g2ref.config import Config
+from t5g2ref.tap_inputs import inputs_of
 from t5g2ref.taps import Tap
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +35,18 @@ def plan_of(config: Config, case: Case) -> list[tuple[int, Tap]]:
         table = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
         plan += [(call, tap) for tap in table if first == 0 or not tap.first_call]
     return plan
+
+
+def inputs(config: Config, case: Case) -> dict[tuple[int, str], list[tuple[int, str]]]:
+    """Each (call, tap) → those that it is computed from: of its own call, of the one before, or of its run's first."""
+    places = {(call, tap.name) for call, tap in plan_of(config, case)}
+    starts = [max(c for c in range(call + 1) if case.calls[c][1][0] == 0) for call in range(len(case.calls))]
+    found = {}
+    for call, name in places:
+        wanted = [(call - 1 if other == name else call, other) for other in inputs_of(name, config)]
+        made = [place if place in places else (starts[call], place[1]) for place in wanted if place[0] >= starts[call]]
+        found[call, name] = [place for place in made if place in places]
+    return found
 
 
 def required(tap: Tap) -> bool:

@@ -86,7 +86,7 @@ _FEW = {
 }
 _FEW_HALF = dict.fromkeys(
     (*_HALF, *_FAINT, "D27", "D51", "D52", "D71"),  # of D71, eps
-    "a peer in half precision shows few taps: there are neither bounds nor patterns then, and its rounding hides this",
+    "a peer in half precision shows few taps, and not what this operation reads and gives: its rounding hides it",
 )
 _BLACK_HALF = dict.fromkeys(
     ("D07", "D28", "D34", "D37", "D49", "D50", "D57", "D59", "D60", "D62"),
@@ -131,7 +131,7 @@ def hidden(
     reasons: dict[str, str] = {}
     for defect in DEFECTS:
         hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))
-        if defect in partly:
+        if defect in partly and not powers.get(defect):
             reasons[defect] = partly[defect]
         elif defect in _HALF:
             if not powers.get(defect):

@@ -14,6 +14,7 @@ import numpy as np
 from conformance.cases.plan import kind_of, parts_of
 from conformance.judge import patterns
 from conformance.judge.meeting import Array, Ended, Meeting, Place
+from conformance.judge.operations import Operations
 from conformance.measure import half, limits
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
@@ -32,22 +33,26 @@ class HalfLane:
 
     Args:
         config: of the model, whose attention heads are looked at one by one.
-        whole: whether the peer shows every tap. Only then do bounds and patterns walk along, which are of single
-            operations.
+        operations: which taps stand for one operation. Bounds and patterns are of those; None where there are none.
         at_once: whether each tap is judged by itself as soon as it is met; else the whole case is judged at the end.
     """
 
     def __init__(
-        self, dtype: DType, distances: Distances, config: Config, *, whole: bool, at_once: bool = False
+        self,
+        dtype: DType,
+        distances: Distances,
+        config: Config,
+        operations: Operations | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         self.dtype, self._distances, self._backend = dtype, distances, distances.backend
         self._config, self.limit = config, limits.LIMITS["half"]
-        self._whole, self._at_once = whole, at_once
+        self._operations, self._at_once = operations or None, at_once
         self._measured: list[Measured] = []
-        self._gap = False  # whether a tap was not usable: several operations lie between those around it
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
-        if not self._whole:
+        if self._operations is None:
             return ours
         more = [ceiling(self._backend, self.dtype), *patterns.oracles(self._backend, self.dtype)]
         return [*ours, *(ours[0].with_numerics(nx) for nx in more)]
@@ -55,24 +60,28 @@ class HalfLane:
     def look(self, meeting: Meeting) -> Finding:
         tap, call, peer = meeting.tap, meeting.call, meeting.peer
         finding = refused(tap, call, peer, meeting.truth, meeting.valid, self.dtype)
-        self._gap = self._gap or (finding is not None and not tap.exact)
+        self._met(finding)
         keep = kept(tap, meeting.truth, meeting.valid)
         if finding is not None or tap.exact:
             return finding or exactly(tap, call, peer, meeting.truth, keep, self._distances)
         found = self._moments(meeting, keep)
         broken = not_finite(tap, call, peer, self._distances) if not np.isfinite(found.errors[0]).all() else None
         if broken is not None:
-            self._gap = True
+            self._met(broken)
             return broken
         tokens = np.argwhere(keep) if keep.ndim else np.zeros((1, 0), int)
         of = Measured(tap, call, found.of(keep.reshape(-1)), tokens)
         self._measured.append(of)
         return half.judged([of], self.dtype)[0][0] if self._at_once else Finding(tap.name, call, "pass")
 
+    def _met(self, finding: Finding | None) -> None:
+        if self._operations is not None and finding is not None:
+            self._operations.met(finding)
+
     def _moments(self, meeting: Meeting, keep: Host) -> Moments:
-        """The sums of a tap; without bound and patterns, which are of single operations, behind a gap."""
-        tap = meeting.tap
-        bound, *faulty = [None] if self._gap else meeting.others or [None]
+        """The sums of a tap; without bound and patterns where several operations lie before it."""
+        tap, single = meeting.tap, self._operations is not None and self._operations.single(meeting.place)
+        bound, *faulty = meeting.others if single else [None]
         return moments(
             self._backend,
             tap.token_axes,

@@ -24,6 +24,7 @@ from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Further, Judgement
 from conformance.judge.lanes import CumulativeLane, QuantisedLane, SingleLane
 from conformance.judge.meeting import Lane
+from conformance.judge.operations import Operations
 from conformance.judge.steady import steadied
 from conformance.judge.walk import Found, Walk, quiet
 from conformance.measure.causes import causes, layer_types
@@ -120,16 +121,15 @@ def _compared(
     ours = models(target.config, target.rounded(dtype), case, dtype, target.backend, scheme)
     plan, compared = plan_of(target.config, case), distances(target.backend)
     seen = [(call, tap) for call, tap in plan if shown(tap.name)]
-    # A mask is compared and never handed on: without it every other operation still has the peer's own input.
-    whole = all(shown(tap.name) for _, tap in plan if not tap.exact)
+    operations = Operations.of(target.config, case, ((call, tap.name) for call, tap in seen))
     outside = least.in_words(target.config, case, shown)
-    lane: Lane = SingleLane(dtype, compared, whole=whole)
+    lane: Lane = SingleLane(dtype, compared, operations)
     if outside:
         lane = CumulativeLane(dtype, compared, each=True)
     elif scheme is not None:
         lane = QuantisedLane(dtype, compared)
     elif dtype in HALF:
-        lane = HalfLane(dtype, compared, target.config, whole=whole, at_once=until_culprit)
+        lane = HalfLane(dtype, compared, target.config, operations, at_once=until_culprit)
     progress(f"{case.name}: local anchor of {peer.name}")
     local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
     along = Found([])

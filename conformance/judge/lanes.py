@@ -12,6 +12,7 @@ import numpy as np
 
 from conformance.cases.plan import kind_of
 from conformance.judge.meeting import Ended, Meeting, Place
+from conformance.judge.operations import Operations
 from conformance.measure import limits
 from conformance.measure.bound import above
 from conformance.measure.distance import Distances
@@ -31,28 +32,29 @@ class SingleLane:
     """float32 under the local anchor: a tap is judged on the spot, by its worst token and its worst element.
 
     Args:
-        whole: whether the peer shows every tap. Only then do bounds walk along, which are of single operations.
+        operations: which taps stand for one operation. Bounds are of those; None where there are none.
     """
 
-    def __init__(self, dtype: DType, distances: Distances, *, whole: bool = False) -> None:
-        self.dtype, self._distances, self._whole = dtype, distances, whole
+    def __init__(self, dtype: DType, distances: Distances, operations: Operations | None = None) -> None:
+        self.dtype, self._distances, self._operations = dtype, distances, operations
         self.limit = limits.LIMITS["local"]
         self._unclear: dict[str, None] = {}
-        self._gap = False  # whether a tap was not usable: several operations lie between those around it
 
     def members(self, ours: list[T5Gemma2]) -> list[T5Gemma2]:
-        bounds = [ceiling(self._distances.backend, self.dtype)] if self._whole else []
+        bounds = [ceiling(self._distances.backend, self.dtype)] if self._operations else []
         return [*ours, *(ours[0].with_numerics(nx) for nx in bounds)]
 
     def look(self, meeting: Meeting) -> Finding:
         found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
-            self._gap = self._gap or not (found.passed or meeting.tap.exact)
+            if self._operations is not None:
+                self._operations.met(found)
             return found
         if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
         finding = judged_values(meeting.tap, meeting.call, found, self.dtype, self.limit, "worst")
-        if not meeting.others or meeting.tap.name == "loss" or self._gap:
+        single = self._operations is not None and self._operations.single(meeting.place)
+        if not meeting.others or meeting.tap.name == "loss" or not single:
             return finding
         return self._bounded(finding, meeting, found)
 

@@ -15,6 +15,7 @@ from t5g2ref.taps import Tap
 
 Array = Any
 Place = tuple[int, str]  # call, name of the tap
+UNUSABLE = ("missing", "shape", "dtype", "nan")  # statuses of values that no run can go on with
 
 
 @dataclass(frozen=True)

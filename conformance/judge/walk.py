@@ -21,7 +21,7 @@ from conformance.cases.least import LOG_PROBS, LOGITS
 from conformance.cases.plan import validity
 from conformance.judge.given_ids import at_ids, whole
 from conformance.judge.logit_watch import LogitWatch
-from conformance.judge.meeting import Array, Ended, Lane, Meeting, Place
+from conformance.judge.meeting import UNUSABLE, Array, Ended, Lane, Meeting, Place
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
@@ -33,7 +33,6 @@ from t5g2ref.taps import Tap
 
 PICTURES = 4  # of failing masks that a judgement keeps
 SIDE = 64  # rows and columns of such a picture at most
-UNUSABLE = ("missing", "shape", "dtype", "nan")  # statuses of values that no run can go on with
 
 
 @dataclass

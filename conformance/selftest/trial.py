@@ -18,6 +18,7 @@ from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import SingleLane
 from conformance.judge.meeting import Ended, Meeting, Place
+from conformance.judge.operations import Operations
 from conformance.judge.walk import Walk
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
@@ -142,8 +143,9 @@ class Bench:
                 if watched.unlike is None:
                     return NOTHING
                 ours = models(target.config, target.weights, case, "float32", target.backend)
-                lane = _From(watched.unlike, SingleLane("float32", distances(target.backend), whole=True))
                 plan = plan_of(target.config, case)
+                operations = Operations.of(target.config, case, ((call, tap.name) for call, tap in plan))
+                lane = _From(watched.unlike, SingleLane("float32", distances(target.backend), operations))
                 found = Walk(case, dump, plan, lane, local=True, until_culprit=True).run(ours)
             culprit = next((f for f in found.findings if not f.passed), None)
             if culprit is not None and culprit.status != "missing":

@@ -93,3 +93,13 @@ def weight(name: str, shape: tuple[int, ...]) -> Array:
 def seeded_weights(config: Config) -> dict[str, Array]:
     """Every parameter of this geometry, the classification head included."""
     return {name: weight(name, shape) for name, shape in params.shapes(config, "classification").items()}
+
+
+def one_layer_each() -> Config:
+    """The small geometry with one layer of each type in both text stacks, and two in the tower."""
+    config = small_config()
+    text = {"num_hidden_layers": 2, "layer_types": (S, F)}
+    vision = replace(config.vision, num_hidden_layers=2)
+    return replace(
+        config, encoder=replace(config.encoder, **text), decoder=replace(config.decoder, **text), vision=vision
+    )
