@@ -9,14 +9,17 @@ import pytest
 from dumping import case_of, tiny
 
 from conformance.activations import Dump
+from conformance.cases.plan import plan_of
 from conformance.defects.all import FAULTS
-from conformance.defects.injection import HEALTHY, Injection
+from conformance.defects.injection import HEALTHY, Injection, operation
+from conformance.defects.rounding import grid
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.judge.operations import Operations
 from conformance.measure.finding import Finding
 from conformance.selftest.faulty_peer import FaultyPeer
 from t5g2ref.dtypes import DType
+from t5g2ref.numerics import Numerics
 
 Wanted = Callable[[str], bool]
 WITHOUT = ("mask", "cos", "sin", "q_rope", "k_rope")
@@ -39,8 +42,6 @@ class Few(FaultyPeer):
 
 
 def judged(inject: Injection, case: str, wanted: Wanted, dtype: DType = "bfloat16") -> Judgement:
-    from conformance.cases.plan import plan_of
-
     target, peer = tiny("tiny"), Few(inject, dtype, wanted)
     chosen = case_of(target, case)
     peer.taps = tuple({tap.name for _, tap in plan_of(target.config, chosen) if wanted(tap.name)})
@@ -93,3 +94,15 @@ def test_what_cannot_be_gone_on_with_is_no_input() -> None:
     assert not found.single((0, "no tap"))
     assert found
     assert not Operations(made_from, [(0, "c")])
+
+
+def test_two_defects_at_one_operation_are_both_named() -> None:
+    """RMSNorm in Llama's order with 1 + w in bfloat16 as well: each pattern is regressed beside the other."""
+
+    def norm(_: Any, nx: Numerics, x: Any, weight: Any, eps: float) -> Any:
+        x = nx.wide(x)
+        scaled = grid(nx, x / nx.xp.sqrt(nx.mean(x * x) + eps), "bfloat16")
+        return nx.cast(scaled * grid(nx, 1.0 + nx.wide(nx.weight(weight)), "bfloat16"))
+
+    found = judged(operation(rms_norm=norm), "window", most)
+    assert {s.defect for s in found.named if s.named} == {"D11", "D12"}
