@@ -16,6 +16,7 @@ from typing import Any
 from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED
+from conformance.commands import black_boxes
 from conformance.commands import options as shared
 from conformance.commands.options import LANES as NAMES
 from conformance.defects import all as catalogue
@@ -39,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--fault", action="append", metavar="ID", help="only this one, in detail: D24 or 'X*'; repeatable"
     )
     parser.add_argument("--lane", type=_lane, metavar="LANE", help=f"one alone: {', '.join(NAMES)}")
+    black_boxes.add_options(parser)
     shared.backend(parser)
     shared.checkpoint(parser)
     shared.jobs(parser, "one a core; one on a device")
@@ -60,6 +62,10 @@ def main(options: argparse.Namespace) -> int:
     chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
     if not chosen:
         raise UsageError(f"{_asked(options)}: there is no such fault; see `list faults`")
+    if options.pairs is not None and not options.black_box:
+        raise UsageError(f"--pairs {options.pairs}: it goes with --black-box")
+    if options.black_box:
+        return black_boxes.main(options, [f.key for f in chosen] if options.fault else [])
     began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane)
     with reporting(quiet=options.no_progress) as reporter:
         try:
