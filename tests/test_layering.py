@@ -63,10 +63,10 @@ conformance/report: document_write explained junit | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
-conformance/selftest: faulty_peer legal | false_alarms trial | matrix workers
+conformance/selftest: faulty_peer legal | black_box false_alarms trial | diagnoses matrix workers
 conformance/selftest: __init__
-conformance/commands: options required diagnose | request export explain listing | run | check replay selftest
-conformance/commands: command_line
+conformance/commands: options required diagnose | request export explain listing black_boxes
+conformance/commands: run | check replay selftest | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance: __init__ | __main__

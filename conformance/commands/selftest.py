@@ -16,6 +16,7 @@ from typing import Any
 from conformance.cases import catalogue as case_list
 from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED
+from conformance.commands import black_boxes
 from conformance.commands import options as shared
 from conformance.commands.options import LANES as NAMES
 from conformance.defects import all as catalogue
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--matrix", action="store_true", help="each fault in every case, not in those alone that say they expose it"
     )
     parser.add_argument("--lane", type=_lane, metavar="LANE", help=f"one alone: {', '.join(NAMES)}")
+    black_boxes.add_options(parser)
     shared.backend(parser)
     shared.checkpoint(parser)
     shared.jobs(parser, "one a core; one on a device")
@@ -63,6 +65,10 @@ def main(options: argparse.Namespace) -> int:
     chosen = [f for f in catalogue.find(options.fault or []) if options.lane in (None, f.lane)]
     if not chosen:
         raise UsageError(f"{_asked(options)}: there is no such fault; see `list faults`")
+    if options.pairs is not None and not options.black_box:
+        raise UsageError(f"--pairs {options.pairs}: it goes with --black-box")
+    if options.black_box:
+        return black_boxes.main(options, [f.key for f in chosen] if options.fault else [])
     began, outcome = time.perf_counter(), Outcome(whole=not options.fault and not options.lane, matrix=options.matrix)
     with reporting(quiet=options.no_progress) as reporter:
         try:

@@ -97,13 +97,7 @@ class Session:
         if not optional(peer, "probed"):
             self._unprobed(peer, target)
         elif self._exact:
-            if optional(peer, "quantised"):
-                self.notes.append(f"{peer.name} is quantised: its weights were not compared bit for bit")
-            elif optional(peer, "weights") is None:
-                self.notes.append(
-                    f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged"
-                )
-            self._one(peer, target, "exact", refused, partial(self._exactly, peer, target))
+            self._exactly(peer, target, refused)
         self._cases(peer, target, refused)
         if fingerprint(target, peer) != before:
             detail = "the peer changed the weights that it was given: nothing judged here counts; let it copy them"
@@ -122,11 +116,25 @@ class Session:
             why = "nothing that is required is a case that it can do"
             self._found.append((target.name, Judgement(peer.name, "exact", skipped=why, dtype=peer.dtype)))
 
-    def _exactly(self, peer: Peer, target: Target) -> Judgement:
-        lane, left = _exactly(peer, target, self._reporter.say, self._required is not None)
+    def _exactly(self, peer: Peer, target: Target, refused: str) -> None:
+        """The exact lane, without the probes that are not required. What nobody asked for by name may be left out."""
+        weightless, every = optional(peer, "weights") is None, [probe.case for probe in probes(target.config)]
+        left = [case.name for case in every if not refused and not self._probed(case, peer)]
+        if weightless:
+            self.notes.append(f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged")
         if left:
             self.notes.append(f"{peer.name}: not probed: {', '.join(left)}")
-        return lane
+        if weightless and len(left) == len(every) and not self._asked:
+            self._reporter.step()
+            return
+        lane = partial(_exactly, peer, target, self._reporter.say, left)
+        self._one(peer, target, "exact", refused, lane)
+
+    def _probed(self, case: Case, peer: Peer) -> bool:
+        """Whether a probe is run: every one, or where cases are required, those that fit."""
+        if self._required is None:
+            return True
+        return not unmet(case, lacks(peer)) and (self._required.names is not None or self._required.covers(case, ()))
 
     def _open(self, peer: Peer, target: Target) -> None:
         """Open the peer. PeerUnavailable ends the run where it is the only peer; else it is that peer's error."""
@@ -186,29 +194,20 @@ class Session:
         return failed
 
 
-def _exactly(peer: Peer, target: Target, progress: Callable[[str], None], fitting: bool) -> tuple[Judgement, list[str]]:
-    """The exact lane: weights after the peer's loader, ids and embedding rows, masks by probing.
-
-    Args:
-        fitting: whether probes that need what the peer lacks are left out; else they are missing.
-
-    Returns:
-        The judgement, and the names of the probes that were left out.
-    """
+def _exactly(peer: Peer, target: Target, progress: Callable[[str], None], left: Sequence[str]) -> Judgement:
+    """The exact lane: weights after the peer's loader, ids and embedding rows, masks by probing but for `left`."""
     began = time.perf_counter()
     progress(f"exact lane: {peer.name}")
     try:
-        left = [probe.case.name for probe in probes(target.config) if fitting and unmet(probe.case, lacks(peer))]
         findings, error = examine_exact(peer, target, cast(DType, peer.dtype), progress, without=left), ""
     except (KeyboardInterrupt, BackendError):
         raise
     except BaseException as raised:  # whatever a foreign program raises is a finding, not our crash
-        findings, left, error = [], [], said(raised)
+        findings, error = [], said(raised)
     if not error:  # a probe that raised or was skipped proves nothing against the peer
         error = next((f.detail for f in findings if f.status == "missing" and not f.tap.startswith("weights")), "")
     seconds = {"exact": time.perf_counter() - began}
-    whole = Judgement(peer.name, "exact", error=error, exact=findings, seconds=seconds, dtype=peer.dtype)
-    return whole, left
+    return Judgement(peer.name, "exact", error=error, exact=findings, seconds=seconds, dtype=peer.dtype)
 
 
 def fingerprint(target: Target, peer: Peer) -> list[int]:

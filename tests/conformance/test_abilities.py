@@ -182,6 +182,16 @@ def test_probes_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert judged(capsys, peer, "--case", "short", lanes=("exact", "fp32"))[0] == 3, "a missing probe is no pass"
 
 
+def test_an_exact_lane_that_nobody_asked_for_may_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that an engine of one row has its verdict by one command, without a lane."""
+    peer = box(tmp_path, tuple(ABILITIES))
+    status, line = judged(capsys, peer, "--require", "text", lanes=())
+    assert status == 0, line
+    assert line.startswith("VERDICT: CONFORMS on logits alone, text cases alone: short, window, ")
+
+
 # A dump, and the example
 
 

@@ -318,3 +318,21 @@ def test_a_dump_error_is_one(start: Start, target: Target) -> None:
     peer = start(answering('print(json.dumps({"done": [""]}), flush=True)'))
     with pytest.raises(DumpError, match="a file is called ''"), Dump() as dump:
         peer.run(case_of(target, "short"), dump)
+
+
+# A black box
+
+OUTSIDE = "lambda target, case, calls: [{'logits': call['logits']} for call in calls]"
+
+
+def test_a_process_that_shows_logits_alone(start: Start, target: Target) -> None:
+    peer = start(honest(OUTSIDE, taps=["logits"], lacks=["images", "cache"]))
+    found = judged(peer, target)
+    assert found.passed, (found.error, found.culprit)
+    assert found.outside == "logits alone"
+    assert peer.lacks == ("images", "cache")
+
+
+def test_a_process_that_lacks_what_nobody_knows(start: Start) -> None:
+    with pytest.raises(PeerUnavailable, match=r"lacks is .*, expected a list of words among images, cache"):
+        start(honest(OUTSIDE, taps=["logits"], lacks=["pictures"]))

@@ -152,12 +152,12 @@ def _apart(target: Target, dtype: DType, found: Sequence[Hypothesis], others: Se
     each = {ids_of(faults): faults for faults in reversed(found)}
     for case in sorted(others, key=lambda case: case.costly):
         for one, other in combinations(list(each.values())[: 1 + ALTERNATIVES], 2):
-            if _differ(target, dtype, case.given(dtype), one, other):
+            if differ(target, dtype, case.given(dtype), one, other):
                 return case.name
     return ""
 
 
-def _differ(target: Target, dtype: DType, case: Case, one: Hypothesis, other: Hypothesis) -> bool:
+def differ(target: Target, dtype: DType, case: Case, one: Hypothesis, other: Hypothesis) -> bool:
     """Whether a peer with the one would be told from a peer with the other in this case."""
     places = [(call, name) for call, name in enumerate(least(target.config, case)) if name]
     asked = {case.name: Evidence(case.name, dict.fromkeys(places, np.zeros(0)), {})}

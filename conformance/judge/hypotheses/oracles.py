@@ -15,12 +15,14 @@ from conformance.judge.evidence import Evidence, Host, Place, alike
 from conformance.target import Target
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EXACT, SDPA, Numerics
+from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
 
 Hypothesis = tuple[Fault, ...]
 """Faults that are thought to be in the peer, in the order of their keys; none: that it is right."""
 
 Values = Mapping[Place, Host]
+LATE = 512  # runs with several faults that are kept: the latest
 
 
 def candidates(dtype: str) -> list[Fault]:
@@ -38,7 +40,7 @@ def with_fault(base: Hypothesis, *more: Fault) -> Hypothesis:
 
 
 class Oracles:
-    """Runs of the reference with faults. What is run with one fault at most is kept, since many hypotheses ask for it.
+    """Runs of the reference with faults. Those with one at most are kept, since many hypotheses ask for them.
 
     Args:
         cases: by name.
@@ -49,6 +51,8 @@ class Oracles:
         self.target, self.dtype = target, dtype
         self._cases, self._shown = cases, shown
         self._kept: dict[tuple[str, tuple[str, ...], bool], Values | None] = {}
+        self._late: dict[tuple[str, tuple[str, ...], bool], Values | None] = {}
+        self._places: dict[str, Mapping[Place, Tap]] = {}
         self.runs = 0
 
     def truth(self, case: str, faults: Hypothesis = ()) -> Values | None:
@@ -61,21 +65,20 @@ class Oracles:
 
     def _values(self, case: str, faults: Hypothesis, *, exact: bool) -> Values | None:
         key = case, tuple(fault.key for fault in faults), exact
-        if key in self._kept:
-            return self._kept[key]
-        found = self._run(self._cases[case], faults, exact)
-        if len(faults) < 2:
-            self._kept[key] = found
-        return found
+        kept = self._kept if len(faults) < 2 else self._late
+        if key not in kept:
+            if len(self._late) >= LATE:
+                del self._late[next(iter(self._late))]
+            kept[key] = self._run(self._cases[case], faults, exact)
+        return kept[key]
 
     def _run(self, case: Case, faults: Hypothesis, exact: bool) -> Values | None:
-        backend, target = self.target.backend, self.target
-        taps = {(call, tap.name): tap for call, tap in plan_of(target.config, case)}
-        shown, found = self._shown[case.name], dict[Place, Host]()
+        backend = self.target.backend
+        shown, found, taps = self._shown[case.name], dict[Place, Host](), self._taps(case)
 
         def trace_of(call: int) -> Trace:
             def look(name: str, value: Any) -> Any:
-                if (place := (call, name)) in shown.values and place in taps:
+                if (place := (call, name)) in taps:
                     rows = valid_tokens(backend.host(value), taps[place], case, call)
                     found[place] = alike(shown, place, rows)
                 return value
@@ -89,6 +92,14 @@ class Oracles:
         except Exception:  # faults need not fit an input, nor each other: then they are not the peer's
             return None
         return found
+
+    def _taps(self, case: Case) -> Mapping[Place, Tap]:
+        """The taps of a case that the peer showed."""
+        if case.name not in self._places:
+            shown = self._shown[case.name].values
+            plan = plan_of(self.target.config, case)
+            self._places[case.name] = {(n, tap.name): tap for n, tap in plan if (n, tap.name) in shown}
+        return self._places[case.name]
 
     def _setting(self, case: Case, exact: bool) -> Setting:
         backend, dtype = self.target.backend, self.dtype

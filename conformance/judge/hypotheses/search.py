@@ -19,8 +19,10 @@ from conformance.judge.hypotheses.fit import FAR, Fit, fit, rest
 from conformance.judge.hypotheses.oracles import Hypothesis, Oracles, ids_of, with_fault
 
 MOST_FAULTS = 4  # of one hypothesis
+MOST_TRIED = 2000  # hypotheses that are held against a case; then no more are begun
 STARTS = 4  # cases that a search may begin with
 LOOKED_AT = 24  # of the single faults with the least rest, how many are held against their own control
+CLOSE = 3.0  # mean logarithm of ratios: a peer that is explained is at 1, one that is not at many more
 PAIRS = 48  # of pairs whose effects add up best, how many are run
 BASES = 6  # single faults that every other one is tried beside
 BRANCHES = 6  # hypotheses near in equally many cases that are followed
@@ -41,21 +43,28 @@ class Search:
     faults: Sequence[Fault]
     costly: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _fits: dict[tuple[str, tuple[str, ...]], Fit] = field(default_factory=dict)
+    _tried: int = 0
 
     def found(self) -> list[Hypothesis]:
         """The hypotheses of the fewest faults with which the peer is near in every case; none where there is none."""
         telling = [name for name, shown in self.shown.items() if shown.deviates]
-        for start in telling[:STARTS]:
-            order = [start, *(name for name in self.shown if name != start)]
-            level: list[Hypothesis] = [()]
-            while level and len(level[0]) < MOST_FAULTS:
-                level = self._next(level, order)
-                if solved := [faults for faults in level if self.whole(faults) and self.needed(faults)]:
-                    least = min(len(ids_of(faults)) for faults in solved)
-                    return [faults for faults in solved if len(ids_of(faults)) == least]
+        for wide in (False, True):
+            for start in telling[:STARTS]:
+                if found := self._from([start, *(name for name in self.shown if name != start)], wide):
+                    return found
         return []
 
-    def _next(self, level: Sequence[Hypothesis], order: Sequence[str]) -> list[Hypothesis]:
+    def _from(self, order: Sequence[str], wide: bool) -> list[Hypothesis]:
+        """What is found when the first case of the order is the one to begin with."""
+        level: list[Hypothesis] = [()]
+        while level and len(level[0]) < MOST_FAULTS and self._tried < MOST_TRIED:
+            level = self._next(level, order, wide)
+            if solved := [faults for faults in level if self.whole(faults) and self.needed(faults)]:
+                least = min(len(ids_of(faults)) for faults in solved)
+                return [faults for faults in solved if len(ids_of(faults)) == least]
+        return []
+
+    def _next(self, level: Sequence[Hypothesis], order: Sequence[str], wide: bool) -> list[Hypothesis]:
         """What comes of the hypotheses with more faults. Those that are near in most cases are followed first, and the
         others only where nothing comes of them."""
         near = {faults: sum(self.fit(case, faults).near for case in order) for faults in level}
@@ -63,7 +72,7 @@ class Search:
             more = dict[tuple[str, ...], Hypothesis]()
             for faults in [f for f in level if near[f] == most][:BRANCHES]:
                 case = next((name for name in order if not self.fit(name, faults).near), None)
-                for found in self._more(faults, case) if case is not None else ():
+                for found in self._more(faults, case, wide) if case is not None else ():
                     more.setdefault(tuple(fault.key for fault in found), found)
             if more:
                 return sorted(more.values(), key=len)
@@ -74,6 +83,7 @@ class Search:
         key = case, tuple(fault.key for fault in faults)
         if key not in self._fits:
             self._fits[key] = fit(self.oracles, self.shown[case], faults)
+            self._tried += 1
         return self._fits[key]
 
     def whole(self, faults: Hypothesis) -> bool:
@@ -88,10 +98,10 @@ class Search:
         """Whether leaving any of them out makes the rest worse than the peer's type has to be."""
         return not any(self.whole(tuple(f for f in faults if f is not one)) for one in faults)
 
-    def _more(self, base: Hypothesis, case: str) -> Iterator[Hypothesis]:
-        """Hypotheses with one fault more, or else with two, that explain the case."""
+    def _more(self, base: Hypothesis, case: str, wide: bool) -> Iterator[Hypothesis]:
+        """Hypotheses with one fault more, or else with two, that explain the case; `wide`: each beside the best."""
         ranked = self._ranked(base, case)
-        first = [with_fault(base, fault) for _, fault in ranked[:LOOKED_AT]]
+        first = [with_fault(base, fault) for fault in _near(ranked)]
         if fitting := [faults for faults in first if self.fit(case, faults).explains]:
             yield from fitting
             return
@@ -100,7 +110,9 @@ class Search:
         if fitting := [faults for faults in self._adding(base, case) if self.fit(case, faults).explains]:
             yield from fitting
             return
-        for _, fault in ranked[:BASES]:
+        for _, fault in ranked[:BASES] if wide else ():
+            if self._tried >= MOST_TRIED:
+                return
             beside = with_fault(base, fault)
             second = [with_fault(beside, other) for _, other in self._ranked(beside, case)[:3]]
             yield from (faults for faults in second if self.fit(case, faults).explains)
@@ -114,6 +126,7 @@ class Search:
         """Each fault with what it leaves beside the base, the least first."""
         shown = self.shown[case]
         ranked = [(rest(self.oracles, shown, with_fault(base, f)), f) for f in self._beside(base, case)]
+        self._tried += len(ranked)
         return sorted(ranked, key=lambda pair: (pair[0], pair[1].key))
 
     def _adding(self, base: Hypothesis, case: str) -> list[Hypothesis]:
@@ -141,6 +154,13 @@ class Search:
                 chosen.append(fault)
                 effects.append(_flat(effect))
         return chosen, np.array(effects), _flat([shown.values[p] - clean[p] for p in places])
+
+
+def _near(ranked: Sequence[tuple[float, Fault]]) -> list[Fault]:
+    """The faults that may explain a case: those that leave hardly more than the best. A fault of rounding leaves more
+    than its own control allows, so where the best leaves much, more are looked at."""
+    most = max(CLOSE, ranked[0][0] + CLOSE) if ranked else 0.0
+    return [fault for left, fault in ranked[:LOOKED_AT] if left <= most]
 
 
 def _flat(blocks: Sequence[Host]) -> Host:
