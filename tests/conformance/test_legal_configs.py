@@ -47,6 +47,14 @@ def test_transformers_conforms(name: str, attention: str) -> None:
 
 
 @pytest.mark.usefixtures("peer_installed")
+@pytest.mark.parametrize("name", LEGAL)
+def test_it_conforms_in_bfloat16_too(name: str) -> None:
+    """What transformers rounds there, the controls round; no pattern of a defect is in it."""
+    found = judged(create("transformers:sdpa:bfloat16"), target_of(**LEGAL[name]), "short")
+    assert found.passed, found.culprit
+
+
+@pytest.mark.usefixtures("peer_installed")
 @pytest.mark.parametrize(
     ("name", "tap"), [("bias", "q_proj"), ("gelu", "mlp.act_fn"), ("relu", "mlp.act_fn"), ("silu", "mlp.act_fn")]
 )
