@@ -2,7 +2,8 @@
 
 Under the local anchor a failing tap had the peer's own inputs, so it fails by itself. Taps of one kind that fail in the
 same layers are one mistake: the norms of every layer, RoPE of the full layers only. What a wrong mask lets through is
-no mistake of its attention, and what a peer that raised did not come to is none at all.
+no mistake of its attention. A value of the wrong shape, or a NaN, is not gone on with: what is wrong in the same way
+behind it follows. What a peer that raised did not come to is no mistake at all.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ KINDS = {  # of operation: the last parts of its taps' names
     "activation": "act_fn activation_fn",
     "residual": "attn_residual output",
 }
+WHOLE = {"missing": "not shown", "dtype": "number type"}  # statuses that are one cause at all kinds of tap
+SPREADING = ("shape", "nan")  # statuses that what comes behind has too
 _OF = {last: kind for kind, lasts in KINDS.items() for last in lasts.split()}
 _LAYER = re.compile(r"(.+?)(?:\.encoder)?\.layers\.(\d+)(?:\.(.+))?")
 ALIKE = 0.5  # of the layers that two kinds of tap fail in, the share that both have: rounding hides some
@@ -78,10 +81,14 @@ class _Part:
 
 
 def causes(found: Iterable[Row], types: LayerTypes) -> list[Cause]:
-    """The causes of the failing findings, in the order in which the computation meets them."""
-    rows = list(found)
+    """The causes of the failing findings of one comparison, in the order in which the computation meets them."""
+    return of_rows(own(list(found)), types)
+
+
+def of_rows(rows: Sequence[Row], types: LayerTypes) -> list[Cause]:
+    """The same of failing findings that stand for themselves, be they of one comparison or of several."""
     order = {row: place for place, row in enumerate(rows)}
-    made = _over_stacks(_joined(_parts(own(rows))), types)
+    made = _over_stacks(_joined(_parts(rows)), types)
     return sorted(made, key=lambda cause: min(order[row] for row in cause.rows))
 
 
@@ -90,12 +97,14 @@ def own(rows: Sequence[Row]) -> list[Row]:
     masks = {
         (tap.removesuffix("mask"), call) for tap, call, status in rows if _last(tap) == "mask" and status != "pass"
     }
-    return [
-        row
-        for row in rows
-        if row[2] != "pass"
-        and not (_last(row[0]) == "attention" and (row[0].removesuffix("attention"), row[1]) in masks)
-    ]
+    first = next((tap for tap, _, status in rows if status in SPREADING), "")
+
+    def follows(tap: str, call: int, status: str) -> bool:
+        if status in SPREADING:
+            return _place(tap)[2] != _place(first)[2]
+        return _last(tap) == "attention" and (tap.removesuffix("attention"), call) in masks
+
+    return [row for row in rows if row[2] != "pass" and not follows(*row)]
 
 
 def _parts(rows: Iterable[Row]) -> list[_Part]:
@@ -103,8 +112,8 @@ def _parts(rows: Iterable[Row]) -> list[_Part]:
     kinds: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         stack, _, last = _place(row[0])
-        kind = "not shown" if row[2] == "missing" else _OF.get(last, last)
-        kinds.setdefault((stack, kind, "" if kind == "not shown" else last), []).append(row)
+        kind = WHOLE.get(row[2]) or _OF.get(last, last)
+        kinds.setdefault((stack, kind, "" if row[2] in WHOLE else last), []).append(row)
     parts: list[_Part] = []
     for (stack, kind, _), members in kinds.items():
         layers = frozenset(n for tap, _, _ in members if (n := _place(tap)[1]) is not None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from conformance.measure.causes import Cause, LayerTypes, Row, causes, own
+from conformance.measure.causes import Cause, LayerTypes, Row, of_rows, own
 
 Place = tuple[str, str]
 """Peer and checkpoint."""
@@ -73,17 +73,17 @@ def tabled(made: Iterable[Card]) -> dict[Place, list[Card]]:
     return {place: rows for place, rows in tables.items() if len(rows) > 1}
 
 
-def _of_place(failures: Iterable[Failure], place: Place, types: Mapping[str, LayerTypes]) -> dict[str, Cause]:
-    """Tap → the cause that it belongs to, from all cases of a peer on a checkpoint."""
+def _of_place(failures: Iterable[Failure], place: Place, types: Mapping[str, LayerTypes]) -> dict[Row, Cause]:
+    """Failing finding → the cause that it belongs to, from all cases of a peer on a checkpoint."""
     rows = dict.fromkeys(row for f in failures if f.place == place for row in f.rows)
-    return {tap: cause for cause in causes(rows, types.get(place[1], {})) for tap, _, _ in cause.rows}
+    return {row: cause for cause in of_rows(list(rows), types.get(place[1], {})) for row in cause.rows}
 
 
-def _causes_of(failure: Failure, known: Mapping[str, Cause]) -> list[tuple[Cause | None, Row]]:
+def _causes_of(failure: Failure, known: Mapping[Row, Cause]) -> list[tuple[Cause | None, Row]]:
     """The causes that a comparison shows, each with its first bad tap; the culprit alone where it is of no cause."""
     first: dict[Cause, Row] = {}
     for row in failure.rows:
-        first.setdefault(known[row[0]], row)
+        first.setdefault(known[row], row)
     if failure.culprit not in failure.local or not first:
         return [(None, failure.culprit)]
     return list(first.items())

@@ -80,6 +80,31 @@ def test_attention_behind_a_wrong_mask_is_no_cause() -> None:
     assert titles == ["mask of the encoder, layer 0", "attention of the encoder, layer 1"]
 
 
+@pytest.mark.parametrize("status", ["nan", "shape"])
+def test_what_spreads_is_one_cause(status: str) -> None:
+    """A NaN, or a key too few, is in every tap behind it; what is wrong otherwise there is a cause of its own."""
+    at = f"{E}.layers.1"
+    spread = failing(f"{at}.self_attn.q_norm", f"{at}.self_attn.attention", at, "logits", status=status)
+    found = [*spread, *failing(f"{at}.mlp.act_fn")]
+    titles = [cause.title for cause in causes(found, TYPES)]
+    assert titles == ["norm of the encoder, layer 1", "activation of the encoder, layer 1"]
+
+
+def test_another_type_is_one_cause_at_all_taps() -> None:
+    taps = [f"{E}.layers.{i}.{part}" for i in range(5) for part in ("mlp.act_fn", "self_attn.q_norm")]
+    assert [c.title for c in causes(failing(*taps, status="dtype"), TYPES)] == [
+        "number type of the encoder, all layers"
+    ]
+
+
+def test_a_wrong_mask_in_one_case_excuses_no_other() -> None:
+    """Attention fails by itself in the second case, where the mask is right."""
+    at = f"{E}.layers.0.self_attn"
+    masked = [(f"{at}.mask", 0, "mask"), (f"{at}.attention", 0, "values")]
+    made = cards([failure(0, more=masked), failure(1, f"{at}.attention")], {"tiny": TYPES})
+    assert [[f.index for f, _ in card.members] for card in made] == [[0], [1]]
+
+
 def test_what_passes_is_no_cause() -> None:
     assert causes([("logits", 0, "pass")], TYPES) == []
 
