@@ -118,9 +118,12 @@ class Session:
 
     def _exactly(self, peer: Peer, target: Target, refused: str) -> None:
         """The exact lane, without the probes that are not required. What nobody asked for by name may be left out."""
-        weightless, every = optional(peer, "weights") is None, [probe.case for probe in probes(target.config)]
+        quantised, every = bool(optional(peer, "quantised")), [probe.case for probe in probes(target.config)]
+        weightless = quantised or optional(peer, "weights") is None
         left = [case.name for case in every if not refused and not self._probed(case, peer)]
-        if weightless:
+        if quantised:
+            self.notes.append(f"{peer.name} is quantised: its weights were not compared bit for bit")
+        elif weightless:
             self.notes.append(f"{peer.name} shows no weights: what its loader made of the checkpoint was not judged")
         if left:
             self.notes.append(f"{peer.name}: not probed: {', '.join(left)}")
