@@ -55,8 +55,10 @@ class Diagnosis:
         if self.why:
             return [f"no diagnosis: {self.why}"]
         if not self.found:
-            tried = f"no defect of the catalogue, nor up to four together, explains {len(self.cases)} cases"
-            return [f"{tried}: what is wrong is not catalogued"]
+            tried = (
+                f"no defect of the catalogue explains all of {len(self.cases)} cases, and no set of them that was tried"
+            )
+            return [f"{tried}: something else may be wrong"]
         words = [
             f"this engine computes T5Gemma 2 with {self._sets()}: then its worst ratio is {in_words(self.worst, 2)}, "
             f"without {in_words(self.without, 2)}"
