@@ -109,6 +109,13 @@ def test_a_right_peer_has_no_diagnosis() -> None:
     assert found.sentences()[0].startswith("no diagnosis: ")
 
 
+def test_what_would_take_too_long_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conformance.judge.hypotheses.diagnosis.LONGEST", 1e-3)
+    found = diagnosis("D32", names=("window",))
+    assert found.found == ()
+    assert "give --ckpt tiny" in found.sentences()[0]
+
+
 def test_a_fault_is_tried_in_each_of_its_variants_once() -> None:
     tried = candidates("float32")
     keys = [(f.id, f.variant) for f in tried]
