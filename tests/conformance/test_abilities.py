@@ -11,12 +11,13 @@ from dumping import case_of, edit, tiny, write
 
 pytest.importorskip("rich", reason="needs rich: conformance reports with it")
 
+from conformance import examples
 from conformance.cases import catalogue
 from conformance.cases.abilities import ABILITIES, Required, needs, unmet
 from conformance.commands import command_line as command
-from conformance.examples import logits_only
 
 TINY = str(tiny().folder)
+EXAMPLE = str(Path(examples.__file__).parent / "logits_only.py")
 TEXT = "short, window, padded-right, padded-left, decoder-window, eoi, equal-lengths, long-rows, long-answer"
 PEER = """
 from conformance.activations import Dump
@@ -229,10 +230,10 @@ def test_a_dump_that_contradicts_itself(
 
 def test_the_example_gets_its_verdict_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    lines = Path(logits_only.__file__).read_text().splitlines()
+    lines = Path(EXAMPLE).read_text().splitlines()
     assert len([line for line in lines if line.strip()]) <= 36
     out = tmp_path / "report.json"
-    status, line = judged(capsys, logits_only.__file__, "--require", "text", "--json", str(out))
+    status, line = judged(capsys, EXAMPLE, "--require", "text", "--json", str(out))
     assert status == 0
     assert f"CONFORMS on logits alone, text cases alone: {TEXT}; not covered: " in line
     document = json.loads(out.read_text())
