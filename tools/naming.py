@@ -1,9 +1,9 @@
 """How many injected faults are named, by how much the peer shows: every tap, all but masks and RoPE, the least.
 
-    python tools/naming.py [--fault KEY] [--json FILE]
+    python tools/naming.py [--hidden] [--fault KEY] [--json FILE]
 
-The short lane: each catalogued fault in float32, in its own case. Printed is a row for each way of showing, and the
-faults whose name is lost or gained against every tap.
+The short lane: each catalogued fault in float32, in its own case; those of the costly cases are left out.
+Printed is a row for each way of showing, and the faults whose name is lost or gained against every tap.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from conformance.selftest.trial import Bench
 from conformance.target import Target
 from t5g2ref.taps import Tap
 
+HIDDEN = (".mask", ".cos", ".sin")
 WAYS: dict[str, Callable[[Tap], bool]] = {
     "every tap": lambda _: True,
     "without masks and RoPE": lambda tap: not tap.exact and "rotary_emb" not in tap.name and "_rope" not in tap.name,
@@ -66,6 +67,8 @@ def measured(faults: Iterable[Fault]) -> dict[str, dict[str, tuple[bool, list[st
     for fault in faults:
         target = bench.target(fault)
         (case,) = (case for case in bench.cases(fault) if case.name == fault.case)
+        if case.costly:
+            continue
         for way, shown in WAYS.items():
             rows[way][fault.key] = named(fault, target, case, shown)
     return rows
@@ -74,10 +77,12 @@ def measured(faults: Iterable[Fault]) -> dict[str, dict[str, tuple[bool, list[st
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the names as JSON")
+    parser.add_argument("--hidden", action="store_true", help="only what shows first at a mask or a table of RoPE")
     parser.add_argument("--fault", action="append", help="a fault's key; several times for several")
     args = parser.parse_args(argv)
     faults = [f for f in FAULTS if f.catalogued and f.named and f.lane == "float32"]
     faults = [f for f in faults if not args.fault or f.key in args.fault]
+    faults = [f for f in faults if f.tap.endswith(HIDDEN) or not args.hidden]
     rows, by_key = measured(faults), {f.key: f for f in faults}
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

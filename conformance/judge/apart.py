@@ -29,6 +29,11 @@ Host = np.ndarray[Any, Any]
 Seen = dict[tuple[int, str], Host]
 
 
+def is_small(target: Target) -> bool:
+    """Whether a walk through a case takes a few hundredths of a second."""
+    return bool(sum(weight.size for weight in target.weights.values()) <= LARGE)
+
+
 def told_apart_by(fitting: Mapping[str, Sequence[Fault]], target: Target, case: str) -> str:
     """A sentence for what nothing told apart; "" for fewer than two defects.
 
@@ -39,8 +44,7 @@ def told_apart_by(fitting: Mapping[str, Sequence[Fault]], target: Target, case: 
     """
     if len(fitting) < 2:
         return ""
-    small = target.backend.name == "numpy" and sum(weight.size for weight in target.weights.values()) <= LARGE
-    on = [target] if small else resolve("tiny", synthetic=False)
+    on = [target] if is_small(target) and target.backend.name == "numpy" else resolve("tiny", synthetic=False)
     names = [c.name for c in cases.build(target.config) if c.name != case and not c.costly]
     pairs = list(combinations(list(fitting)[:MOST], 2))
     found = {(a, b): _telling([fitting[a], fitting[b]], names, on) for a, b in pairs}

@@ -18,7 +18,7 @@ from conformance.cases import least, token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of
 from conformance.judge import name_defect as naming
-from conformance.judge.apart import told_apart_by
+from conformance.judge.apart import is_small, told_apart_by
 from conformance.judge.evidence import evidence
 from conformance.judge.half_lane import HalfLane
 from conformance.judge.judgement import Further, Judgement
@@ -181,7 +181,8 @@ def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: 
         named, fitting = naming.looked_for(target, case, dump, dtype, finding)
         return Further(finding, named, told_apart_by(fitting, target, case.name))
 
-    further = [looked_for(first) for first in _beside(found, culprit, target.config)]
+    quick = is_small(target) and not case.costly
+    further = [looked_for(first) for first in _beside(found, culprit, target.config)] if quick else []
     if any(s.named for s in found.named):
         return replace(found, further=further)
     first = looked_for(culprit)

@@ -32,6 +32,7 @@ from conformance.cases.plan import plan_of, validity
 from conformance.defects.all import FAULTS
 from conformance.defects.catalogue import DEFECTS, first_seen_at
 from conformance.defects.injection import HEALTHY, Fault
+from conformance.judge.apart import is_small
 from conformance.judge.faulty_walk import FaultyWalk, rows_of
 from conformance.measure import limits
 from conformance.measure.finding import Finding
@@ -64,7 +65,8 @@ def looked_for(
     plan = plan_of(target.config, case)
     tap = next((t for call, t in plan if (call, t.name) == (culprit.call, culprit.tap)), None)
     peer = dump.get(culprit.call, culprit.tap)
-    chosen = candidates(culprit.tap, _unseen(plan, dump, culprit))
+    quick = is_small(target) and not case.costly  # dozens of walks are a second there, and minutes elsewhere
+    chosen = candidates(culprit.tap, _unseen(plan, dump, culprit) if quick else ())
     if tap is None or peer is None or culprit.status == "dtype" or not chosen:
         return [], {}
     walk = FaultyWalk(target, case, dump, dtype, culprit)

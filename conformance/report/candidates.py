@@ -28,7 +28,7 @@ def candidates(
     known, excluding = first_seen_at(tap, exposed), ("absent", "akin", "no power" if single else "absent")
     absent = {defect for defect, verdict in tried if verdict in excluding}
     left = [defect for defect in known if defect not in absent]
-    if (known or absent) and not left:
+    if known and not left:
         return [NONE]
     lines = [f"{defect} {DEFECTS[defect]}" for defect in left[:MOST]]
     return lines + [f"or one of {len(left) - MOST} more: see `list faults`"] * (len(left) > MOST)

@@ -40,7 +40,3 @@ def test_what_changes_nothing_here_is_not_the_reason() -> None:
 @pytest.mark.parametrize("status", ["dtype", "shape", "missing"])
 def test_what_says_it_by_itself_needs_no_list(status: str) -> None:
     assert candidates(MASK, status, DEFECTS, []) == []
-
-
-def test_where_only_defects_of_hidden_taps_were_tried_it_is_said() -> None:
-    assert candidates("decoder.layers.0", "values", DEFECTS, [("D32", "absent")]) == [NONE]
