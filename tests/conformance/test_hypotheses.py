@@ -109,6 +109,12 @@ def test_a_right_peer_has_no_diagnosis() -> None:
     assert found.sentences()[0].startswith("no diagnosis: ")
 
 
+def test_a_fault_that_changes_the_shape_is_named() -> None:
+    """Its numbers cannot be held beside those of a right run."""
+    found = diagnosis("D81 ignored", names=("short", "second-source"))
+    assert found.found == (("D81",),)
+
+
 def test_what_would_take_too_long_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conformance.judge.hypotheses.diagnosis.LONGEST", 1e-3)
     found = diagnosis("D32", names=("window",))
