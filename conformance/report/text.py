@@ -20,7 +20,6 @@ from conformance.peers.find import PROCESS
 from conformance.report import diagnoses
 from conformance.report.explained import explained, unasked, wrapped
 from conformance.report.result import Result
-from t5g2ref.dtypes import HALF
 
 WIDE = 48  # characters of a peer's name over its column
 
@@ -184,7 +183,7 @@ def _figures(result: Result, dtype: str) -> Iterator[str]:
         place = result.worst(name, dtype)
         if place is not None and not math.isnan(place[2].judged):
             target, j, f = place
-            limit = f"k = {f.limit:.2f}" if dtype in HALF and name == "local" else f"limit {in_words(f.limit)}"
+            limit = f"k = {f.limit:.2f}" if j.limits and name == "local" else f"limit {in_words(f.limit)}"
             yield (
                 f"{dtype}: worst {name} ratio {in_words(f.judged)} ({limit}, {tokens} token) at {_shortened(f.tap)}, "
                 f"{j.peer}, case {j.case}, {target}"
@@ -193,8 +192,7 @@ def _figures(result: Result, dtype: str) -> Iterator[str]:
     ceiling = max((f.ceiling for f in found if f.ceiling == f.ceiling), default=math.nan)
     if not math.isnan(ceiling):
         yield f"{dtype}: largest error {in_words(ceiling)} of the worst case that legal rounding can do"
-    if dtype in HALF:
-        k = [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits] or [1.0]
+    if k := [limit.median for _, j in result.judgements if j.dtype == dtype for limit in j.limits]:
         yield (
             f"{dtype}: k of the median token {min(k):.2f} to {max(k):.2f}: bootstrap over tokens of the legal "
             f"profiles' errors, never above {in_words(LIMITS['half'])}"
