@@ -113,8 +113,9 @@ class Backend:
         if 1 < size <= RUNNING_WORK // max(1, depth):  # every step by itself; NumPy adds rows one after the other
             axes = max(a.ndim, b.ndim)
             a, b = a[(None,) * (axes - a.ndim)], b[(None,) * (axes - b.ndim)]
-            products = self.xp.moveaxis(a, -1, 0)[..., None] * self.xp.moveaxis(b, -2, 0)[..., None, :]
-            return self.xp.add.reduce(products, axis=0)
+            rest = range(axes - 2)
+            left, right = a.transpose(axes - 1, *rest, axes - 2), b.transpose(axes - 2, *rest, axes - 1)
+            return (left[..., None] * right[..., None, :]).sum(axis=0)
         cuts = np.linspace(0, depth, min(depth, max(4, RUNNING_WORK // max(1, size))) + 1).astype(int)
         total = self.xp.matmul(a[..., : cuts[1]], b[..., : cuts[1], :])
         for first, last in pairwise(cuts[1:]):
