@@ -7,27 +7,46 @@ from dataclasses import replace
 from typing import cast
 
 from conformance.cases import catalogue
+from conformance.cases.case import Case
 from conformance.judge.evidence import Evidence
 from conformance.judge.hypotheses.diagnosis import Diagnosis, diagnosed
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import Found
 from conformance.target import Target
+from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 
 
-def diagnoses(targets: list[Target], found: Found, say: Callable[[str], None] = lambda _: None) -> list[Diagnosis]:
-    """One diagnosis for each peer and checkpoint where a black box deviates."""
+def diagnoses(
+    targets: list[Target],
+    found: Found,
+    say: Callable[[str], None] = lambda _: None,
+    cases_of: Callable[[Config], list[Case]] | None = None,
+) -> list[Diagnosis]:
+    """One diagnosis for each peer and checkpoint where a black box deviates.
+
+    Args:
+        cases_of: makes the cases that were judged, where they are not the catalogue's. The catalogue stays beside them:
+            one of its cases may tell two hypotheses apart.
+    """
+    own = cases_of or (lambda _: [])
     return [
-        _of(target, peer, [j for name, j in found if (name, j.peer) == (target.name, peer)], say)
+        _of(
+            target,
+            [*catalogue.build(target.config), *own(target.config)],
+            peer,
+            [j for name, j in found if (name, j.peer) == (target.name, peer)],
+            say,
+        )
         for target in targets
         for peer in dict.fromkeys(j.peer for name, j in found if name == target.name and j.outside and j.deviates)
     ]
 
 
-def _of(target: Target, peer: str, judged: list[Judgement], say: Callable[[str], None]) -> Diagnosis:
+def _of(target: Target, cases: list[Case], peer: str, judged: list[Judgement], say: Callable[[str], None]) -> Diagnosis:
     """The diagnosis of one peer on one checkpoint."""
     say(f"hypotheses: {peer}")
     shown: list[Evidence] = [replace(j.evidence, deviates=j.deviates) for j in judged if j.evidence is not None]
     dtype = cast(DType, next(j.dtype for j in judged if j.evidence is not None))
     skipped = [j.case for j in judged if j.skipped]
-    return diagnosed(peer, target, dtype, catalogue.build(target.config), shown, skipped)
+    return diagnosed(peer, target, dtype, cases, shown, skipped)

@@ -78,7 +78,7 @@ def judge_peers(request: Request) -> int:
             interrupted = True
     result = _result(request, targets, plan, session, found)
     with reporting(quiet=not request.progress) as reporter:
-        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say)
+        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say, request.cases_of)
     result = replace(
         result,
         diagnoses=told,

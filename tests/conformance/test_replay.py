@@ -124,6 +124,7 @@ def test_a_wrong_server_deviates(key: str, target: Target, tmp_path: Path, capsy
     status, lines = judged(served(cast(Any, peer), target, tmp_path / "replay.jsonl", 5), capsys)
     assert status == 1
     assert lines[-1].startswith("VERDICT: DEVIATES on log-probabilities alone at logits")
+    assert any(f"computes T5Gemma 2 with {fault.id}" in line or f"or else with {fault.id}" in line for line in lines)
 
 
 @pytest.mark.parametrize("temperature", [0.9, 1.1])
