@@ -29,6 +29,8 @@ from t5g2ref.backend import NUMPY, BackendError
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType, to_grid
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 TYPES = ("float32", "bfloat16", "float16")
 
 

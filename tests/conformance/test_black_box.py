@@ -25,6 +25,8 @@ from conformance.selftest.legal import LEGAL
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import SDPA, Profile
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 Array = np.ndarray[Any, Any]
 Pair = tuple[Array, Array]
 TYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")

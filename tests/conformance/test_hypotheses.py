@@ -26,6 +26,8 @@ from conformance.judge.hypotheses.oracles import Oracles, candidates
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import ORDERS
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 FEW = ("short", "window", "eoi", "padded-left")
 
 

@@ -27,6 +27,8 @@ from conformance.target import Target
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EAGER
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 INT8, INT4, FP8 = "int8-row", "int4-16", "fp8-row"
 SCHEMES = (INT8, INT4, FP8)
 QUANTISED = "_proj.weight", "fc1.weight", "fc2.weight"  # of the stacks' layers

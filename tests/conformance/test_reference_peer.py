@@ -19,6 +19,8 @@ from t5g2ref import bundled
 from t5g2ref.backend import NUMPY
 from t5g2ref.dtypes import DType, to_grid
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 TYPES = ("float32", "bfloat16", "float16")
 SOME = ("short", "padded-left-cached", "images", "far-positions", "loss", "sequence-single")
 

@@ -27,6 +27,8 @@ from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.target import Target
 from t5g2ref.numerics import EAGER
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 LENGTHS = ((40, 12), (9, 30), (61, 9), (23, 2 * AT_ONCE + 5))
 ONE = {"prompt_ids": [5, 6, 7], "output_ids": [8, 9], "log_probs": [-1.0, -2.0]}
 TEN = ("D03", "D16", "D20", "D24 in k_norm", "D30", "D32", "D35", "D46", "D01", "D09")

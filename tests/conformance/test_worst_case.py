@@ -25,6 +25,8 @@ from t5g2ref.numerics import EAGER, FLASH, RUNNING, SDPA, Numerics
 from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm, softcap
 from t5g2ref.rope import rotate, tables
 
+pytestmark = pytest.mark.slow  # minutes in all
+
 TYPES: list[DType] = ["bfloat16", "float16"]
 PROFILES = [SDPA, EAGER, RUNNING, FLASH]
 
