@@ -6,13 +6,16 @@ import argparse
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conformance.cases.abilities import TEXT, Required
 from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
-from conformance.judge.session import Found, Plan
 from t5g2ref.config.fields import short
 from t5g2ref.files import opened
+
+if TYPE_CHECKING:  # the session needs rich, and `list` does not
+    from conformance.judge.session import Found, Plan
 
 MAX_BYTES = 1 << 16
 HELP = """\

@@ -71,7 +71,7 @@ def test_a_fault_on_a_device_is_found_at_its_tap(where: str, far: Target) -> Non
 
 
 def test_few_waits_and_launches_a_tap(far: Target) -> None:
-    result = judged(ReferencePeer(far.backend, "float32"), far, "decoder-split")
+    result = judged(ReferencePeer(far.backend, "float32"), far, "decoder-split", repeat=True)
     findings = result.local + result.cumulative
     library = far.backend.xp
     masks = sum(f.tap.endswith(".mask") for f in findings)

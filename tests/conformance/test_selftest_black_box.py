@@ -14,7 +14,7 @@ from dumping import tiny
 from conformance.commands import command_line as command
 from conformance.defects.all import FAULTS
 from conformance.selftest import black_box
-from conformance.selftest.black_box import GOOD, HIDDEN, MISSED, NAMED, UNKNOWABLE, WRONG, BlackBoxes, Told, singles
+from conformance.selftest.black_box import GOOD, HIDDEN, MISSED, NAMED, WRONG, BlackBoxes, Told, singles
 from conformance.selftest.diagnoses import Diagnoses
 
 
@@ -32,17 +32,9 @@ def test_a_sample_of_single_faults(boxes: BlackBoxes, key: str, what: str) -> No
 
 
 @pytest.mark.slow
-def test_what_no_oracle_can_know_gets_no_name(boxes: BlackBoxes) -> None:
-    told = boxes.told(0, next(f for f in FAULTS if f.key == "D07 head"))
-    assert told is not None
-    assert told.what == UNKNOWABLE, told.line()
-
-
-@pytest.mark.slow
 def test_a_sample_of_pairs(boxes: BlackBoxes) -> None:
-    drawn = [told for i, pair in enumerate(boxes.pairs(2)) if (told := boxes.told(i, *pair)) is not None][:2]
-    assert len(drawn) == 2
-    assert all(told.what in GOOD for told in drawn), [told.line() for told in drawn]
+    told = next(t for i, pair in enumerate(boxes.pairs(1)) if (t := boxes.told(i, *pair)) is not None)
+    assert told.what in GOOD, told.line()
 
 
 def test_pairs_are_drawn_by_the_seed(boxes: BlackBoxes) -> None:
