@@ -25,8 +25,6 @@ from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.defects.all import FAULTS
 from conformance.defects.injection import HEALTHY
 
-pytestmark = pytest.mark.slow  # minutes in all
-
 class Box(FaultyPeer):
     taps, lacks, weights = ("logits",), {lacks}, None
 
