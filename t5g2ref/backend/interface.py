@@ -115,6 +115,7 @@ class Backend:
             a, b = a[(None,) * (axes - a.ndim)], b[(None,) * (axes - b.ndim)]
             rest = range(axes - 2)
             left, right = a.transpose(axes - 1, *rest, axes - 2), b.transpose(axes - 2, *rest, axes - 1)
+            left, right = left.copy(), right.copy()  # contiguous, or K would not be the slowest axis
             return (left[..., None] * right[..., None, :]).sum(axis=0)
         cuts = np.linspace(0, depth, min(depth, max(4, RUNNING_WORK // max(1, size))) + 1).astype(int)
         total = self.xp.matmul(a[..., : cuts[1]], b[..., : cuts[1], :])

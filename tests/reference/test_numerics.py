@@ -276,7 +276,15 @@ def test_embed_scale_follows_the_running_table_and_not_the_arithmetic() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("left", "right"),
-    [((3, 5), (5, 4)), ((1, 7), (7, 1)), ((2, 4, 3, 9), (2, 4, 9, 6)), ((2, 3, 9), (9, 6)), ((9, 6), (5, 6, 2))],
+    [
+        ((3, 5), (5, 4)),
+        ((9, 200), (200, 30)),
+        ((1, 7), (7, 1)),
+        ((1, 64), (64, 48)),
+        ((2, 4, 3, 9), (2, 4, 9, 6)),
+        ((2, 3, 9), (9, 6)),
+        ((9, 6), (5, 6, 2)),
+    ],
     ids=str,
 )
 def test_running_sums_add_one_product_after_the_other(
@@ -287,9 +295,11 @@ def test_running_sums_add_one_product_after_the_other(
     total = a[..., :, 0, None] * b[..., None, 0, :]
     for k in range(1, a.shape[-1]):
         total = total + a[..., :, k, None] * b[..., None, k, :]
-    found = NUMPY.running(a, b)
-    assert found.dtype == dtype
-    assert np.array_equal(found, total)
+    swapped = [np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2) for x in (a, b)]  # as weights are: transposed
+    for one, other in ((a, b), (a, swapped[1]), (swapped[0], b), swapped):
+        found = NUMPY.running(one, other)
+        assert found.dtype == dtype
+        assert np.array_equal(found, total)
 
 
 def test_running_sums_of_large_products_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
