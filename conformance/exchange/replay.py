@@ -19,6 +19,7 @@ MAX_BYTES = 1 << 26
 MOST_LINES, MOST_IDS, MOST_TOP = 10_000, 1 << 17, 1000
 NEEDED, OPTIONAL = ("prompt_ids", "output_ids", "log_probs"), ("top_ids", "top_log_probs", "name")
 LONGEST = 64
+TAKEN = ("exact", "together")  # rows of a report that are no cases
 
 Host = np.ndarray[Any, Any]
 
@@ -82,8 +83,10 @@ def _line(text: bytes, where: str, number: str) -> Line:
 
 
 def _name(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST or value == "exact":
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST:
         raise UsageError(f"{where}: name is {short(value, 60)}, expected 1 to {LONGEST} printable characters")
+    if value in TAKEN:
+        raise UsageError(f"{where}: name is {value!r}, which a report's own row is called; choose another")
     return value
 
 

@@ -28,8 +28,7 @@ class LogitTest:
     def add(self, backend: Backend, peer: Array, truth: Array, controls: Sequence[Array], valid: Any) -> None:
         """Logits (B, T, V) of one call; valid bool (B, T) or None. Of the controls the worst counts, by token."""
         xp = backend.xp
-        rows = [_wide(a).reshape(-1, a.shape[-1]) for a in (truth, peer, *controls)]
-        keep = np.ones(rows[0].shape[0], bool) if valid is None else np.asarray(valid).reshape(-1)
+        rows, keep = _tokens([truth, peer, *controls], valid)
         with np.errstate(all="ignore"):  # a peer's logits may be of any size: what is no number then fails
             logs = [log_softmax(xp, row) for row in rows]
             weight = xp.exp(logs[0])
@@ -71,8 +70,7 @@ class GivenTest:
     def add(self, backend: Backend, peer: Array, truth: Array, controls: Sequence[Array], valid: Any) -> None:
         """Log-probabilities (B, T, k) of one call; valid bool (B, T) or None. Of the controls the worst counts."""
         xp = backend.xp
-        rows = [_wide(a).reshape(-1, a.shape[-1]) for a in (truth, peer, *controls)]
-        keep = np.ones(rows[0].shape[0], bool) if valid is None else np.asarray(valid).reshape(-1)
+        rows, keep = _tokens([truth, peer, *controls], valid)
         with np.errstate(all="ignore"):  # a peer's numbers may be of any size: what is no number then fails
             logs = [_with_rest(xp, row) for row in rows]
             weight = xp.exp(logs[0])
@@ -107,6 +105,12 @@ def _with_rest(xp: Any, rows: Array) -> Array:
     """Log-probabilities (tokens, k) and, behind them, that of all other ids; it is no smaller than a rounding of 1."""
     rest = xp.maximum(-xp.expm1(xp.log(xp.exp(rows).sum(axis=1, keepdims=True))), SINGLE)
     return xp.concatenate([rows, xp.log(rest)], axis=1)
+
+
+def _tokens(values: Sequence[Array], valid: Any) -> tuple[list[Array], Any]:
+    """Each value (B, T, n) as rows (tokens, n), wide; and bool (tokens,), which of them count."""
+    rows = [_wide(a).reshape(-1, a.shape[-1]) for a in values]
+    return rows, np.ones(rows[0].shape[0], bool) if valid is None else np.asarray(valid).reshape(-1)
 
 
 def _wide(a: Array) -> Array:

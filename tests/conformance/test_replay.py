@@ -22,6 +22,7 @@ from conformance.defects.all import FAULTS
 from conformance.defects.injection import HEALTHY
 from conformance.errors import UsageError
 from conformance.exchange.replay import read
+from conformance.judge.together import TOGETHER
 from conformance.peers.protocol import Peer
 from conformance.peers.replay import AT_ONCE, cases
 from conformance.selftest.faulty_peer import FaultyPeer
@@ -197,6 +198,7 @@ def test_the_best_beside_the_own(tmp_path: Path) -> None:
         ({"top_ids": [[1, 1], [2, 3]], "top_log_probs": [[-1, -1], [-1, -1]]}, "top_ids[0] has an id twice"),
         ({"top_ids": [[8], [2]], "top_log_probs": [[-1.5], [-1]]}, "id 8 has -1.0 in log_probs and -1.5 in top"),
         ({"name": ""}, "name is '', expected 1 to 64 printable characters"),
+        ({"name": TOGETHER}, "name is 'together', which a report's own row is called; choose another"),
         ({"name": "a\u001b[0m"}, "expected 1 to 64 printable characters"),
     ],
 )
