@@ -160,7 +160,7 @@ def test_a_package_that_is_missing_is_no_deviation() -> None:
 
 def test_workers_are_ended_with_the_self_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    jobs = [("fault", "D01", "own"), ("fault", "D03", "own"), ("fault", "D05", "own")]
+    jobs = [("fault", "D01", "own"), ("fault", "D03", "own"), ("fault", "D05 missing", "own")]
     results = workers.results(("tiny", False, False, "numpy"), jobs, 2)
     next(results)
     assert multiprocessing.active_children()
