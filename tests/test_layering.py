@@ -53,7 +53,7 @@ conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | operations patterns
-conformance/judge: given_ids half_lane lanes logit_watch name_defect
+conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
 conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__

@@ -204,6 +204,8 @@ What to write
   that need it are skipped for that reason; `check --require text` makes a verdict of the others.
   "quantised" is optional: how the linear layers of the stacks are rounded, as "int8-row", "int4-32" or "fp8-row+fp8".
   They are then judged beside our own that are rounded so, and count as right where they are as good.
+  "types": {"encoder.vision_tower.*": "float32"} declares where a program in a half type is wider on purpose. It has to
+  be float32 there, and is judged so.
   "skipped" is optional: a case that was left out, and why in a line. The verdict is INCOMPLETE all the same.
   A case has one entry for each call. Each tensor is called as its tap is. Other names go beside "file":
   "taps": {"decoder.layers.0": "my tensor"}.

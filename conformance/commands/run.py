@@ -174,7 +174,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             _powers(found),
             {d for d, *_ in few},
             outside={j.dtype for _, j in found if j.outside},
-            quantised={peer.dtype for peer in peers if optional(peer, "quantised")},
+            quantised={j.dtype for _, j in found if j.scheme},
             single=_in_single(found),
             repeated=all(j.repeated for _, j in found if j.local),
         ),
@@ -187,7 +187,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
         notes=[
             *request.notes,
             *(note for target in targets for note in target.notes),
-            *_notes(peers, request.backend),
+            *_notes(peers, found, request.backend),
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
             *reach(_judged_on(plan, found)),
@@ -201,10 +201,10 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
     )
 
 
-def _notes(peers: list[Peer], backend: Backend) -> list[str]:
+def _notes(peers: list[Peer], found: Found, backend: Backend) -> list[str]:
     """Caveats printed beside the verdict."""
     as_good = "CONFORMS says as good as this quantisation allows, beside legal runs whose linear layers are rounded so"
-    yet = [f"{peer.name} declares {said}: {as_good}" for peer in peers if (said := optional(peer, "quantised"))]
+    yet = dict.fromkeys(f"{j.peer} declares {j.scheme}: {as_good}" for _, j in found if j.scheme)
     own = [peer.name for peer in peers if peer.name.startswith(f"t5g2ref:{backend.name}:")]
     same = "is the judge's own code on the judge's own backend: this shows its rounding, and nothing of its correctness"
     return [*yet, *(f"{name} {same}" for name in own)]

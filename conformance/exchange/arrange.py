@@ -46,10 +46,11 @@ def unknown(name: str, known: Iterable[str], what: str) -> NoReturn:
 
 
 def check_patterns(declared: Declared, config: Config) -> None:
-    """Raises DumpError for a layout or stored type that is declared for no tap."""
+    """Raises DumpError for a layout or type that is declared for no tap."""
     table = [t for task in ("lm", "sequence", "token") for t in taps.table(config, task=task, loss=True)]
     names = {tap.name for tap in table}
-    for field, patterns in (("layouts", declared.layouts), ("stored", declared.stored)):
+    fields = (("layouts", declared.layouts), ("stored", declared.stored), ("types", declared.types))
+    for field, patterns in fields:
         globs = [pattern for pattern in patterns if pattern not in names]
         if len(globs) > MOST_PATTERNS:
             raise DumpError(f"{field} has {len(globs)} patterns, expected at most {MOST_PATTERNS} beside names of taps")

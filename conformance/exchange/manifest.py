@@ -11,7 +11,7 @@ from conformance.exchange.geometry import Value
 from conformance.exchange.reading import DumpError, confined
 from conformance.oracle.quantised import FORM, SchemeError, parse
 from t5g2ref.config.fields import json_file, short
-from t5g2ref.dtypes import RUN_IN
+from t5g2ref.dtypes import HALF, RUN_IN
 
 FORMAT, VERSION = "t5g2ref-dump", 1
 MAX_BYTES = 1 << 23
@@ -19,7 +19,19 @@ MOST_CASES = 1000
 MOST = 10_000  # entries of an object: some more than the taps of the largest release
 STORED = ("uint8", "float32")
 LONGEST = 64
-FIELDS = {"format", "version", "peer", "checkpoint", "layouts", "stored", "lacks", "quantised", "cases", "skipped"}
+FIELDS = {
+    "format",
+    "version",
+    "peer",
+    "checkpoint",
+    "layouts",
+    "stored",
+    "types",
+    "lacks",
+    "quantised",
+    "cases",
+    "skipped",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class Declared:
         name, dtype, versions: those of the program.
         layouts: tap or glob → axes in letters; a tap without an entry has the table's.
         stored: tap or glob → "uint8" for a mask of 0 and 1, "float32" for values of a half type.
+        types: tap or glob → "float32", where a program in a half type is wider on purpose.
         lacks: what it cannot do, in words of `cases.abilities`.
         quantised: how its linear layers are rounded, as `oracle.quantised.FORM` has it; "" for not at all.
     """
@@ -41,6 +54,7 @@ class Declared:
     stored: dict[str, str] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
     quantised: str = ""
+    types: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,8 @@ def read(folder: Path) -> Manifest:
 
 
 def declared(raw: dict[str, Any], peer: object = None) -> Declared:
-    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts, stored, lacks and quantised."""
+    """The program's words about itself: `peer` (else raw["peer"]), with raw's layouts, stored, types, lacks
+    and quantised."""
     said = _object(raw.get("peer") if peer is None else peer, "peer")
     name, dtype = _text(said.get("name"), "peer.name"), said.get("dtype")
     if not name.strip():
@@ -109,10 +124,14 @@ def declared(raw: dict[str, Any], peer: object = None) -> Declared:
     for tap, kind in stored.items():
         if kind not in STORED:
             _refuse(f"stored.{tap}", kind, f"one of {', '.join(STORED)}")
+    types = _texts(raw.get("types", {}), "types")
+    for tap, kind in types.items():
+        if dtype not in HALF or kind != "float32":
+            _refuse(f"types.{tap}", kind, "float32, of a program whose peer.dtype is a half type")
     versions = _texts(said.get("versions", {}), "peer.versions")
     layouts = _texts(raw.get("layouts", {}), "layouts", empty=True)
     lacks, quantised = _lacks(raw.get("lacks", [])), _quantised(raw.get("quantised", ""))
-    return Declared(name, dtype, versions, layouts, stored, lacks, quantised)
+    return Declared(name, dtype, versions, layouts, stored, lacks, quantised, types)
 
 
 def _lacks(value: object) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
-from conformance.measure.ratio import exactly, kept, not_finite, refused
+from conformance.measure.ratio import exactly, kept, not_finite, refused, wider
 from conformance.measure.sums import Host, Moments, moments
 from conformance.oracle.worst_case import SMALLEST, ceiling
 from t5g2ref.config import Config
@@ -61,6 +61,8 @@ class HalfLane:
         tap, call, peer = meeting.tap, meeting.call, meeting.peer
         finding = refused(tap, call, peer, meeting.truth, meeting.valid, self.dtype)
         self._met(finding)
+        if self._operations is not None and peer is not None and wider(tap, peer, self.dtype):
+            self._operations.lost(meeting.place)
         keep = kept(tap, meeting.truth, meeting.valid)
         if finding is not None or tap.exact:
             return finding or exactly(tap, call, peer, meeting.truth, keep, self._distances)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from conformance.activations import Dump
@@ -26,6 +26,7 @@ from conformance.judge.lanes import CumulativeLane, QuantisedLane, SingleLane
 from conformance.judge.meeting import Lane
 from conformance.judge.operations import Operations
 from conformance.judge.steady import steadied
+from conformance.judge.typed_lane import WIDE, TypedLane, kind_at, weights_of
 from conformance.judge.walk import Found, Walk, quiet
 from conformance.measure.causes import causes, layer_types
 from conformance.measure.distance import distances
@@ -33,14 +34,24 @@ from conformance.measure.finding import Finding
 from conformance.oracle.quantised import Scheme
 from conformance.oracle.run_case import models
 from conformance.peers.guard import PeerError, call, line
-from conformance.peers.protocol import Peer, Skip, optional, scheme_of, shows
+from conformance.peers.protocol import Peer, Skip, optional, scheme_of, shows, wide
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
 from t5g2ref.taps import Tap
 
 Progress = Callable[[str], None]
+Places = list[tuple[int, Tap]]
 BESIDE = 3  # causes beside the culprit's for which a name is looked for
+
+
+@dataclass(frozen=True)
+class _Says:
+    """What a peer says of itself: which taps it shows, how it is quantised, and which taps are in float32."""
+
+    shown: Shown
+    scheme: Scheme | None
+    wide: Shown | None
 
 
 def judge(
@@ -72,7 +83,7 @@ def judge(
         except PeerError as error:
             raised = str(error)
         try:
-            shown, scheme = least.with_pair(shows(peer), case), scheme_of(peer)
+            says = _Says(least.with_pair(shows(peer), case), scheme_of(peer), wide(peer))
             _in_order(target, case, dump)
         except PeerError as error:
             return Judgement(peer.name, case.name, error=raised or str(error), dtype=dtype)
@@ -82,12 +93,12 @@ def judge(
 
         def compared(shows: Dump) -> Judgement:
             with quiet(nullcontext):
-                return _compared(peer, shown, scheme, target, case, shows, dtype, progress, until_culprit)
+                return _compared(peer, says, target, case, shows, dtype, progress, until_culprit)
 
         result = compared(dump)
         if repeat and not raised and optional(peer, "probed"):
             progress(f"{case.name}: {peer.name} once more")
-            result = steadied(result, peer, target, case, dump, shown, compared)
+            result = steadied(result, peer, target, case, dump, says.shown, compared)
         seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
         return replace(result, error="; ".join(filter(None, (raised, result.error))), seconds=seconds)
 
@@ -109,8 +120,7 @@ def _in_order(target: Target, case: Case, dump: Dump) -> None:
 
 def _compared(
     peer: Peer,
-    shown: Shown,
-    scheme: Scheme | None,
+    says: _Says,
     target: Target,
     case: Case,
     dump: Dump,
@@ -118,18 +128,12 @@ def _compared(
     progress: Progress,
     until_culprit: bool,
 ) -> Judgement:
-    ours = models(target.config, target.rounded(dtype), case, dtype, target.backend, scheme)
+    weights = target.rounded(dtype) if says.wide is None else weights_of(target, dtype, says.wide)
+    ours = models(target.config, weights, case, dtype, target.backend, says.scheme)
     plan, compared = plan_of(target.config, case), distances(target.backend)
-    seen = [(call, tap) for call, tap in plan if shown(tap.name)]
-    operations = Operations.of(target.config, case, ((call, tap.name) for call, tap in seen))
-    outside = least.in_words(target.config, case, shown)
-    lane: Lane = SingleLane(dtype, compared, operations)
-    if outside:
-        lane = CumulativeLane(dtype, compared, each=True)
-    elif scheme is not None:
-        lane = QuantisedLane(dtype, compared)
-    elif dtype in HALF:
-        lane = HalfLane(dtype, compared, target.config, operations, at_once=until_culprit)
+    seen = [(call, tap) for call, tap in plan if says.shown(tap.name)]
+    outside = least.in_words(target.config, case, says.shown)
+    lane = _lane(says, target, case, dtype, seen, outside, until_culprit)
     progress(f"{case.name}: local anchor of {peer.name}")
     local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
     along = Found([])
@@ -142,7 +146,7 @@ def _compared(
         case.name,
         local.findings,
         along.findings,
-        error=_too_little(target.config, case, shown),
+        error=_too_little(target.config, case, says.shown),
         dtype=dtype,
         exact=_of_reading(peer),
         named=local.signatures,
@@ -150,11 +154,35 @@ def _compared(
         limits=local.limits,
         unclear=local.unclear,
         masks=local.masks,
-        wider=local.wider,
+        wider={name: kind for name, kind in local.wider.items() if says.wide is None or not says.wide(name)},
+        scheme=says.scheme.name if says.scheme else "",
         outside=outside,
         evidence=evidence(target, case, dump) if outside and not until_culprit else None,
     )
-    return _explained(replace(found, token=_token(found, target.config, case)), target, case, dump, dtype)
+    found = replace(found, token=_token(found, target.config, case))
+    return _explained(found, target, case, dump, dtype, says.wide)
+
+
+def _lane(
+    says: _Says, target: Target, case: Case, dtype: DType, seen: Places, outside: str, until_culprit: bool
+) -> Lane:
+    """The lane of the local anchor."""
+    compared = distances(target.backend)
+
+    def operations() -> Operations:
+        return Operations.of(target.config, case, ((call, tap.name) for call, tap in seen))
+
+    if outside:
+        return CumulativeLane(dtype, compared, each=True)
+    seen_in_half = operations()
+    lane: Lane = SingleLane(dtype, compared, seen_in_half)
+    if says.scheme is not None:
+        lane = QuantisedLane(dtype, compared)
+    elif dtype in HALF:
+        lane = HalfLane(dtype, compared, target.config, seen_in_half, at_once=until_culprit)
+    if says.wide is None:
+        return lane
+    return TypedLane(lane, SingleLane(WIDE, compared, operations()), seen_in_half, says.wide)
 
 
 def _token(found: Judgement, config: Config, case: Case) -> str:
@@ -171,14 +199,15 @@ def _of_reading(peer: Peer) -> list[Finding]:
     return [f for f in found if isinstance(f, Finding)] if isinstance(found, list) else []
 
 
-def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: DType) -> Judgement:
+def _explained(found: Judgement, target: Target, case: Case, dump: Dump, dtype: DType, wide: Shown | None) -> Judgement:
     """The judgement, with the culprit's error compared with the patterns of the catalogue."""
     culprit = found.culprit
     if culprit is None or culprit not in found.local:
         return found
 
     def looked_for(finding: Finding) -> Further:
-        named, fitting = naming.looked_for(target, case, dump, dtype, finding)
+        where, kind = (target, dtype) if wide is None else kind_at(finding.tap, target, dtype, wide)
+        named, fitting = naming.looked_for(where, case, dump, kind, finding)
         return Further(finding, named, told_apart_by(fitting, target, case.name))
 
     quick = is_small(target) and not case.costly
@@ -205,6 +234,6 @@ def _too_little(config: Config, case: Case, shown: Shown) -> str:
     return f"it shows too few taps to be judged; missing: {', '.join(missing[:8])}{instead}" if missing else ""
 
 
-def _from_ids(seen: list[tuple[int, Tap]], outside: str) -> bool:
+def _from_ids(seen: Places, outside: str) -> bool:
     """Whether both anchors are one: of a black box, before whose last tap nothing is shown that our runs go on from."""
     return bool(outside) and {tap.name for _, tap in seen} <= set(least.OUTSIDE) - {least.ENCODED}

@@ -41,6 +41,7 @@ class Judgement:
         masks: the first failing masks as rows of text, expected and found.
         token: the id at the culprit's worst token, in words; "" where it has none.
         wider: tap → its type, where that has more bits than the peer's. It was judged all the same.
+        scheme: how the peer says that it is quantised; "" for not at all.
         repeated: how many taps were compared bit for bit with a second run of the case.
         apart: which case tells several named defects apart, in words; "" for fewer than two.
         further: causes beside the culprit's, under the local anchor.
@@ -65,6 +66,7 @@ class Judgement:
     known: str = ""
     masks: list[dict[str, Any]] = field(default_factory=list)
     wider: dict[str, str] = field(default_factory=dict)
+    scheme: str = ""
     repeated: int = 0
     unsteady: str = ""
     token: str = ""

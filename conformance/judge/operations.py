@@ -39,6 +39,10 @@ class Operations:
         if finding.status in UNUSABLE:
             self._usable.discard((finding.call, finding.tap))
 
+    def lost(self, place: Place) -> None:
+        """Take out a value that is rounded before anybody goes on with it: one more operation lies behind it."""
+        self._usable.discard(place)
+
     def __bool__(self) -> bool:
         """Whether there is any such tap."""
         return any(map(self.single, self._usable))

@@ -21,7 +21,7 @@ from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.peers.guard import PeerError, call, line, said, warnings_kept
-from conformance.peers.protocol import Peer, lacks, optional
+from conformance.peers.protocol import Peer, lacks, optional, wide
 from conformance.progress import Reporter
 from conformance.target import Target
 from t5g2ref.backend import BackendError
@@ -149,6 +149,11 @@ class Session:
         if isinstance(called, str) and called:
             self.called[peer.name] = line(called)
         said = [line(note) for note in optional(peer, "notes")]
+        if wide(peer) is not None:
+            where = ", ".join(list(optional(peer, "types"))[:3])
+            said.append(
+                f"{peer.name} runs in {peer.dtype} and declares float32 at {line(where)}: judged in float32 there"
+            )
         self.notes += [note for note in said if note not in self.notes]
 
     def _judged(self, peer: Peer, target: Target, case: Case) -> Judgement:

@@ -6,7 +6,7 @@ Under the cumulative anchor they keep their own. The lane judges each tap (`lane
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +29,7 @@ from conformance.measure.ratio import wider
 from conformance.oracle.run_case import program
 from conformance.oracle.side_by_side import Scope, walk
 from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import Numerics
 from t5g2ref.taps import Tap
 
 PICTURES = 4  # of failing masks that a judgement keeps
@@ -85,12 +86,14 @@ class Walk:
         self._found: dict[Place, Finding] = {}
         self._masks: list[dict[str, Any]] = []
         self._wider: dict[str, str] = {}
+        self._rounded: Callable[[Array], Array] = lambda value: value
         self._own = 0  # how many of the walkers are truth and controls
         self._watch: LogitWatch | None = None
 
     def run(self, ours: list[T5Gemma2]) -> Found:
         """Walk the reference's models (the truth, then the controls) and return what was found."""
         backend, self._own = self._dump.backend, len(ours)
+        self._rounded = Numerics(self._lane.dtype, backend=backend).array
         if self._local and self._case.task == "lm":
             self._watch = LogitWatch(backend, ours, self._lane.limit)
         try:
@@ -159,7 +162,10 @@ class Walk:
         What only walks along (bounds, oracles with defects) then goes on with the truth's.
         """
         if usable:
-            return [self._dump.backend.xp.asarray(meeting.peer, dtype=value.dtype) for value in values]
+            given = [self._dump.backend.xp.asarray(meeting.peer, dtype=value.dtype) for value in values]
+            if wider(meeting.tap, meeting.peer, self._lane.dtype):  # a control rounds what is handed to it
+                given[1 : self._own] = map(self._rounded, given[1 : self._own])
+            return given
         return [*values[: self._own], *[meeting.truth] * len(meeting.others)]
 
 

@@ -35,7 +35,7 @@ class DumpPeer(OptionalMembers):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.name, self.dtype = manifest.peer.name, manifest.peer.dtype
-        self.lacks, self.quantised = manifest.peer.lacks, manifest.peer.quantised
+        self.lacks, self.quantised, self.types = manifest.peer.lacks, manifest.peer.quantised, manifest.peer.types
         self.taps: tuple[str, ...] = ()
         self.findings: list[Finding] = []
         self._folder, self._manifest = folder, manifest

@@ -2,7 +2,7 @@
 
     → {"hello": "t5g2ref", "version": 1, "checkpoint": "/path" or null, "folder": "/tmp/…"}
     ← {"name": "mine", "dtype": "float32", "versions": {"mine": "1.0"}, "taps": ["*"], "layouts": {}, "stored": {},
-       "lacks": [], "quantised": ""}
+       "types": {}, "lacks": [], "quantised": ""}
     → {"run": "short", "inputs": "/tmp/…/inputs.safetensors", "out": "/tmp/…/out", "task": "lm", "runs": […], …}
     ← {"done": ["0.safetensors", …]}  one file a call, inside `out`, tensors named as the taps are
     ← {"skip": "no pictures yet", "link": "https://…"}   or   {"error": "out of memory"}
@@ -122,7 +122,7 @@ class ProcessPeer(OptionalMembers):
         answer = self._channel.ask(hello, self.timeout)
         if "error" in answer or "skip" in answer:
             raise ProcessError(f"it refuses: {short(answer.get('error', answer.get('skip')))}")
-        usual: dict[str, Any] = {"layouts": {}, "stored": {}, "lacks": [], "quantised": ""}
+        usual: dict[str, Any] = {"layouts": {}, "stored": {}, "types": {}, "lacks": [], "quantised": ""}
         said = declared({name: answer.pop(name, value) for name, value in usual.items()}, answer)
         if said.dtype != self.dtype:
             raise ProcessError(f"it runs in {said.dtype}, not {self.dtype}; name it process:{said.dtype}:COMMAND")
@@ -131,7 +131,7 @@ class ProcessPeer(OptionalMembers):
         if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
             raise ProcessError(f"taps are {short(patterns)}, expected a list of names or patterns")
         self._declared, self.taps, self.called = said, tuple(patterns), said.name
-        self.lacks, self.quantised = said.lacks, said.quantised
+        self.lacks, self.quantised, self.types = said.lacks, said.quantised, said.types
 
 
 def _done(answer: dict[str, Any]) -> list[Shown]:

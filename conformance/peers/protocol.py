@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from conformance.measure.finding import Finding
 from conformance.oracle.quantised import Scheme, SchemeError, parse
 from conformance.peers.guard import PeerError, line
 from conformance.target import Target
+from t5g2ref.dtypes import HALF
 
 
 class Skip(Exception):
@@ -72,6 +73,10 @@ class OptionalMembers:
     """How its linear layers are rounded, as `oracle.quantised.FORM` has it; "" for not at all. It is then judged beside
     legal runs that are rounded so too, and its weights are not compared bit for bit."""
 
+    types: Mapping[str, str] | None = None
+    """Tap or pattern → "float32", where a peer in a half type is wider on purpose. It has to be so there, is judged in
+    float32, and its modules' weights count as the checkpoint has them."""
+
     probed: bool = True
     """Whether it can be asked; a dump can only be read, so it has no exact lane."""
 
@@ -126,10 +131,31 @@ def shows(peer: Peer) -> Shown:
     chosen = () if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
     if not chosen or not all(isinstance(pattern, str) for pattern in chosen):
         raise PeerError(f"its taps are {line(repr(patterns))}, expected a tuple of names or patterns")
+    return _matching("taps", chosen)
+
+
+def wide(peer: Peer) -> Shown | None:
+    """A function that says whether the peer declares float32 at a tap; None where it declares no type.
+
+    Raises PeerError for other types, and for a peer that has nothing narrower.
+    """
+    said = optional(peer, "types")
+    if not said:
+        return None
+    if not isinstance(said, Mapping) or not all(isinstance(tap, str) for tap in said):
+        raise PeerError(f"its types are {line(repr(said))}, expected names or patterns of taps, each with its type")
+    if other := next((f"{tap}: {kind}" for tap, kind in said.items() if kind != "float32"), None):
+        raise PeerError(f"its types have {line(other)}, expected float32, the one that is wider than a half type")
+    if peer.dtype not in HALF:
+        raise PeerError(f"it declares types and runs in {peer.dtype}; give the narrower type as dtype")
+    return _matching("types", tuple(said))
+
+
+def _matching(member: str, chosen: tuple[str, ...]) -> Shown:
     plain = frozenset(pattern for pattern in chosen if not GLOB & set(pattern))
     globs = [pattern for pattern in chosen if pattern not in plain]
     if (longest := max(map(len, globs), default=0)) > LONGEST:
-        raise PeerError(f"a pattern of its taps has {longest} characters, expected at most {LONGEST}")
+        raise PeerError(f"a pattern of its {member} has {longest} characters, expected at most {LONGEST}")
     if len(globs) > MOST_GLOBS:
-        raise PeerError(f"its taps have {len(globs)} patterns, expected at most {MOST_GLOBS} beside names of taps")
+        raise PeerError(f"its {member} have {len(globs)} patterns, expected at most {MOST_GLOBS} beside names of taps")
     return lambda name: name in plain or any(fnmatchcase(name, pattern) for pattern in globs)

@@ -14,11 +14,13 @@ import numpy as np
 
 from conformance.arrays import on_device, to_host, words
 from conformance.cases.abilities import unmet
-from conformance.judge.exact.moves import Moves, Shown, examine_probe
+from conformance.cases.plan import Shown
+from conformance.judge.exact.moves import Moves, examine_probe
 from conformance.judge.exact.probes import Array, Probe, probes
+from conformance.judge.typed_lane import weights_of
 from conformance.measure.finding import Finding
 from conformance.peers.guard import said
-from conformance.peers.protocol import Peer, Skip, lacks, optional, scheme_of, shows
+from conformance.peers.protocol import Peer, Skip, lacks, optional, scheme_of, shows, wide
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import HALF, DType
@@ -42,7 +44,7 @@ def examine_exact(
     found = []
     if (weights := optional(peer, "weights")) is not None and scheme_of(peer) is None:
         progress(f"weights of {peer.name}, bit for bit")
-        found += weight_findings(weights(), target, dtype)
+        found += weight_findings(weights(), target, dtype, wide(peer))
     shown = shows(peer)
     for probe in (probe for probe in probes(target.config) if probe.case.name not in without):
         progress(f"{probe.case.name}: {peer.name}")
@@ -68,7 +70,9 @@ def examine_exact(
 # Weights
 
 
-def weight_findings(weights: Iterable[tuple[str, Any]], target: Target, dtype: DType) -> list[Finding]:
+def weight_findings(
+    weights: Iterable[tuple[str, Any]], target: Target, dtype: DType, in_single: Shown | None = None
+) -> list[Finding]:
     """Compare the peer's tensors with the checkpoint's, rounded once to `dtype`.
 
     If all bits are equal, there is one finding "weights". Else there is one for each tensor that differs, named
@@ -76,8 +80,10 @@ def weight_findings(weights: Iterable[tuple[str, Any]], target: Target, dtype: D
 
     Args:
         weights: canonical names and arrays as the peer holds them; tied tables once, or under each of their names.
+        in_single: says of which modules a peer in a half type has them in float32; None for none.
     """
-    expected, seen, wrong = target.rounded(dtype), set[str](), []
+    seen, wrong = set[str](), []
+    expected = target.rounded(dtype) if in_single is None else weights_of(target, dtype, in_single)
     for name, value in weights:
         tap = f"weights.{name}"
         if name in seen:
@@ -85,7 +91,8 @@ def weight_findings(weights: Iterable[tuple[str, Any]], target: Target, dtype: D
         elif TIED.get(name, name) not in expected:
             wrong.append(Finding(tap, 0, "missing", detail="the peer gives it, and the checkpoint has no such tensor"))
         else:
-            finding = _weight(tap, value, target.backend.host(expected[TIED.get(name, name)]), dtype)
+            kind = "float32" if in_single is not None and in_single(name.rpartition(".")[0]) else dtype
+            finding = _weight(tap, value, target.backend.host(expected[TIED.get(name, name)]), kind)
             wrong += [] if finding.passed else [finding]
         seen.add(name)
     wrong += [
