@@ -217,7 +217,7 @@ def test_the_verdict_says_what_it_is_worth(tmp_path: Path, capsys: pytest.Captur
     status = main(["--peer", f"{file}:create", *options])
     told = " ".join(capsys.readouterr().out.split())
     assert status == 0
-    assert "declares int8: CONFORMS says as good as this quantisation allows" in told
+    assert "declares int8-row: CONFORMS says as good as this quantisation allows" in told
     assert "is quantised: its weights were not compared bit for bit" in told
 
 
