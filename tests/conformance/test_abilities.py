@@ -228,8 +228,8 @@ def test_a_dump_that_contradicts_itself(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("peer_installed")
 def test_the_example_gets_its_verdict_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch")
     lines = Path(EXAMPLE).read_text().splitlines()
     assert len([line for line in lines if line.strip()]) <= 36
     out = tmp_path / "report.json"

@@ -64,10 +64,10 @@ def test_legal_runs_are_not_blamed(name: str, dtype: DType, taps: tuple[str, ...
         assert found.outside.startswith("logits")
 
 
+@pytest.mark.usefixtures("peer_installed")
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_transformers_is_not_blamed(attention: str, dtype: str) -> None:
-    pytest.importorskip("torch")
     from conformance.peers.find import create
 
     target, peer = tiny(), create(f"transformers:{attention}:{dtype}")
