@@ -36,7 +36,7 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | abilities catalogue plan | least token_words | __init__
+conformance/cases: case ingredients | rows | abilities catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
@@ -44,7 +44,7 @@ conformance/oracle: side_by_side quantised worst_case | run_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
-conformance/defects/uncatalogued: attention elements lengths outputs runs stream weights | pictures | __init__
+conformance/defects/uncatalogued: attention elements lengths outputs rows runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words

@@ -16,9 +16,14 @@ ABILITIES = {
     "rows": "several rows in one call",
     "labels": "labels, of which the model itself makes the decoder's ids and a loss",
     "classes": "classifiers",
+    "forcing": "decoder ids that are given, not chosen by the model",
 }
 """Word → what it means. A peer that lacks something is not asked for the cases that need it."""
 
+_HINTS = {
+    "rows": "; --rows gives a row at a time",
+    "forcing": "; `replay` judges what it chose itself",
+}
 TEXT = "text"  # a requirement: every case of text alone that fits what the peer can do
 _BESIDE_TEXT = frozenset(("images", "classes"))
 
@@ -41,6 +46,7 @@ def _needs(run: Run) -> Iterable[str]:
         "positions": run.position_ids is not None or run.decoder_position_ids is not None,
         "rows": run.input_ids.shape[0] > 1,
         "labels": run.labels is not None or run.derived,
+        "forcing": run.decoder_input_ids.shape[1] > 1 and not run.derived,
     }
     return (word for word, wanted in asked.items() if wanted)
 
@@ -49,6 +55,12 @@ def unmet(case: Case, lacks: Iterable[str]) -> str:
     """Why a peer that lacks these is not asked for the case, in words; "" where it is."""
     missing = [word for word in needs(case) if word in set(lacks)]
     return f"the peer lacks {' and '.join(missing)}" if missing else ""
+
+
+def why_skipped(case: Case, lacks: Iterable[str]) -> str:
+    """The same, with what to do instead where one thing alone is missing."""
+    why = unmet(case, lacks)
+    return why + next((hint for word, hint in _HINTS.items() if why == f"the peer lacks {word}"), "")
 
 
 @dataclass(frozen=True)

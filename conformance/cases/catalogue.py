@@ -15,6 +15,7 @@ import numpy as np
 
 from conformance.cases.case import Case, Run
 from conformance.cases.ingredients import Kit
+from conformance.cases.rows import alone, masked_steps, rows_as_heads
 from t5g2ref.config import Config, TextConfig
 
 Array = np.ndarray[Any, Any]
@@ -138,7 +139,7 @@ def _image(k: Kit) -> Case:
 
 
 def _images(k: Kit) -> Case:
-    long, short = k.image_row(4, 2), k.image_row(4, 1)
+    long, short = k.image_row(4, 2), k.image_row(4, 1)[:, 5:]  # a placeholder is the first of all
     long[0, 1] = 0  # as in every padded row: a token like any other
     ids = np.full((2, long.shape[1]), k.config.decoder.pad_token_id)
     ids[0], ids[1, : short.shape[1]] = long[0], short[0]
@@ -249,7 +250,14 @@ _BUILDERS: tuple[Callable[[Kit], Case], ...] = (
     _classifier("token", "a class per decoder token", "token", _token_labels, 3),
     _long_rows,
     _long_answer,
+    masked_steps,
+    rows_as_heads,
 )
+
+
+def build_rows(config: Config) -> list[Case]:
+    """Every case, with batches given a row at a time; of another name where there is a batch."""
+    return [alone(case, config.image_token_index) for case in build(config)]
 
 
 def build(config: Config, seed: int = SEED) -> list[Case]:

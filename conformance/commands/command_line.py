@@ -113,6 +113,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--peer", action="append", metavar="NAME", help=peer)
     target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
     shared.cases(target)
+    shared.rows(target)
     required.add_option(target)
     shared.backend(target)
     shared.timeout(target)

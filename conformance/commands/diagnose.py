@@ -21,7 +21,7 @@ def diagnoses(
     targets: list[Target],
     found: Found,
     say: Callable[[str], None] = lambda _: None,
-    cases_of: Callable[[Config], list[Case]] | None = None,
+    cases_of: Callable[[Config], list[Case]] = catalogue.build,
 ) -> list[Diagnosis]:
     """One diagnosis for each peer and checkpoint where a black box deviates.
 
@@ -29,11 +29,10 @@ def diagnoses(
         cases_of: makes the cases that were judged, where they are not the catalogue's. The catalogue stays beside them:
             one of its cases may tell two hypotheses apart.
     """
-    own = cases_of or (lambda _: [])
     return [
         _of(
             target,
-            [*catalogue.build(target.config), *own(target.config)],
+            list({c.name: c for c in (*catalogue.build(target.config), *cases_of(target.config))}.values()),
             peer,
             [j for name, j in found if (name, j.peer) == (target.name, peer)],
             say,

@@ -51,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; made if it is not there")
     shared.checkpoint(parser)
     shared.cases(parser)
+    shared.rows(parser)
     parser.add_argument(
         "--expected", action="store_true", help="write the truth too, at the taps that a dump has to show"
     )
@@ -74,7 +75,8 @@ def main(options: argparse.Namespace) -> int:
     with reporting(quiet=options.no_progress) as reporter:
         made = {"synthetic": options.synthetic, "calm": options.calm}
         target = resolve(options.ckpt, **made, progress=reporter.tensors)[0]
-        built = [case for case in case_list.build(target.config) if case.asks(options.dtype)]
+        build = case_list.build_rows if options.rows else case_list.build
+        built = [case for case in build(target.config) if case.asks(options.dtype)]
         shared.check_cases(options.case or [], (case.name for case in built))
         chosen = case_list.select(built, options.case or [])
         with staged.writing(options.folder, (case.name for case in chosen)) as staging:
@@ -200,8 +202,9 @@ What to write
    "lacks": ["images", "classes"],
    "skipped": {"image": "no pictures yet"}}
 
-  "lacks" is optional: what the program cannot do, of images, cache, padding, positions, rows, labels and classes. Cases
-  that need it are skipped for that reason; `check --require text` makes a verdict of the others.
+  "lacks" is optional: what the program cannot do, of images, cache, padding, positions, rows, labels, classes and
+  forcing (decoder ids that are given). Cases that need it are skipped for that reason; `check --require text` makes a
+  verdict of the others. An export with --rows has every batch a row at a time.
   "quantised" is optional: how the linear layers of the stacks are rounded, as "int8-row", "int4-32" or "fp8-row+fp8".
   They are then judged beside our own that are rounded so, and count as right where they are as good.
   "types": {"encoder.vision_tower.*": "float32"} declares where a program in a half type is wider on purpose. It has to

@@ -35,6 +35,10 @@ def cases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", action="append", metavar="GLOB", help="only cases whose name matches; repeatable")
 
 
+def rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", action="store_true", help="give every batch a row at a time, as a case NAME-rows")
+
+
 def backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help=BACKEND)
 

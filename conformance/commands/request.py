@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from conformance.cases import catalogue
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.commands import options as shared
@@ -15,6 +16,7 @@ from conformance.commands.options import LANES
 from conformance.commands.required import required
 from conformance.errors import UsageError
 from conformance.peers.find import BUILT_IN, DUMP, create, names
+from conformance.peers.folder import DumpPeer
 from conformance.peers.guard import warnings_kept
 from conformance.peers.protocol import TIMEOUT, Peer, give_time
 from conformance.report import files
@@ -48,6 +50,7 @@ class Request:
         jobs: how many processes judge; None for as many as are usual.
         repeat: whether every case is run twice.
         required: what the verdict has to cover; None for every case.
+        rows: whether batches are given a row at a time.
         cases_of: makes the cases for a geometry; None for those of the catalogue.
     """
 
@@ -71,7 +74,12 @@ class Request:
     jobs: int | None = None
     repeat: bool = True
     required: Required | None = None
+    rows: bool = False
     cases_of: Callable[[Config], list[Case]] | None = None
+
+    def build(self, config: Config) -> list[Case]:
+        """The cases for a geometry."""
+        return (self.cases_of or (catalogue.build_rows if self.rows else catalogue.build))(config)
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -94,9 +102,10 @@ def of_run(given: argparse.Namespace) -> Request:
     )
 
 
-def of_dump(given: argparse.Namespace, peer: Peer) -> Request:
+def of_dump(given: argparse.Namespace, peer: DumpPeer) -> Request:
     """The request of the command `check`: one peer, without the exact lane, since a dump cannot be probed."""
-    return _request(given, [peer], find(given.backend), exact=False, names={peer.name: f"{DUMP}{given.folder}"})
+    made = _request(given, [peer], find(given.backend), exact=False, names={peer.name: f"{DUMP}{given.folder}"})
+    return replace(made, rows=peer.by_rows)
 
 
 def of_replay(given: argparse.Namespace, peer: Peer, cases_of: Callable[[Config], list[Case]]) -> Request:
@@ -138,6 +147,7 @@ def _request(
         command=getattr(given, "command_line", ""),
         timeout=getattr(given, "timeout", TIMEOUT),
         jobs=shared.processes(given),
+        rows=getattr(given, "rows", False),
         repeat=not getattr(given, "once", False),
         required=required(given),
     )

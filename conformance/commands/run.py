@@ -78,7 +78,7 @@ def judge_peers(request: Request) -> int:
             interrupted = True
     result = _result(request, targets, plan, session, found)
     with reporting(quiet=not request.progress) as reporter:
-        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say, request.cases_of)
+        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say, request.build)
     result = replace(
         result,
         diagnoses=told,
@@ -116,6 +116,7 @@ def _judged(
         alone=len(request.peers) == 1,
         repeat=request.repeat,
         required=request.required,
+        rows=request.rows,
     )
     reporter.start(total)
 
@@ -212,8 +213,7 @@ def _notes(peers: list[Peer], found: Found, backend: Backend) -> list[str]:
 
 def _built(request: Request, targets: list[Target]) -> Plan:
     """Every case of every checkpoint; the costly ones of the first alone."""
-    build = request.cases_of or case_list.build
-    return [(t, case) for t in targets for case in build(t.config) if t is targets[0] or not case.costly]
+    return [(t, case) for t in targets for case in request.build(t.config) if t is targets[0] or not case.costly]
 
 
 def _plan(request: Request, targets: list[Target]) -> Plan:

@@ -12,7 +12,7 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.arrays import release
-from conformance.cases.abilities import Required, unmet
+from conformance.cases.abilities import Required, unmet, why_skipped
 from conformance.cases.case import Case
 from conformance.errors import CheckpointError, PeerUnavailable
 from conformance.judge.exact.lane import examine_exact
@@ -157,7 +157,7 @@ class Session:
         self.notes += [note for note in said if note not in self.notes]
 
     def _judged(self, peer: Peer, target: Target, case: Case) -> Judgement:
-        if why := unmet(case, lacks(peer)):
+        if why := why_skipped(case, lacks(peer)):
             return Judgement(peer.name, case.name, skipped=why, dtype=peer.dtype)
         return judge(peer, target, case, self._reporter.say, repeat=self._repeat)
 

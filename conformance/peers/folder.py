@@ -12,6 +12,7 @@ from conformance.activations import Dump
 from conformance.cases import catalogue as case_list
 from conformance.cases.abilities import unmet
 from conformance.cases.case import Case
+from conformance.cases.rows import ALONE
 from conformance.errors import PeerUnavailable
 from conformance.exchange.arrange import File, Shower, check_patterns, unknown
 from conformance.exchange.case_words import fingerprint, fingerprints
@@ -43,6 +44,11 @@ class DumpPeer(OptionalMembers):
         self._target: Target | None = None
 
     @property
+    def by_rows(self) -> bool:
+        """Whether its batches were given a row at a time: `export --rows` says so in their names."""
+        return any(name.endswith(ALONE) for name in (*self._manifest.cases, *self._manifest.skipped))
+
+    @property
     def manifest(self) -> Manifest:
         return self._manifest
 
@@ -64,7 +70,8 @@ class DumpPeer(OptionalMembers):
                 raise DumpError(f"{said}; give the --ckpt that was exported")
             self.notes = self._compared(target)
             check_patterns(self._manifest.peer, target.config)
-            known = {case.name: case for case in case_list.build(target.config)}
+            build = case_list.build_rows if self.by_rows else case_list.build
+            known = {case.name: case for case in build(target.config)}
             for name in (*self._manifest.cases, *self._manifest.skipped):
                 if name not in known:
                     unknown(name, known, "case")

@@ -122,7 +122,8 @@ class Known:
         names = {tap.name for table in tables for tap in table}
         for i, entry in enumerate(self.entries, 1):
             if entry.status == SKIPPED:
-                cases = ["exact", *(case.name for t in targets for case in case_list.build(t.config))]
+                built = (case_list.build, case_list.build_rows)
+                cases = ["exact", *(case.name for t in targets for build in built for case in build(t.config))]
                 if not any(fnmatchcase(name, entry.case) for name in cases):
                     raise _strange(i, entry.case, "case of this checkpoint", cases)
             elif not entry.tap.startswith(EXACT) and not any(entry.names(name) for name in names):

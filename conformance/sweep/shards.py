@@ -59,6 +59,7 @@ class Question:
     alone: bool
     repeat: bool
     required: Required | None = None
+    rows: bool = False
 
 
 @dataclass
@@ -115,7 +116,8 @@ class _Worker:
 def _start(question: Question, queue: Any) -> _Worker:
     q = question
     made = resolve(q.ckpt, synthetic=q.synthetic, calm=q.calm, backend=find(q.backend))
-    return _Worker(q, {t.name: t for t in made}, {t.name: catalogue.build(t.config) for t in made}, queue)
+    build = catalogue.build_rows if q.rows else catalogue.build
+    return _Worker(q, {t.name: t for t in made}, {t.name: build(t.config) for t in made}, queue)
 
 
 def _work(worker: _Worker, shard: Shard) -> Answer:

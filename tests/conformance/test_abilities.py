@@ -13,12 +13,13 @@ pytest.importorskip("rich", reason="needs rich: conformance reports with it")
 
 from conformance import examples
 from conformance.cases import catalogue
-from conformance.cases.abilities import ABILITIES, Required, needs, unmet
+from conformance.cases.abilities import ABILITIES, Required, needs, unmet, why_skipped
 from conformance.commands import command_line as command
 
 TINY = str(tiny().folder)
 EXAMPLE = str(Path(examples.__file__).parent / "logits_only.py")
-TEXT = "short, window, padded-right, padded-left, decoder-window, eoi, equal-lengths, long-rows, long-answer"
+FORCED = tuple(word for word in ABILITIES if word != "forcing")  # a black box that reads given ids, a row at a time
+TEXT = "short, window, padded-right, padded-left, decoder-window, eoi, equal-lengths, long-rows, long-answer, rows-as-heads"
 PEER = """
 from conformance.activations import Dump
 from conformance.selftest.faulty_peer import FaultyPeer
@@ -59,10 +60,12 @@ def judged(
 
 def test_what_the_cases_need() -> None:
     every = {case.name: needs(case) for case in catalogue.build(tiny().config)}
-    assert every["short"] == []
-    assert every["padded-left-cached"] == ["cache", "padding", "rows"]
-    assert every["images"] == ["images", "cache", "rows"] or "images" in every["images"]
-    assert every["far-positions"] == ["cache", "positions", "rows"] or "positions" in every["far-positions"]
+    assert every["short"] == ["forcing"]
+    assert every["padded-left-cached"] == ["cache", "padding", "rows", "forcing"]
+    assert every["masked-steps"] == ["cache", "padding", "forcing"]
+    assert every["images"] == ["images", "padding", "rows", "forcing"]
+    assert every["far-positions"] == ["cache", "positions", "rows", "forcing"]
+    assert "forcing" not in every["loss"], "the model itself makes the decoder's ids"
     assert {"labels"} <= set(every["loss"])
     assert {"labels", "classes"} <= set(every["token"])
     assert {word for words in every.values() for word in words} == set(ABILITIES), "a word that no case needs"
@@ -73,8 +76,9 @@ def test_text_is_what_fits() -> None:
     names = {case.name for case in every if text.covers(case, ())}
     assert names.isdisjoint({"image", "images", "token", "sequence-single"})
     assert {"short", "loss", "padded-left-cached", "decoder-steps"} <= names
-    assert {case.name for case in every if text.covers(case, ABILITIES)} >= {"short", "window"}
+    assert {case.name for case in every if text.covers(case, FORCED)} >= {"short", "window"}
     assert not text.covers(case_of(tiny(), "decoder-steps"), ("cache",))
+    assert why_skipped(case_of(tiny(), "short"), ("forcing",)).endswith("; `replay` judges what it chose itself")
     assert unmet(case_of(tiny(), "image"), ("cache", "images", "rows")).startswith("the peer lacks images")
 
 
@@ -95,7 +99,7 @@ def test_text_is_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_fault_in_what_is_required_deviates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lacks = tuple(ABILITIES)
+    lacks = FORCED
     status, line = judged(capsys, box(tmp_path, lacks, D32), "--require", "text")
     assert status == 1
     assert line.startswith("VERDICT: DEVIATES on logits alone, text cases alone: short, window, ")
@@ -171,7 +175,7 @@ def test_a_requirement_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureF
 def test_other_words_are_refused_with_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str], lacks: Any) -> None:
     status, line = judged(capsys, box(tmp_path, lacks))
     assert status == 2
-    assert "expected a tuple of words among images, cache, padding, positions, rows, labels, classes" in line
+    assert "expected a tuple of words among images, cache, padding, positions, rows, labels, classes, forcing" in line
 
 
 def test_probes_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +191,7 @@ def test_an_exact_lane_that_nobody_asked_for_may_be_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So that an engine of one row has its verdict by one command, without a lane."""
-    peer = box(tmp_path, tuple(ABILITIES))
+    peer = box(tmp_path, FORCED)
     status, line = judged(capsys, peer, "--require", "text", lanes=())
     assert status == 0, line
     assert line.startswith("VERDICT: CONFORMS on logits alone, text cases alone: short, window, ")
@@ -202,10 +206,10 @@ def check(folder: Path, *more: str) -> int:
 
 def test_a_dump_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fits = ("short", "window", "decoder-window")
-    words = list(ABILITIES)
+    words = list(FORCED)
     folder = write(tmp_path, *fits, lacks=words)
     assert check(folder, "--case", "short", "--case", "eoi") == 3
-    assert "skips case eoi: the peer lacks rows" in capsys.readouterr().out
+    assert "skips case eoi: the peer lacks rows; --rows gives a row at a time" in capsys.readouterr().out
     status = check(folder, "--require", "text")
     assert "stranger skips case long-answer: the dump does not hold this case" in capsys.readouterr().out
     assert status == 3, "it fits, and the dump does not hold it"

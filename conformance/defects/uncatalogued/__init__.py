@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from conformance.defects.uncatalogued import attention, elements, lengths, pictures, runs, stream, weights
+from conformance.defects.uncatalogued import attention, elements, lengths, pictures, rows, runs, stream, weights
 from conformance.defects.uncatalogued import outputs as heads
 
 FAULTS = [
-    fault for part in (weights, stream, attention, pictures, heads, elements, lengths, runs) for fault in part.FAULTS
+    fault
+    for part in (weights, stream, attention, pictures, heads, elements, lengths, runs, rows)
+    for fault in part.FAULTS
 ]
