@@ -19,7 +19,8 @@ from conformance.commands import command_line as command
 TINY = str(tiny().folder)
 EXAMPLE = str(Path(examples.__file__).parent / "logits_only.py")
 FORCED = tuple(word for word in ABILITIES if word != "forcing")  # a black box that reads given ids, a row at a time
-TEXT = "short, window, padded-right, padded-left, decoder-window, eoi, equal-lengths, long-rows, long-answer, rows-as-heads"
+TEXT = "short, window, padded-right, padded-left, decoder-window, eoi, equal-lengths, long-rows"
+TEXT += ", long-answer, rows-as-heads"
 PEER = """
 from conformance.activations import Dump
 from conformance.selftest.faulty_peer import FaultyPeer
