@@ -52,7 +52,7 @@ conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
-conformance/judge: apart evidence | faulty_walk judgement meeting | operations patterns
+conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
 conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__

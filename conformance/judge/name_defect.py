@@ -10,6 +10,7 @@ s = faulty − clean, over the valid tokens. The defect is named when e is s: th
   spread, and 2 % of ‖e‖ may be left.
 * In a half type, rounding is mixed in. So c has to be within a tenth, and a fifth of ‖e‖ (4 % of the squared error) may
   be left. With more, the name would not be safe.
+* Where no defect fits alone, two at once may: see `name_pair`.
 * Where nothing is named, the pattern that explains most of ‖e‖ with another c is called akin.
 * Where the tap is a handful of numbers (a loss), nothing is left over by chance. So c has to be within a hundredth.
 
@@ -34,6 +35,7 @@ from conformance.defects.catalogue import DEFECTS, first_seen_at
 from conformance.defects.injection import HEALTHY, Fault
 from conformance.judge.apart import is_small
 from conformance.judge.faulty_walk import FaultyWalk, rows_of
+from conformance.judge.name_pair import Tried, named_pair
 from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.match import Signature
@@ -76,14 +78,21 @@ def looked_for(
     judge = _judge_of(tap, target.backend.host(peer), clean, case, culprit, dtype)
     found: dict[str, Signature] = {}
     fitting: Fitting = {}
+    tried: list[Tried] = []
     for fault in chosen:
         faulty = walk.value(fault.inject)
         if faulty is not None:
             signature = judge(fault.id, faulty)
             found[fault.id] = min(found.get(fault.id, signature), signature, key=_fit)
+            tried.append((fault, faulty, signature))
             if signature.named:
                 fitting.setdefault(fault.id, []).append(fault)
-    best = _best(list(found.values()), _least(target.backend.host(peer), clean, dtype))
+    least = _least(target.backend.host(peer), clean, dtype)
+    exact = tap.exact or dtype not in HALF
+    both = named_pair(tried, clean, judge, walk if quick else None, least) if exact and not fitting else []
+    if both:
+        return both, {}
+    best = _best(list(found.values()), least)
     told = _akin_once(_told_apart(best, fitting, walk))
     return told, {s.defect: fitting[s.defect] for s in told if s.named}
 

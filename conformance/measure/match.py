@@ -25,6 +25,7 @@ class Signature:
             and something else is wrong as well; at a culprit: most of the error, with another coefficient), "partly"
             (sure, and neither all of it nor nothing), "absent" or "no power".
         head: the attention head, where it is in that one and not in all.
+        beside: the other defect, where the error is that of both at once.
     """
 
     defect: str
@@ -34,6 +35,7 @@ class Signature:
     residual: float
     verdict: str
     head: int | None = None
+    beside: str = ""
 
     @property
     def named(self) -> bool:
@@ -44,6 +46,12 @@ class Signature:
         """How much of the pattern is where, in words."""
         size = f"{self.coefficient:.2f} ± {in_words(self.error, 2)}"
         return f"{size} of the pattern of {self.defect} is at {self.tap}{self.of_head}"
+
+    @property
+    def size(self) -> str:
+        """How much of its pattern was found, in words."""
+        whose = f"its pattern and of that of {self.beside}, both at once" if self.beside else "its pattern"
+        return f"{self.coefficient:.2f} ± {in_words(self.error, 2)} of {whose}{self.of_head}"
 
     @property
     def of_head(self) -> str:

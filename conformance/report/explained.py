@@ -165,8 +165,8 @@ def _named(judgement: Judgement, culprit: Finding, exposed: list[str], tried: li
     looked, apart = judgement.looked_for(culprit.tap, culprit.call)
     named = [s for s in looked if s.named]
     for s in named:
-        size = f"{s.coefficient:.2f} ± {in_words(s.error, 2)} of its pattern{s.of_head}"
-        yield f"  it is           {s.defect} {DEFECTS.get(s.defect, '')} ({size})"
+        label = "and" if s.beside and s is not named[0] else "it is"
+        yield f"  {label:15} {s.defect} {DEFECTS.get(s.defect, '')} ({s.size})"
     if apart:
         yield f"  told apart by   {apart}"
     akin = [s for s in looked if s.akin]

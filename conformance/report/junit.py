@@ -57,6 +57,8 @@ def render(document: Document) -> str:
         for judgement in judgements:
             if (judgement["target"], judgement["peer"]) == (target, peer):
                 _cases(suite, document, judgement)
+        for test in _diagnoses(document, target, peer):
+            _put(suite, f"{target}.{peer}", test, 0)
     _known(root, document)
     if not judgements:
         _put(
@@ -67,6 +69,14 @@ def render(document: Document) -> str:
     _count(root)
     ET.indent(root)
     return f"{DECLARATION}\n{ET.tostring(root, encoding='unicode')}\n"
+
+
+def _diagnoses(document: Document, target: object, peer: object) -> Iterator[Test]:
+    """What a black box has, in words. It fails: there is one only where the peer deviates."""
+    for said in document.get("diagnoses") or ():
+        if (said["target"], said["peer"]) == (target, peer):
+            first, *rest = said["sentences"]
+            yield Test("diagnosis", "failure", first, "\n".join(rest))
 
 
 def clean(text: object) -> str:
@@ -170,7 +180,8 @@ def _message(row: Row, judgement: Document) -> str:
 
 def _defect(signature: Document) -> str:
     coefficient, error = in_parts(signature["coefficient"]), in_words(signature["error"], 2)
-    return f"{signature['defect']} (coefficient {coefficient} ± {error} at {signature['tap']})"
+    both = f" with {signature['beside']}" if signature.get("beside") else ""
+    return f"{signature['defect']}{both} (coefficient {coefficient} ± {error} at {signature['tap']})"
 
 
 def _listed(bad: list[Row]) -> str:

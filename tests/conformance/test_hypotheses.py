@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,8 @@ def test_every_report_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sentence in out
     assert "at logits (values, D32; box, case window" in out
     (told,) = json.loads((tmp_path / "json").read_text())["diagnoses"]
+    (case,) = [c for c in ET.parse(tmp_path / "junit").getroot().iter("testcase") if c.get("name") == "diagnosis"]
+    assert (case[0].tag, case[0].get("message")) == ("failure", told["sentences"][0])
     assert told["found"] == [["D32"]]
     assert told["sentences"][0].startswith(sentence)
     assert sentence in (tmp_path / "html").read_text()

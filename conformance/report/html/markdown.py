@@ -84,6 +84,7 @@ def _card(document: Document, index: int, blame: Blame) -> Iterator[str]:
         for s in found:
             title, error = document["defects"].get(s["defect"], ""), in_words(s["error"], 2)
             name = code(f"{s['defect']} {title}")
+            name += f" together with {code(s['beside'])}" if s.get("beside") else ""
             yield f"* {word} {name}: coefficient {in_parts(s['coefficient'])} ± {error}"
     if blame.apart:
         yield f"* told apart by: {code(blame.apart)}"
