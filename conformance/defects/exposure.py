@@ -86,7 +86,7 @@ _FEW = {
 }
 _FEW_HALF = dict.fromkeys(
     (*_HALF, *_FAINT, "D27", "D51", "D52", "D71"),  # of D71, eps
-    "a peer in half precision shows few taps, and not what this operation reads and gives: its rounding hides it",
+    "a peer in half precision does not show what this operation reads and gives: its rounding hides it",
 )
 _BLACK_HALF = dict.fromkeys(
     ("D07", "D28", "D34", "D37", "D49", "D50", "D57", "D59", "D60", "D62"),

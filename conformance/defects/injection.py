@@ -124,6 +124,8 @@ class Fault:
             oracle can know.
         alike: other ids that do the very same to the culprit.
         later: whether it begins with the peer's second run, so that one run of a case shows nothing.
+        jumps: whether a last bit may move a whole token by as much as the fault does, as where one number that all of
+            a row is divided by is rounded to few bits.
         near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
     """
 
@@ -142,6 +144,7 @@ class Fault:
     alike: tuple[str, ...] = ()
     near: str = ""
     later: bool = False
+    jumps: bool = False
 
     @property
     def key(self) -> str:
@@ -288,9 +291,9 @@ def in_single(defect: str, title: str, case: str, tap: str) -> Fault:
     return Fault(defect, title, case, tap, rounded(defect))
 
 
-def both_lanes(defect: str, title: str, case: str, tap: str, half: str = "") -> list[Fault]:
+def both_lanes(defect: str, title: str, case: str, tap: str, half: str = "", *, jumps: bool = False) -> list[Fault]:
     """A defect of rounding in a float32 and in a bfloat16 peer, where it is found at `half` if that is given."""
     return [
-        Fault(defect, f"{title}, in a float32 run", case, tap, rounded(defect)),
-        Fault(defect, title, case, half or tap, rounded(defect), status="half", lane="bfloat16"),
+        Fault(defect, f"{title}, in a float32 run", case, tap, rounded(defect), jumps=jumps),
+        Fault(defect, title, case, half or tap, rounded(defect), status="half", lane="bfloat16", jumps=jumps),
     ]

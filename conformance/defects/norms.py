@@ -105,7 +105,7 @@ FAULTS = [
     Fault("D10", "RMSNorm multiplies by 2 + w", "short", f"{E}.layers.0.{NORM}", _norm(lambda w: 2.0 + w)),
     *both_lanes("D11", "1 + w is rounded to bfloat16", "short", f"{E}.layers.0.{NORM}"),
     *both_lanes("D12", "RMSNorm rounds before it multiplies by 1 + w", "short", f"{E}.layers.0.{NORM}"),
-    *both_lanes("D13", "squares and their mean are rounded to bfloat16", "short", f"{E}.layers.0.{NORM}"),
+    *both_lanes("D13", "squares and their mean are rounded to bfloat16", "short", f"{E}.layers.0.{NORM}", jumps=True),
     Fault(
         "D14",
         "the norms behind attention and feed-forward are left out",

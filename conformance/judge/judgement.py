@@ -45,6 +45,7 @@ class Judgement:
         repeated: how many taps were compared bit for bit with a second run of the case.
         apart: which case tells several named defects apart, in words; "" for fewer than two.
         further: causes beside the culprit's, under the local anchor.
+        unmixed: why the peer refused the inputs between its two runs, which then say nothing of other lengths.
         unsteady: where the second run first differs, in words, and which of the two is wrong.
         outside: what a black box showed, in words; "" for a peer that shows its inside.
         evidence: what a black box showed, for a diagnosis over all cases.
@@ -68,6 +69,7 @@ class Judgement:
     wider: dict[str, str] = field(default_factory=dict)
     scheme: str = ""
     repeated: int = 0
+    unmixed: str = ""
     unsteady: str = ""
     token: str = ""
     outside: str = ""

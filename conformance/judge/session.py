@@ -177,7 +177,7 @@ class Session:
 
     def _unprobed(self, peer: Peer, target: Target) -> None:
         """Leave the exact lane of a dump out: with a note, or as a skip where it was asked for."""
-        why = "a dump can only be read: neither its weights nor masks by probing were judged"
+        why = "what was written down can only be read: neither its weights nor masks by probing were judged"
         if self._asked:
             self._found.append((target.name, Judgement(peer.name, "exact", skipped=why, dtype=peer.dtype)))
         elif (note := f"{peer.name}: {why}") not in self.notes:

@@ -6,7 +6,6 @@ A race, memory that nobody wrote, and a table kept from another length change be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -44,9 +43,8 @@ def steadied(
         first, dump: of the first run.
         compared: judges another run.
     """
-    for other in between(target, case):
-        with Dump(target.backend) as unseen, suppress(Skip, PeerError):  # it need not do what the case does not ask
-            call("", peer.run, other.copied(), unseen, passing=(Skip,))
+    refused = [why for other in between(target, case) if (why := _refused(peer, target, other))]
+    first = replace(first, unmixed=refused[0] if refused else "")
     with Dump(target.backend, first=dump) as again:
         try:
             call("", peer.run, case.copied(), again, passing=(Skip,))
@@ -61,10 +59,21 @@ def steadied(
         return _of_two(first, second, unlike, len(seen))
 
 
+def _refused(peer: Peer, target: Target, other: Case) -> str:
+    """Why the peer does not run an input between; "" where it does. It need not do what the case does not ask."""
+    with Dump(target.backend) as unseen:
+        try:
+            call("", peer.run, other.copied(), unseen, passing=(Skip,))
+        except (Skip, PeerError) as refusal:
+            return str(refusal) or "it does not say why"
+    return ""
+
+
 def _of_two(first: Judgement, second: Judgement, unlike: str, taps: int) -> Judgement:
     failing = [j for j in (first, second) if not j.passed]
     how = ("both runs conform", "one of the two runs is wrong", "both runs are wrong")[len(failing)]
-    return replace(failing[0] if failing else first, repeated=taps, unsteady=f"{unlike}; {how}")
+    told = replace(failing[0] if failing else first, unmixed=first.unmixed)
+    return replace(told, repeated=taps, unsteady=f"{unlike}; {how}")
 
 
 def between(target: Target, case: Case) -> list[Case]:
@@ -130,6 +139,8 @@ def steadiness(found: list[tuple[str, Judgement]], once: set[str]) -> list[str]:
     if taps := sum(j.repeated for j in steady):
         rare = f"what strikes a tap less often than once in {2 * taps // 3} runs may not have shown"
         lines.append(f"{len(steady)} comparisons were run twice, with the same bits at {taps} taps: {rare}")
+    for peer, why in dict.fromkeys((j.peer, j.unmixed) for j in steady if j.unmixed):
+        lines.append(f"{peer} refuses an input of another length between two runs ({why}): a stale table may not show")
     if shown := sorted(once & {j.peer for _, j in found if j.local}):
         lines.append(
             f"{', '.join(shown)} shows one run: a race, or a table kept from another input, was not looked for"

@@ -30,7 +30,7 @@ from t5g2ref import bundled
 @pytest.mark.parametrize("case", ["short", "padded-left-cached", "image", "sequence-multi", "loss", "second-source"])
 def test_an_honest_dump_conforms(tmp_path: Path, case: str, full: bool, check: Check) -> None:
     status, lines, _ = check(write(tmp_path, case, full=full), case=case)
-    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 23 cases)")
+    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 25 cases)")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -125,7 +125,7 @@ def test_a_dump_s_card_says_how_to_judge_it_again(tmp_path: Path, check: Check) 
 
 def test_one_of_two_bundled_checkpoints(tmp_path: Path, check: Check) -> None:
     status, lines, _ = check(write(tmp_path, checkpoint="tiny"), ckpt="tiny")
-    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 23 cases)")
+    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 25 cases)")
 
 
 def test_reports_are_written(tmp_path: Path, check: Check) -> None:
@@ -164,7 +164,7 @@ def test_wrong_numbers_are_red(
         folder = write(tmp_path, change=spoil)
     code, lines, _ = check(folder)
     assert code == 1
-    assert lines[-1].startswith(f"VERDICT: DEVIATES (on 1 of 23 cases) at {tap} ({status};")
+    assert lines[-1].startswith(f"VERDICT: DEVIATES (on 1 of 25 cases) at {tap} ({status};")
     assert detail in "\n".join(lines)
 
 
@@ -244,7 +244,7 @@ def test_a_case_left_out_says_why(tmp_path: Path, check: Check) -> None:
     code, lines, _ = check(folder, "--case", "window", "--html", str(page))
     assert code == 3
     assert lines[-1] == (
-        "VERDICT: INCOMPLETE (on 2 of 23 cases) - stranger skips case window: no windows yet, https://example.org/1"
+        "VERDICT: INCOMPLETE (on 2 of 25 cases) - stranger skips case window: no windows yet, https://example.org/1"
     )
     assert 'no windows yet, <a href="https://example.org/1"' in page.read_text(encoding="utf-8")
 
@@ -279,7 +279,7 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
     arguments = ["check", str(folder), "--ckpt", TINY, "--case", "short"]
     done = python("-m", "conformance", *arguments)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 23 cases) at {LAYER}")
+    assert done.stdout.splitlines()[-1].startswith(f"VERDICT: DEVIATES (on 1 of 25 cases) at {LAYER}")
     assert "Traceback" not in done.stdout + done.stderr
 
 

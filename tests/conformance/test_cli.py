@@ -107,7 +107,7 @@ def test_unknown_case_lists_the_cases(run: Run) -> None:
     status, lines, err = run("--case", "short", "--case", "neither", peers=[Ours()])
     assert (status, lines) == (2, [])
     assert err.startswith("conformance: --case neither: no case matches; there are: short, window, ")
-    assert err.endswith(", long-answer\n")
+    assert err.endswith(", rows-as-heads\n")
 
 
 def test_unknown_checkpoint(run: Run) -> None:
@@ -146,7 +146,7 @@ def test_a_full_disk_does_not_cost_the_verdict(run: Run) -> None:
     assert status == 2
     assert "No space left" in err
     assert len(err.splitlines()) == 1
-    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 44 cases)"
+    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 48 cases)"
     assert sum(line.startswith("VERDICT") for line in lines) == 1
 
 
@@ -157,7 +157,7 @@ def test_conforms(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     status, lines, err = run("--case", "short", "--json", str(file), peers=[Ours("one"), Ours("two")])
     assert (status, err) == (0, "")
-    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 44 cases)"
+    assert lines[-1] == "VERDICT: CONFORMS (on 2 of 48 cases)"
     assert sum(line.startswith("VERDICT") for line in lines) == 1
     narrow(lines)
     for part in ("checkpoint tiny: worst ratio", "checkpoint tiny-even:", "one", "two", "pass", "ours 1.0"):
@@ -167,7 +167,7 @@ def test_conforms(run: Run, tmp_path: Path) -> None:
     document = strictly(file)
     assert (document["schema"], document["verdict"], document["line"]) == (2, "CONFORMS", lines[-1])
     assert document["limits"] == LIMITS
-    assert document["cases"] == {"selected": 2, "available": 44}
+    assert document["cases"] == {"selected": 2, "available": 48}
     assert document["environment"]["ours"] == "1.0"
     assert document["peak_bytes"] > 0 < document["seconds"]
     assert document["columns"] == list(Finding.__dataclass_fields__)
@@ -222,7 +222,7 @@ def test_options_before_the_word_run_are_kept(run: Run) -> None:
         ("--ckpt", "tiny", "run", "--case", "short"),
     ):
         status, lines, _ = run(*arguments, peers=[Ours()])
-        assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 2 of 44 cases)"), arguments
+        assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 2 of 48 cases)"), arguments
 
 
 def test_a_peer_named_twice_is_judged_once(run: Run) -> None:

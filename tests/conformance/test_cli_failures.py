@@ -28,7 +28,7 @@ def test_deviates_at_its_tap(run: Run, tmp_path: Path) -> None:
     wrong = Ours("wrong", at(tap, lambda value: value * np.float32(1.01)))
     status, lines, _ = run("--case", "short", "--json", str(file), peers=[Ours("right"), wrong])
     assert status == 1
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 44 cases) at {tap} (values; wrong, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 48 cases) at {tap} (values; wrong, case short, tiny)"
     narrow(lines)
     text = "\n".join(lines)
     assert "wrong fails case short on tiny" in text
@@ -63,7 +63,7 @@ def test_fault_without_a_ratio(status: str, change: Any, run: Run, tmp_path: Pat
     peers = [Ours(change=at(tap, change))]
     code, lines, _ = run("--ckpt", "tiny", "--case", "short", "--detail", "--json", str(file), peers=peers)
     assert code == 1
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 44 cases) at {tap} ({status}; ours, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 48 cases) at {tap} ({status}; ours, case short, tiny)"
     narrow(lines)
     assert any(line.startswith("short  " + status) for line in lines), "the table shows it in place of a ratio"
     culprit = strictly(file)["judgements"][0]["culprit"]
@@ -76,7 +76,7 @@ def test_fault_in_what_is_passed_on(run: Run, monkeypatch: pytest.MonkeyPatch) -
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", peers=[Ours()])
     assert status == 1
     tap = "encoder.text_model.embed_tokens"
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 44 cases) at {tap} (values; ours, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 48 cases) at {tap} (values; ours, case short, tiny)"
     narrow(lines)
     text = "\n".join(lines)
     assert "(cumulative anchor, call 0)" in text
@@ -89,7 +89,7 @@ def test_peer_that_raises_is_incomplete(run: Run, tmp_path: Path) -> None:
     broken = Ours("broken", raising(RuntimeError("sizes differ: 7 and 8")))
     status, lines, _ = run("--case", "short", "--json", str(file), peers=[Ours(), broken])
     assert status == 3
-    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 44 cases) - broken could not be judged on case short"
+    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 48 cases) - broken could not be judged on case short"
     narrow(lines)
     text = "\n".join(lines)
     assert "RuntimeError: sizes differ: 7 and 8" in text
@@ -116,7 +116,7 @@ def test_peer_that_raises_after_a_fault_deviates(run: Run, tmp_path: Path) -> No
     wrong = stopping("decoder.norm", at(tap, lambda value: value * np.float32(1.01)))
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", "--json", str(file), peers=[Ours("wrong", wrong)])
     assert status == 1
-    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 44 cases) at {tap} (values; wrong, case short, tiny)"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 2 of 48 cases) at {tap} (values; wrong, case short, tiny)"
     narrow(lines)
     assert "then it raised  RuntimeError: sizes differ: 7 and 8" in "\n".join(lines)
     judgement = strictly(file)["judgements"][0]
@@ -130,7 +130,7 @@ def test_peer_that_raises_without_a_fault_is_incomplete(run: Run, tmp_path: Path
     stops = Ours("stops", stopping("decoder.norm", lambda call, name, value: value))
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", "--json", str(file), peers=[stops])
     assert status == 3
-    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 44 cases) - stops could not be judged on case short"
+    assert lines[-1] == "VERDICT: INCOMPLETE (on 2 of 48 cases) - stops could not be judged on case short"
     narrow(lines)
     judgement = strictly(file)["judgements"][0]
     assert (judgement["culprit"]["tap"], judgement["culprit"]["status"]) == ("decoder.norm", "missing")
@@ -142,7 +142,7 @@ def test_a_deviation_outweighs_an_error(run: Run) -> None:
         Ours("wrong", at("decoder.norm", lambda value: value + np.float32(1))),
     ]
     status, lines, _ = run("--ckpt", "tiny", "--case", "short", peers=peers)
-    assert (status, lines[-1].split(";")[0]) == (1, "VERDICT: DEVIATES (on 2 of 44 cases) at decoder.norm (values")
+    assert (status, lines[-1].split(";")[0]) == (1, "VERDICT: DEVIATES (on 2 of 48 cases) at decoder.norm (values")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_checkpoint_path_is_printed_as_it_is(run: Run, tmp_path: Path, monkeypat
         "checkpoint [/]/[red]: worst ratio, local / cumulative",
         "wrong on short ([/]/[red]): local ratio at every tap",
         "wrong fails case short on [/]/[red]",
-        "VERDICT: DEVIATES (on 1 of 23 cases) at decoder.norm (values; wrong, case short, [/]/[red])",
+        "VERDICT: DEVIATES (on 1 of 25 cases) at decoder.norm (values; wrong, case short, [/]/[red])",
     ):
         assert line in [found.rstrip() for found in lines]
 

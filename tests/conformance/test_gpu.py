@@ -184,7 +184,7 @@ def test_command(device: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[
     file = tmp_path / "out.json"
     options = ["--ckpt", "tiny-even", "--case", "short", "--peer", "t5g2ref:cupy:bfloat16", "--json", str(file)]
     assert main(["--backend", "cupy", *options]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "VERDICT: CONFORMS (on 1 of 23 cases)"
+    assert capsys.readouterr().out.splitlines()[-1] == "VERDICT: CONFORMS (on 1 of 25 cases)"
     environment = json.loads(file.read_text())["environment"]
     assert environment["backend"] == "cupy"
     assert device.describe().items() <= environment.items()

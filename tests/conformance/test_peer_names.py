@@ -82,7 +82,7 @@ def test_the_report_names_the_backend(
     monkeypatch.setattr(running, "find", {"stand-in": device}.__getitem__)
     options = ("--ckpt", "tiny-even", "--case", "short", "--json", str(file), "--peer", "t5g2ref:numpy:float16")
     status, lines, _ = command("--backend", "stand-in", *options)
-    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 23 cases)")
+    assert (status, lines[-1]) == (0, "VERDICT: CONFORMS (on 1 of 25 cases)")
     assert "backend stand-in, device none at all, stand-in 1.0" in " ".join(" ".join(lines).split())
     environment = json.loads(file.read_text())["environment"]
     assert {"backend": "stand-in", "device": "none at all", "stand-in": "1.0"}.items() <= environment.items()

@@ -136,7 +136,7 @@ def test_the_public_command(start: Start) -> None:
     name = peer.name.replace("process:", "process:float32:")
     arguments = ["--peer", name, "--ckpt", TINY, "--case", "short", "--lane", "fp32", "--no-progress"]
     done = python("-m", "conformance", *arguments, timeout=300)
-    assert done.stdout.splitlines()[-1:] == ["VERDICT: CONFORMS (on 1 of 23 cases)"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["VERDICT: CONFORMS (on 1 of 25 cases)"], done.stderr
     assert done.returncode == 0
 
 
@@ -149,7 +149,7 @@ def test_reports_call_it_by_its_greeting(start: Start, tmp_path: Path) -> None:
     given = ["--peer", peer.name, "--ckpt", TINY, "--case", "short", "--lane", "fp32", "--no-progress", *files]
     done = python("-m", "conformance", *given, "--known", str(tmp_path / "known.toml"), timeout=300)
     assert done.stdout.splitlines()[-1] == (
-        "VERDICT: INCOMPLETE; known and not judged: short (on 1 of 23 cases) - <b>[bold]mine was judged on nothing"
+        "VERDICT: INCOMPLETE; known and not judged: short (on 1 of 25 cases) - <b>[bold]mine was judged on nothing"
     )
     assert "case   <b>[bold]mine  worst place" in done.stdout
     assert "".join(f"<b>[bold]mine: {peer.name}".split()) in "".join(done.stdout.split())  # a long path is broken

@@ -136,7 +136,12 @@ def test_inputs_between_that_a_peer_cannot_do_cost_nothing(tiny: Target) -> None
                 raise ValueError("another length")
             super().run(case, dump)
 
-    assert judged(Narrow(_one(0.0, set())), tiny, "short", repeat=True).repeated > 300
+    found = judged(Narrow(_one(0.0, set())), tiny, "short", repeat=True)
+    assert found.passed
+    assert found.repeated > 300
+    assert found.unmixed == "ValueError: another length"
+    (_, line) = steadiness([("tiny", found)], set())
+    assert line.endswith("between two runs (ValueError: another length): a stale table may not show")
 
 
 def test_a_table_kept_from_another_length_is_found(tiny: Target) -> None:
