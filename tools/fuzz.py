@@ -13,7 +13,7 @@ refused in the project's own words: a line, or a listing. Found are:
     false pass    a dump that CONFORMS though its numbers moved; a checkpoint that is not what its files say
 
 Where the library of safetensors reads a file too, ours has to have the same numbers. Exit status: 0 nothing was found,
-1 something was, 2 bad usage.
+1 something was, 2 bad usage, 3 it was stopped: what was found until then is shown.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         facts: dict[str, Any] = {"tries": len(results), "first": options.seed, "seconds": seconds}
         write_text(options.json, report.as_json(results, names, facts | {"versions": _versions()}))
+    if len(results) < options.tries:
+        print(f"fuzz: interrupted after {len(results)} of {options.tries} tries", file=sys.stderr)
+        return 3
     return 1 if report.found(results) else 0
 
 
 def _results(options: argparse.Namespace, kinds: list[Any]) -> list[Any]:
+    """What came of the tries, of as many as there were until an interruption."""
     results: list[Any] = []
     numbers = range(options.seed, options.seed + options.tries)
     with reporting(quiet=options.no_progress) as reporter:
@@ -82,7 +88,8 @@ def _results(options: argparse.Namespace, kinds: list[Any]) -> list[Any]:
             reporter.say(f"{len(report.found(results))} found")
             reporter.step()
 
-        campaign.run(kinds, numbers, options.jobs, options.keep, heard)
+        with suppress(KeyboardInterrupt):
+            campaign.run(kinds, numbers, options.jobs, options.keep, heard)
     return results
 
 
@@ -92,4 +99,5 @@ def _versions() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers end, and what was found is shown
     sys.exit(main())

@@ -6,7 +6,11 @@ Everything runs in processes of its own: the campaign splits processes off, whic
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,25 @@ def test_a_few_hundred_tries_find_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("--tries", "0"), ("--jobs", "0"), ("--seed", "-1"), ("--class", "nothing")])
 def test_bad_usage(arguments: tuple[str, ...]) -> None:
     assert fuzz(*arguments)[0] == 2
+
+
+def test_it_ends_its_workers_when_it_is_asked_to_end(tmp_path: Path) -> None:
+    """Told before anything is done, as well as later: nobody stays, and the figures so far are shown."""
+    command = [sys.executable, str(ROOT / "tools/fuzz.py"), "--jobs", "2", "--tries", "4000", "--no-progress"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    running = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True)
+    while not list(tmp_path.glob("fuzz-*/try-*")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 3, err
+    assert err.startswith("fuzz: interrupted after ")
+    with pytest.raises(ProcessLookupError):
+        for _ in range(120):  # a try that is under way has ten seconds of its own
+            os.killpg(running.pid, 0)
+            time.sleep(0.1)
+    assert not list(tmp_path.glob("fuzz-*"))
 
 
 IN_A_WORKPLACE = """

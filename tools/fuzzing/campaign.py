@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from random import Random
 
@@ -93,9 +93,12 @@ def run(
             for future in as_completed(waiting):
                 for result in future.result():
                     heard(result)
+        except BaseException:
+            for worker in active_children():
+                worker.terminate()
+            raise
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
