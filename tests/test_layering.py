@@ -40,7 +40,7 @@ conformance/cases: case ingredients | rows | abilities catalogue plan | least to
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half | __init__
-conformance/oracle: side_by_side quantised worst_case | run_case | __init__
+conformance/oracle: taking_turns quantised worst_case | side_by_side | run_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows

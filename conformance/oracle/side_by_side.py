@@ -16,15 +16,15 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from conformance.oracle import taking_turns
+from conformance.oracle.taking_turns import LockstepError
 from t5g2ref.trace import Trace
+
+SMALL = 1 << 20  # numbers of a matrix, with less of which a core has no time to be handed anything
 
 Meet = Callable[[int, str, list[Any]], list[Any]]
 Program = Callable[[Any, Callable[[int], Trace]], None]
 Scope = Callable[[], AbstractContextManager[object]]
-
-
-class LockstepError(RuntimeError):
-    """The runs did not visit the same taps in the same order: an error of this suite, never of a peer."""
 
 
 def walk(
@@ -36,8 +36,10 @@ def walk(
     scope: Scope = nullcontext,
     turns: bool = False,
 ) -> None:
-    """Run `program(model, trace_of_call)` for every model, each in its thread; `meet(call, name, values)` is called
-    once at every tap, in one of these threads, and returns one value a model. The first error of any is raised here.
+    """Run `program(model, trace_of_call)` for every model, each in its thread where that pays (`taking_turns`).
+
+    `meet(call, name, values)` is called once at every tap, in one of the threads, and returns one value a model. The
+    first error of any is raised here.
 
     Args:
         where: the taps (call, name) at which they meet; past the others every run goes alone.
@@ -47,6 +49,10 @@ def walk(
             launch kernels, one after the other under the interpreter's lock. Handing it to a thread on another core,
             which has to be woken, takes longer than what the thread then does.
     """
+    if not turns and _in_one_thread(models):
+        with threadpool_limits(1, user_api="blas"):
+            taking_turns.walk(models, program, meet, where, scope)
+        return
     _Walk(len(models), meet, where, scope, turns).run(models, program)
 
 
@@ -121,6 +127,13 @@ class _Walk:
     def _fail(self, error: BaseException) -> None:
         self._errors.append(error)
         self._barrier.abort()
+
+
+def _in_one_thread(models: Sequence[Any]) -> bool:
+    """Whether threads cost more than they bring: on one core, or where a product takes microseconds."""
+    configs = [getattr(model, "config", None) for model in models]
+    small = all(c is not None and c.encoder.hidden_size * c.encoder.intermediate_size < SMALL for c in configs)
+    return small or _cores() == 1
 
 
 def _cores() -> int:
