@@ -130,7 +130,12 @@ class _Walk:
 
 
 def _in_one_thread(models: Sequence[Any]) -> bool:
-    """Whether threads cost more than they bring: on one core, or where a product takes microseconds."""
+    """Whether threads cost more than they bring: on one core, or where a product takes microseconds.
+
+    It takes greenlet, without which there are threads.
+    """
+    if not taking_turns.POSSIBLE:
+        return False
     configs = [getattr(model, "config", None) for model in models]
     small = all(c is not None and c.encoder.hidden_size * c.encoder.intermediate_size < SMALL for c in configs)
     return small or _cores() == 1

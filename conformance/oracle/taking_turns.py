@@ -9,9 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from greenlet import greenlet
-
 from t5g2ref.trace import Trace
+
+try:
+    from greenlet import greenlet
+except ImportError:  # it only saves time
+    greenlet = None
+POSSIBLE = greenlet is not None
 
 END = (-1, "end")
 Place = tuple[int, str]
