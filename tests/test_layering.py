@@ -39,7 +39,7 @@ conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | abilities catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
-conformance/measure: ratio | half | __init__
+conformance/measure: ratio | half accumulated | __init__
 conformance/oracle: side_by_side quantised worst_case | run_case | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
