@@ -40,7 +40,7 @@ conformance/cases: case ingredients | abilities catalogue plan | least token_wor
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half accumulated | __init__
-conformance/oracle: side_by_side quantised worst_case | run_case | __init__
+conformance/oracle: side_by_side quantised worst_case | run_case | expected | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
@@ -48,7 +48,7 @@ conformance/defects/uncatalogued: attention elements lengths outputs runs stream
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
-conformance/exchange: arrange | __init__
+conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
@@ -65,8 +65,8 @@ conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | black_box false_alarms trial | diagnoses matrix workers
 conformance/selftest: __init__
-conformance/commands: options required diagnose | request export explain listing black_boxes
-conformance/commands: run | check replay selftest | command_line
+conformance/commands: options required diagnose | request vectors explain listing black_boxes
+conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance: __init__ | __main__
