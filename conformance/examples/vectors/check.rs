@@ -43,9 +43,10 @@ fn find<'a>(file: &'a File, name: &str, kind: &str) -> Option<Result<Tensor<'a>,
     if !entry.contains(&format!("\"dtype\":\"{kind}\"")) {
         return Some(Err(()));
     }
-    let shape = list(entry, "\"shape\":[")?;
+    let lists = list(entry, "\"shape\":[").zip(list(entry, "\"data_offsets\":["));
+    let (shape, span) = lists.unwrap_or_else(|| stop(&file.path, &format!("{name} has no numbers that can be read")));
     let count = shape.iter().try_fold(if kind == "F32" { 4 } else { 1usize }, |a, b| a.checked_mul(*b));
-    let bytes = match list(entry, "\"data_offsets\":[")?[..] {
+    let bytes = match span[..] {
         [begin, end] => file.data.get(begin..end).filter(|bytes| Some(bytes.len()) == count),
         _ => None,
     };
@@ -61,7 +62,8 @@ fn judge(vectors: &File, mine: &File, tap: &str) -> String {
     };
     let (value, allowed, compared) = (ours("", "F32"), ours("@allowed", "F32"), ours("@compared", "U8"));
     let tokens: Vec<usize> = (0..compared.bytes.len()).filter(|t| compared.bytes[*t] != 0).collect(); // no padding
-    if value.shape.len() != 2 || value.bytes.is_empty() || allowed.shape != [tokens.len()] || allowed.shape[0] != value.shape[0] {
+    let fit = value.shape.len() == 2 && value.shape[0] == tokens.len() && allowed.shape == [tokens.len()];
+    if !fit || value.bytes.is_empty() {
         stop(&vectors.path, &format!("{tap} is incomplete"));
     }
     let found = match find(mine, tap, "F32") {
@@ -97,7 +99,8 @@ fn main() {
         stop(&vectors.path, "these are no test vectors of version 1");
     }
     let names = vectors.header.split('"').filter_map(|name| name.strip_suffix("@compared")); // in their order
-    let taps: Vec<&str> = names.filter(|tap| given.get(2).is_none_or(|case| tap.starts_with(&format!("{case}/")))).collect();
+    let wanted = given.get(2).map(|case| format!("{case}/")).unwrap_or_default();
+    let taps: Vec<&str> = names.filter(|tap| tap.starts_with(&wanted)).collect();
     if taps.is_empty() {
         stop(&vectors.path, "there is no such case: nothing was judged");
     }
