@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-README, MEASURED = ROOT / "README.md", ROOT / "conformance" / "published" / "measured.md"
+PUBLISHED = ROOT / "conformance" / "published"
+README, MEASURED, VECTORS = ROOT / "README.md", PUBLISHED / "measured.md", PUBLISHED / "vectors.md"
 WORDS = 1300
 FIRST = (
     'pip install -e ".[conformance]" && python -m conformance',
     'pip install -e ".[test]" && python -m pytest -n auto',
 )
 PATH = re.compile(r"(?:[\w.-]+/)+(?:[\w.-]+\.\w+)?|[\w.-]+/[\w./-]*\.(?:py|md|cu|svg)")
-PAGES = pytest.mark.parametrize("page", [README, MEASURED], ids=lambda path: path.name)
+PAGES = pytest.mark.parametrize("page", [README, MEASURED, VECTORS], ids=lambda path: path.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -12,13 +12,13 @@ from dumping import Array, case_of
 from conformance.activations import Dump
 from conformance.cases.plan import plan_of, required
 from conformance.exchange import writing
-from conformance.peers.reference import ReferencePeer
+from conformance.peers.protocol import Peer
 from conformance.target import Target
 
 Shown = dict[str, Array]
 
 
-def shown(peer: ReferencePeer, target: Target, names: Iterable[str]) -> Shown:
+def shown(peer: Peer, target: Target, names: Iterable[str]) -> Shown:
     """CASE/CALL/TAP → float32 of what the peer has there, up to where it raises; only taps that vectors have."""
     found: Shown = {}
     peer.open(target)
