@@ -49,7 +49,7 @@ conformance/defects/near: shortened | activation attention norms tables | __init
 conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
-conformance/peers: guard | protocol | reference folder made replay
+conformance/peers: guard | protocol | reference folder made replay function
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | operations patterns
@@ -69,7 +69,7 @@ conformance/commands: options required diagnose | request vectors explain listin
 conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
-conformance: __init__ | __main__
+conformance: testing | __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
     "t5g2ref": "the model, flat, in reading order",
