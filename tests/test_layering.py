@@ -59,7 +59,7 @@ conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: session | __init__
 conformance/report: called candidates cards diagnoses explain log_probs result known spread | document
-conformance/report: document_write explained junit | text | files
+conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__

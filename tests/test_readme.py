@@ -13,14 +13,15 @@ import pytest
 from processes import ROOT
 
 PUBLISHED = ROOT / "conformance" / "published"
-README, MEASURED, VECTORS = ROOT / "README.md", PUBLISHED / "measured.md", PUBLISHED / "vectors.md"
+README, MEASURED = ROOT / "README.md", PUBLISHED / "measured.md"
 WORDS = 1300
 FIRST = (
     'pip install -e ".[conformance]" && python -m conformance',
     'pip install -e ".[test]" && python -m pytest -n auto',
 )
 PATH = re.compile(r"(?:[\w.-]+/)+(?:[\w.-]+\.\w+)?|[\w.-]+/[\w./-]*\.(?:py|md|cu|svg)")
-PAGES = pytest.mark.parametrize("page", [README, MEASURED, VECTORS], ids=lambda path: path.name)
+EVERY = [README, MEASURED, PUBLISHED / "vectors.md", PUBLISHED / "ci.md"]
+PAGES = pytest.mark.parametrize("page", EVERY, ids=lambda path: path.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:

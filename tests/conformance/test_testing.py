@@ -48,6 +48,7 @@ class Skipping(Ours):
 
 
 class Lacking(Ours):
+    probed = False  # it is run once
     lacks = ("padding", "images", "classes", "labels", "positions", "cache", "rows")
 
 
@@ -112,6 +113,15 @@ def test_a_peer_that_raises_skips_or_lacks_is_no_pass() -> None:
         message = refused(peer, cases=["short", "eoi"])
         assert message.startswith("VERDICT: INCOMPLETE"), message
         assert why in message
+
+
+def test_who_stops_the_peer_stops_the_tests() -> None:
+    class Stopped(Ours):
+        def run(self, case: Case, dump: Dump) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        assert_conforms(Stopped(), **ONE)
 
 
 def test_what_is_required_is_all_that_counts(tmp_path: Path) -> None:
