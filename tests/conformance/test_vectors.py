@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 pytest.importorskip("rich", reason="needs rich: the progress bar is made with it")
 
+import t5g2ref
 from conformance import __main__ as command
 from conformance.cases.case import Case
 from conformance.cases.plan import required, validity
@@ -31,12 +32,13 @@ from conformance.measure import limits
 from conformance.oracle import expected
 from conformance.oracle.run_case import models, program
 from conformance.target import Target
-from t5g2ref import taps
+from t5g2ref import bundled, taps
 from t5g2ref.dtypes import DType
+from t5g2ref.model import T5Gemma2
 from t5g2ref.trace import recorder
 
 SCHEMA = json.loads((ROOT / "conformance/report/schema/vectors-1.json").read_text(encoding="utf-8"))
-CASES = ("short", "window", "padded-left-cached", "loss")
+CASES = ("short", "window", "padded-left-cached", "loss", "second-source", "far-positions")
 TYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 
 
@@ -271,6 +273,42 @@ def test_whoever_the_judge_passes_is_near_enough(folder: Path, target: Target) -
                 value, allowed, compared = (stored[f"{name}/{call}/{tap.name}{of}"] for of in PARTS)
                 off = np.linalg.norm(shown[tap.name][compared == 1].astype(np.float64) - value, axis=-1)
                 assert (off <= allowed).all()
+
+
+def followed(model: T5Gemma2, entry: dict[str, Any], given: dict[str, Array]) -> list[dict[str, Array]]:
+    """A case run by what the page says, from the document and the inputs alone: call → tap → value."""
+    calls: list[dict[str, Array]] = [{} for _ in entry["calls"]]
+    for found, call in zip(calls, entry["calls"], strict=True):
+        run, (first, last), trace = entry["runs"][call["run"]], call["decoder"], recorder(found)
+        of = {field: given[tensor] for field, tensor in run["inputs"].items()}
+        ids, mask, places = (of.get(f"decoder_{name}") for name in ("input_ids", "attention_mask", "position_ids"))
+        if run["derived"]:
+            labels = of["labels"]
+            ids = np.concatenate([np.full((len(labels), 1), 33), np.where(labels == -100, 31, labels)[:, :-1]], axis=1)
+        if first == 0:
+            asked = {name: of.get(name) for name in ("attention_mask", "position_ids")}
+            cache = model.start(model.encode(of["input_ids"], **asked, trace=trace), trace)
+        assert ids is not None
+        mask = None if mask is None else mask[:, first:last]  # our cache keeps the earlier part
+        places = None if places is None else places[:, first:last]
+        hidden, cache = model.decode(ids[:, first:last], cache, mask, places, trace)
+        model.logits(hidden[:, -(run["logits_to_keep"] or 0) :], trace)
+    return calls
+
+
+def test_the_document_and_the_inputs_are_enough(folder: Path, document: dict[str, Any]) -> None:
+    stored, given = load_file(folder / "float32.safetensors"), load_file(folder / "inputs.safetensors")
+    model, judged = t5g2ref.load(bundled("tiny"), "float32"), 0
+    assert (model.config.decoder.bos_token_id, model.config.decoder.pad_token_id) == (33, 31)
+    for name, entry in document["cases"].items():
+        for call, found in enumerate(followed(model, entry, given)):
+            for tap, (_, shape) in entry["calls"][call]["taps"].items():
+                value, allowed, compared = (stored[f"{name}/{call}/{tap}{of}"] for of in PARTS)
+                assert list(found[tap].shape) == shape
+                off = np.linalg.norm(found[tap][compared == 1].astype(np.float64) - value, axis=-1)
+                assert (off <= allowed).all(), f"{name}/{call}/{tap}"
+                judged += 1
+    assert judged > 100
 
 
 # The folder
