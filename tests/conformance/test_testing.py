@@ -115,6 +115,14 @@ def test_a_peer_that_raises_skips_or_lacks_is_no_pass() -> None:
         assert why in message
 
 
+def test_what_deviates_comes_before_what_was_not_judged() -> None:
+    peer = Skipping(change=at("decoder.layers.2", lambda x: x * 2))
+    lines = refused(peer, cases=["short", "eoi"]).splitlines()
+    assert lines[0].startswith("VERDICT: DEVIATES (on 2 of 23 cases) at decoder.layers.2 (values")
+    assert lines[-1].endswith("cases=['eoi'])")
+    assert any("no short sentences" in line for line in lines)
+
+
 def test_who_stops_the_peer_stops_the_tests() -> None:
     class Stopped(Ours):
         def run(self, case: Case, dump: Dump) -> None:

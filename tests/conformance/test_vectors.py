@@ -362,6 +362,22 @@ def test_neither_export_takes_the_other_s_folder(tmp_path: Path, capsys: pytest.
     assert set(before) < set(os.listdir(cases)), "what was there stays"
 
 
+def test_the_document_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is, all is; an earlier one goes first."""
+    assert export(tmp_path, "--ckpt", "tiny", "--case", "short", "--dtype", "float32") == 0
+    replace, moved = os.replace, list[str]()
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(target).parent == tmp_path:
+            assert not (tmp_path / "vectors.json").exists()
+            moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    assert export(tmp_path, "--ckpt", "tiny", "--case", "eoi", "--dtype", "float32") == 0
+    assert moved == ["float32.safetensors", "inputs.safetensors", "vectors.json"]
+
+
 def test_an_interruption_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert export(tmp_path, "--ckpt", "tiny", "--case", "short") == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
