@@ -34,6 +34,12 @@ from t5g2ref.files import write_text
 FORMAT, VERSION = "t5g2ref-vectors", 1
 DOCUMENT, INPUTS = "vectors.json", "inputs.safetensors"
 FILES = (INPUTS, *(f"{dtype}.safetensors" for dtype in RUN_IN))
+NAMES = {
+    "expected": "CASE/CALL/TAP",
+    "allowed": "CASE/CALL/TAP@allowed",
+    "compared": "CASE/CALL/TAP@compared",
+}
+"""How the three tensors of a tap are called: said in the document, for whoever reads nothing else."""
 Tensors = dict[str, np.ndarray[Any, Any]]
 Said = Callable[[str], None]
 
@@ -63,6 +69,7 @@ def write(folder: Path, target: Target, cases: list[Case], types: tuple[DType, .
         "checkpoint": made_for,
         "limit": LIMITS["cumulative"],
         "most_tokens": MOST_TOKENS,
+        "names": NAMES,
         "inputs": _file(folder / INPUTS),
         "types": files,
         "cases": entries,

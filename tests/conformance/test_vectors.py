@@ -92,6 +92,7 @@ def test_it_knows_its_files_and_what_they_are_of(folder: Path, document: dict[st
         assert marks["weights"] == document["checkpoint"]["fingerprint"]
         assert marks["config"] == document["checkpoint"]["config_fingerprint"]
     assert document["limit"] == limits.LIMITS["cumulative"]
+    assert [name.removeprefix("CASE/CALL/TAP") for name in document["names"].values()] == list(PARTS)
 
 
 def test_another_configuration_has_another_fingerprint(target: Target) -> None:
