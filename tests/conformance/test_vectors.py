@@ -316,9 +316,9 @@ def test_the_document_and_the_inputs_are_enough(folder: Path, document: dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "tiny-even"])
-def test_all_text_cases_of_a_checkpoint_fit_into_four_megabytes(tmp_path: Path, name: str) -> None:
-    assert export(tmp_path, "--ckpt", name) == 0
+def test_all_text_cases_of_a_checkpoint_fit_into_four_megabytes(tmp_path: Path) -> None:
+    """Of the bundled one with the wider windows, and so the longer cases."""
+    assert export(tmp_path, "--ckpt", "tiny-even") == 0
     document = json.loads((tmp_path / "vectors.json").read_text())
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4_000_000
     assert len(document["cases"]) == 17
