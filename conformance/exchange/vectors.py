@@ -25,7 +25,7 @@ from conformance.cases.plan import plan_of, required, shape_of, sizes
 from conformance.exchange import case_words, writing
 from conformance.exchange.geometry import fields_of
 from conformance.measure.limits import LIMITS
-from conformance.oracle.expected import MOST_TOKENS, Expected, expected_of
+from conformance.oracle.expected import MOST_LOGITS, MOST_TOKENS, Expected, expected_of
 from conformance.target import Target
 from t5g2ref import __version__
 from t5g2ref.dtypes import RUN_IN, DType
@@ -69,6 +69,7 @@ def write(folder: Path, target: Target, cases: list[Case], types: tuple[DType, .
         "checkpoint": made_for,
         "limit": LIMITS["cumulative"],
         "most_tokens": MOST_TOKENS,
+        "most_logits": MOST_LOGITS,
         "names": NAMES,
         "inputs": _file(folder / INPUTS),
         "types": files,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from conformance.cases.case import Case
+from conformance.cases.least import LOGITS
 from conformance.cases.plan import kind_of, plan_of, required, validity
 from conformance.errors import UsageError
 from conformance.measure.accumulated import allowed, unclear_kinds, usual_errors
@@ -24,8 +25,12 @@ from conformance.target import Target
 from t5g2ref.dtypes import DType
 from t5g2ref.taps import Tap
 
-MOST_TOKENS = 24
+MOST_TOKENS = 16
 """Of one tap in one call. Of more, so many are kept, evenly spread: else long cases would be most of the files."""
+
+MOST_LOGITS = 8
+"""The same of logits, which are the largest by far. What is wrong at one token alone shows in the residual before them;
+what is wrong behind it, in the last norm or the head, is wrong at every token."""
 
 Host = np.ndarray[Any, Any]
 
@@ -101,16 +106,16 @@ def _condensed(tap: Tap, call: int, stored: Host, errors: Errors, most: Host) ->
     """The values of the chosen tokens. What is stored is not the truth to the last bit, and a checker measures from
     it: so each distance is widened by that much. Whoever the judge passes is not accused."""
     keep = errors.keep
-    chosen = _spread(len(most))
+    chosen = _spread(len(most), MOST_LOGITS if tap.name == LOGITS else MOST_TOKENS)
     compared = np.zeros(keep.shape, np.uint8)
     compared.reshape(-1)[np.flatnonzero(keep)[chosen]] = 1
     values = np.moveaxis(stored, tap.token_axes, range(keep.ndim)).reshape(keep.size, -1)[compared.reshape(-1) == 1]
     return Expected(tap, call, values, _upward(most + errors.found[1])[chosen], compared)
 
 
-def _spread(count: int) -> Host:
+def _spread(count: int, most: int) -> Host:
     """Indices of the tokens that are kept: all, or as many as there may be, from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_TOKENS)).round().astype(int))
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def _upward(distances: Host) -> Host:

@@ -24,6 +24,8 @@ pytest.importorskip("rich", reason="needs rich: the progress bar is made with it
 
 import t5g2ref
 from conformance import __main__ as command
+from conformance.cases import catalogue
+from conformance.cases.abilities import TEXT, Required
 from conformance.cases.case import Case
 from conformance.cases.plan import required, validity
 from conformance.errors import UsageError
@@ -166,8 +168,8 @@ def test_values_are_those_of_the_one_page_model(folder: Path, target: Target) ->
     encoded = naive.encode(ids, np.ones_like(ids), places[0])
     hidden = naive.decode(own, np.ones_like(own), places[1], encoded, np.ones_like(ids))
     for tap, value in (("encoder.text_model.norm", encoded), ("logits", naive.logits(hidden))):
-        expected_, allowed, _ = (stored[f"window/0/{tap}{of}"] for of in PARTS)
-        off = np.linalg.norm(value[0] - expected_, axis=-1)
+        expected_, allowed, compared = (stored[f"window/0/{tap}{of}"] for of in PARTS)
+        off = np.linalg.norm(value[compared == 1] - expected_, axis=-1)
         assert (off <= allowed / 4).all(), "no further than √width's rounding to float32, which the page leaves out"
         assert (off > 0).any()
 
@@ -207,10 +209,12 @@ def test_a_distance_is_eight_times_what_the_controls_need(
         usual = max(relative) if few else float(np.median(relative))
         for call, right, keep, norm, error in rows:
             value, allowed, compared = (stored[f"{name}/{call}/{tap}{of}"] for of in PARTS)
-            assert np.array_equal(compared, keep)
-            assert np.array_equal(value, right[keep].astype(np.float32))
-            rounding = np.linalg.norm(value - right[keep], axis=-1)
-            wanted = 8 * np.maximum(error, max(usual, u) * norm) + rounding
+            kept = compared == 1
+            assert not (kept & ~keep).any(), "no padding"
+            assert kept.sum() == min(keep.sum(), 8 if tap == "logits" else 16)
+            assert np.array_equal(value, right[kept].astype(np.float32))
+            rounding = np.linalg.norm(value - right[kept], axis=-1)
+            wanted = (8 * np.maximum(error, max(usual, u) * norm))[kept[keep]] + rounding
             assert (allowed >= wanted * (1 - 1e-12)).all(), "never less than the judge allows"
             np.testing.assert_allclose(allowed, wanted, rtol=2.0**-22)
             checked += 1
@@ -222,16 +226,23 @@ def test_padding_does_not_count(folder: Path, target: Target) -> None:
     (run,) = case_of(target, "padded-left-cached").runs
     assert run.attention_mask is not None
     assert not run.attention_mask.all()
-    assert np.array_equal(stored["padded-left-cached/0/encoder.text_model.layers.0@compared"], run.attention_mask)
+    for call, mask in (("0/encoder.text_model.layers.0", run.attention_mask), ("0/logits", run.decoder_attention_mask)):
+        assert mask is not None
+        compared = stored[f"padded-left-cached/{call}@compared"]
+        valid = mask[:, : compared.shape[1]] == 1
+        assert not (compared & ~valid).any()
+        assert np.array_equal(compared.any(axis=1), valid.any(axis=1)), "of each row that has one a token"
 
 
 def test_of_many_tokens_some_are_kept(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expected, "MOST_TOKENS", 99)
     whole = {one.tap.name: one for one in expected.expected_of(target, case_of(target, "window"), "float32")[0]}
     monkeypatch.setattr(expected, "MOST_TOKENS", 3)
+    monkeypatch.setattr(expected, "MOST_LOGITS", 2)
     for one in expected.expected_of(target, case_of(target, "window"), "float32")[0]:
         every, last = whole[one.tap.name], one.compared.size - 1
         kept = np.flatnonzero(one.compared)
-        assert [kept[0], kept[-1], len(kept)] == [0, last, 3]
+        assert [kept[0], kept[-1], len(kept)] == [0, last, 2 if one.tap.name == "logits" else 3]
         assert np.array_equal(one.values, every.values[kept]), "the same values and distances as of all of them"
         assert np.array_equal(one.allowed, every.allowed[kept])
 
@@ -321,7 +332,8 @@ def test_all_text_cases_of_a_checkpoint_fit_into_four_megabytes(tmp_path: Path) 
     assert export(tmp_path, "--ckpt", "tiny-even") == 0
     document = json.loads((tmp_path / "vectors.json").read_text())
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4_000_000
-    assert len(document["cases"]) == 17
+    built = catalogue.build(tiny("tiny-even").config)
+    assert list(document["cases"]) == [case.name for case in built if Required(None, TEXT).covers(case, ())]
     assert document["cases"]["long-rows"]["types"] == ["float32"]
     assert not any(case["unclear"] for case in document["cases"].values())
     assert not {"image", "images", "token", "sequence-single"} & set(document["cases"])
