@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,9 @@ def test_a_wrong_one_is_told_where_what_which_and_how_again() -> None:
     (fault,) = (fault for fault in find(["D31 right short"]) if fault.key == "D31 right short")
     peer = FaultyPeer(fault.inject)
     first, *lines = refused(peer, cases=["short", "window"]).splitlines()
-    assert first.startswith("VERDICT: DEVIATES (on 2 of 23 cases) at encoder.text_model.layers.0.self_attn.mask (mask")
+    assert re.match(
+        r"VERDICT: DEVIATES \(on 2 of \d+ cases\) at encoder.text_model.layers.0.self_attn.mask \(mask", first
+    )
     assert "  first bad tap   encoder.text_model.layers.0.self_attn.mask   (local anchor, call 0)" in lines
     assert any(line.startswith("  what            mask: query (0, 0): 1 keys differ from the rule") for line in lines)
     assert any(line.startswith("  it is           D31 ") for line in lines)
@@ -118,7 +121,7 @@ def test_a_peer_that_raises_skips_or_lacks_is_no_pass() -> None:
 def test_what_deviates_comes_before_what_was_not_judged() -> None:
     peer = Skipping(change=at("decoder.layers.2", lambda x: x * 2))
     lines = refused(peer, cases=["short", "eoi"]).splitlines()
-    assert lines[0].startswith("VERDICT: DEVIATES (on 2 of 23 cases) at decoder.layers.2 (values")
+    assert re.match(r"VERDICT: DEVIATES \(on 2 of \d+ cases\) at decoder.layers.2 \(values", lines[0])
     assert lines[-1].endswith("cases=['eoi'])")
     assert any("no short sentences" in line for line in lines)
 
@@ -211,7 +214,7 @@ def test_a_wrong_function(
         return change(logits(**given))
 
     message = refused(mine)
-    assert message.startswith("VERDICT: DEVIATES on logits alone (on 1 of 23 cases) at logits ")
+    assert re.match(r"VERDICT: DEVIATES on logits alone \(on 1 of \d+ cases\) at logits ", message)
     assert "\nmine fails case short" in message
     assert f"  what            {what}" in message
 
