@@ -39,8 +39,8 @@ conformance: errors arrays terminal | progress
 conformance/cases: case ingredients | rows | abilities catalogue plan | least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
-conformance/measure: ratio | half | __init__
-conformance/oracle: taking_turns quantised worst_case | side_by_side | run_case | __init__
+conformance/measure: ratio | half accumulated | __init__
+conformance/oracle: taking_turns quantised worst_case | side_by_side | run_case | expected | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached padding steps windows
@@ -48,8 +48,8 @@ conformance/defects/uncatalogued: attention elements lengths outputs rows runs s
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
-conformance/exchange: arrange | __init__
-conformance/peers: guard | protocol | reference folder made replay
+conformance/exchange: arrange vectors | __init__
+conformance/peers: guard | protocol | reference folder made replay function
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | find | __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns
@@ -59,17 +59,17 @@ conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: session | __init__
 conformance/report: called candidates cards diagnoses explain log_probs result known spread | document
-conformance/report: document_write explained junit | text | files
+conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | shards | __init__
 conformance/selftest: faulty_peer legal | black_box false_alarms trial | diagnoses matrix workers
 conformance/selftest: __init__
-conformance/commands: options required diagnose | request export explain listing black_boxes
-conformance/commands: run | check replay selftest | command_line
+conformance/commands: options required diagnose | request vectors explain listing black_boxes
+conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
-conformance: __init__ | __main__
+conformance: testing | __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
     "t5g2ref": "the model, flat, in reading order",

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-README, MEASURED = ROOT / "README.md", ROOT / "conformance" / "published" / "measured.md"
+PUBLISHED = ROOT / "conformance" / "published"
+README, MEASURED = ROOT / "README.md", PUBLISHED / "measured.md"
 WORDS = 1300
 FIRST = (
     'pip install -e ".[conformance]" && python -m conformance',
     'pip install -e ".[test]" && python -m pytest -n auto',
 )
 PATH = re.compile(r"(?:[\w.-]+/)+(?:[\w.-]+\.\w+)?|[\w.-]+/[\w./-]*\.(?:py|md|cu|svg)")
-PAGES = pytest.mark.parametrize("page", [README, MEASURED], ids=lambda path: path.name)
+EVERY = [README, MEASURED, PUBLISHED / "vectors.md", PUBLISHED / "ci.md"]
+PAGES = pytest.mark.parametrize("page", EVERY, ids=lambda path: path.name)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -102,8 +104,13 @@ def test_every_command_of_the_judge_parses(page: Path, capsys: pytest.CaptureFix
             pytest.fail(f"python -m conformance {shlex.join(arguments)}: {capsys.readouterr().err}")
 
 
-def test_the_page_of_figures_comes_with_the_package() -> None:
+def test_what_is_no_python_comes_with_the_package() -> None:
     import tomllib
 
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
-    assert any(MEASURED.match(f"conformance/{pattern}") for pattern in setup["conformance"])
+    checkers, schemas = (ROOT / "conformance" / folder for folder in ("examples/vectors", "report/schema"))
+    wanted = [*EVERY[1:], *checkers.iterdir(), *schemas.iterdir()]
+    assert len(wanted) >= 8
+    assert not [
+        path for path in wanted if not any(path.match(f"conformance/{pattern}") for pattern in setup["conformance"])
+    ]

@@ -50,6 +50,7 @@ examples
   python -m conformance --lane bf16 --html report.html  one lane, and a page to paste into a bug report
   python -m conformance selftest                    the judge judged: every known fault must be found
   python -m conformance export DIR                  the cases as files, for a port in any language
+  python -m conformance export --vectors DIR        test vectors, for a port that tests itself
   python -m conformance check DIR                   judge what that port wrote
   python -m conformance replay FILE --ckpt 1b       judge what a server answered: ids and log-probabilities
   python -m conformance list cases                  what there is: cases, taps, faults, checkpoints, peers

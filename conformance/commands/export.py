@@ -15,6 +15,7 @@ from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, shape_of, sizes
 from conformance.checkpoints import resolve
 from conformance.commands import options as shared
+from conformance.commands import vectors
 from conformance.errors import UsageError
 from conformance.exchange import case_words as describe
 from conformance.exchange import staged, writing
@@ -58,10 +59,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all-taps", action="store_true", help="with --expected: write the truth at every tap")
     parser.add_argument(
         "--dtype",
-        default="float32",
         choices=tuple(shared.LANES.values()),
-        help="the type that the program runs in; pictures, and weights for the truth, are rounded to it",
+        help="the type that the program runs in (default: float32); pictures, and weights for the truth, are rounded "
+        "to it",
     )
+    parser.add_argument("--vectors", action="store_true", help=vectors.HELP)
     parser.add_argument("--force", action="store_true", help="write into a folder that holds other files")
     shared.progress(parser)
     shared.defaults(parser)
@@ -71,6 +73,9 @@ def main(options: argparse.Namespace) -> int:
     """Write the export; returns 0. Raises UsageError for options or a folder that cannot be used."""
     if options.all_taps and not options.expected:
         raise UsageError("--all-taps says which taps of the truth are written: give --expected too")
+    if options.vectors:
+        return vectors.main(options)
+    options.dtype = options.dtype or "float32"
     _check_folder(options.folder, options.force)
     with reporting(quiet=options.no_progress) as reporter:
         made = {"synthetic": options.synthetic, "calm": options.calm}

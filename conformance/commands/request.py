@@ -42,7 +42,7 @@ class Request:
         asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
         values: whether any other lane is wanted, and so the cases.
         known: known deviations.
-        outputs: kind of file ("json", "junit", "html", "markdown") → its path.
+        outputs: kind of file ("json", "junit", "html", "markdown", "badge") → its path.
         names: a peer's name → what to give to `--peer` for it.
         notes: warnings that arose while the peers were made.
         command: the command line, for whoever reproduces the report.

@@ -34,6 +34,11 @@ def required(given: argparse.Namespace) -> Required | None:
         return None
     if given.case:
         raise UsageError("--require says which cases are run, and so does --case: give one of them")
+    return required_of(what)
+
+
+def required_of(what: str) -> Required:
+    """What "text", or a TOML file, asks for. Raises UsageError for a file that cannot be used."""
     return Required(None, TEXT) if what == TEXT else Required(_names(what), what)
 
 

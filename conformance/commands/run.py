@@ -53,6 +53,19 @@ def run(options: argparse.Namespace) -> int:
 
 def judge_peers(request: Request) -> int:
     """Judge the peers on their checkpoints and cases, and report; returns the verdict's exit status."""
+    result = result_of(request)
+    try:
+        report.show(result, console(), detail=request.detail)
+        print(result.last_line(), flush=True)
+    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
+        files.write(result, request.outputs)
+        raise
+    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
+    return result.status
+
+
+def result_of(request: Request) -> Result:
+    """Judge the peers on their checkpoints and cases; an interruption is part of the result."""
     began, found, interrupted = time.perf_counter(), Found(), False
     with reporting(quiet=not request.progress) as reporter:
         targets = _targets(request, reporter)
@@ -79,21 +92,13 @@ def judge_peers(request: Request) -> int:
     result = _result(request, targets, plan, session, found)
     with reporting(quiet=not request.progress) as reporter:
         told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say, request.build)
-    result = replace(
+    return replace(
         result,
         diagnoses=told,
         seconds=time.perf_counter() - began,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(answer.peak.values()),
         interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
     )
-    try:
-        report.show(result, console(), detail=request.detail)
-        print(result.last_line(), flush=True)
-    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
-        files.write(result, request.outputs)
-        raise
-    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
-    return result.status
 
 
 def _judged(

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,27 @@ def others(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if not path.name.startswith(MARK)]
 
 
-def manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of the export that is in the folder; None where there is none."""
+def manifest(folder: Path, name: str = MANIFEST, kind: str = FORMAT) -> dict[str, Any] | None:
+    """The manifest of the export that is in the folder; None where there is none of that kind."""
     try:
-        with opened(folder / MANIFEST) as handle:
+        with opened(folder / name) as handle:
             raw = json.loads(handle.read(MAX_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return raw if isinstance(raw, dict) and raw.get("format") == FORMAT else None
+    return raw if isinstance(raw, dict) and raw.get("format") == kind else None
 
 
 @contextmanager
-def writing(folder: Path, cases: Iterable[str]) -> Iterator[Path]:
+def writing(
+    folder: Path, cases: Iterable[str], clear: Callable[[Path], None] | None = None, last: str = MANIFEST
+) -> Iterator[Path]:
     """A folder inside `folder`, whose files are moved up at the end of the block; after an error nothing is.
 
     UsageError where another process is writing there, and for a link or a file in the way of a case.
+
+    Args:
+        clear: removes what an earlier one has left; None for an earlier export.
+        last: the file that is moved last: where it is, all is.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +59,8 @@ def writing(folder: Path, cases: Iterable[str]) -> Iterator[Path]:
             _check(folder, cases)
             yield staging
             _check_room(staging, folder)
-            _clear(folder)
-            _move(staging, folder)
+            (clear or _clear)(folder)
+            _move(staging, folder, last)
     except BlockingIOError as error:
         raise UsageError(f"{folder}: {error.strerror}; wait for it, or name another") from error
     except BaseException:
@@ -108,8 +114,8 @@ def _clear(folder: Path) -> None:
             home.rmdir()
 
 
-def _move(staging: Path, folder: Path) -> None:
-    for path in sorted(_files(staging), key=lambda p: p.name == MANIFEST):
+def _move(staging: Path, folder: Path, last: str) -> None:
+    for path in sorted(_files(staging), key=lambda p: p.name == last):
         (folder / path).parent.mkdir(exist_ok=True)
         os.replace(staging / path, folder / path)
 

@@ -9,22 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref.checkpoint.header import encode_header
+from t5g2ref.checkpoint.header import PYTORCH, encode_header
 from t5g2ref.files import replacing
 
 Array = np.ndarray[Any, Any]
 Put = Callable[[str, Array], None]
 
 
-def tensors(path: Path, arrays: Mapping[str, Array]) -> None:
+def tensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] = PYTORCH) -> None:
     """Write one safetensors file of arrays that are all in memory."""
-    with streaming(path, {name: (array.dtype, array.shape) for name, array in arrays.items()}) as put:
+    with streaming(path, {name: (array.dtype, array.shape) for name, array in arrays.items()}, metadata) as put:
         for name, array in arrays.items():
             put(name, array)
 
 
 @contextmanager
-def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Iterator[Put]:
+def streaming(
+    path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str] = PYTORCH
+) -> Iterator[Put]:
     """Write a safetensors file whose tensors come one by one, in any order.
 
     The block gets a function `put(name, array)`. The header is written first, then each tensor in its place.
@@ -32,8 +34,9 @@ def streaming(path: Path, declared: Mapping[str, tuple[np.dtype[Any], tuple[int,
     Args:
         path: the file; its folder is made if need be.
         declared: name → type and shape of every tensor that will come.
+        metadata: words of the header's own.
     """
-    header, left = encode_header(declared)
+    header, left = encode_header(declared, metadata)
 
     def put(name: str, array: Array) -> None:
         entry = left.pop(name)

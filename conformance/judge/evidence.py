@@ -38,6 +38,10 @@ class Evidence:
     deviates: bool = True
 
 
+NO_NUMBERS = "OSUMm"
+"""Kinds of arrays whose elements are objects, texts or times."""
+
+
 def evidence(target: Target, case: Case, dump: Dump, *, deviates: bool = True) -> Evidence:
     """What the dump holds of it."""
     values, ids = dict[Place, Host](), dict[Place, Host]()
@@ -56,6 +60,8 @@ def _shown(target: Target, case: Case, dump: Dump) -> Iterator[tuple[int, str, H
         pair = tap.name == LOGITS and dump.get(call, LOGITS) is None
         value, ids = (dump.get(call, name) for name in ((LOG_PROBS, LOG_PROB_IDS) if pair else (tap.name, "")))
         if value is None or (pair and ids is None):
+            continue
+        if value.ndim != len(tap.shape.split()) or value.dtype.kind in NO_NUMBERS:  # a finding says so already
             continue
         rows, *more = [
             valid_tokens(target.backend.host(array), tap, case, call) for array in (value, ids) if array is not None

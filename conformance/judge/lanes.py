@@ -5,7 +5,6 @@ Local float32 also holds every element against its worst-case bound, which walks
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,10 +13,11 @@ from conformance.cases.plan import kind_of
 from conformance.judge.meeting import Ended, Meeting, Place
 from conformance.judge.operations import Operations
 from conformance.measure import limits
+from conformance.measure.accumulated import unclear_kinds, usual_errors
 from conformance.measure.bound import above
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
-from conformance.measure.ratio import Errors, errors_of, typical
+from conformance.measure.ratio import Errors, errors_of
 from conformance.measure.ratio import values as judged_values
 from conformance.oracle.worst_case import SMALLEST, ceiling
 from t5g2ref.dtypes import DType
@@ -128,32 +128,14 @@ class CumulativeLane:
         return Finding(meeting.tap.name, meeting.call, "pass")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
-        """Judge every tap by the error that is typical of it.
-
-        In a stack of few tokens the largest typical error along it counts: one chain's error can be small by luck.
-        """
-        parts, along = defaultdict[str, list[Errors]](list), defaultdict[str, float](float)
-        for tap, _, errors in self._pending:
-            parts[tap.name].append(errors)
-        usual = {name: typical(errors) for name, errors in parts.items()}
-        for tap, _, _ in self._pending:
-            along[tap.module] = max(along[tap.module], usual[tap.name])
+        """Judge every tap by the error that is typical of it."""
         changed = {}
-        for tap, call, errors in self._pending:
-            few = sum(len(part.legal) for part in parts[tap.name]) < limits.FEW_NUMBERS
-            most = along[tap.module] if few and tap.module else usual[tap.name]
+        for (tap, call, errors), most in zip(self._pending, usual_errors(self._pending), strict=True):
             finding = judged_values(tap, call, errors, self.dtype, self.limit, "median", most)
             if self._each and finding.passed:
                 finding = judged_values(tap, call, errors, self.dtype, self.limit, "worst", most)
             changed[call, tap.name] = finding
-        noisy = [name for name, group in parts.items() if self._each and _together(group) > limits.UNCLEAR_ERROR]
-        return Ended(changed, unclear=[*dict.fromkeys(map(kind_of, noisy))])
-
-
-def _together(parts: list[Errors]) -> float:
-    """The control's error relative to the value, of all tokens together: a single number may be near zero by luck."""
-    norm, _, control = np.concatenate([part.found for part in parts], axis=1)
-    return float(np.linalg.norm(control) / (np.linalg.norm(norm) or 1.0))
+        return Ended(changed, unclear=unclear_kinds(self._pending) if self._each else [])
 
 
 def measured(meeting: Meeting, dtype: DType, distances: Distances) -> Finding | Errors:

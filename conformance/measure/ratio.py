@@ -179,8 +179,8 @@ def values(
     Args:
         usual: the relative error that every token may have; None for what is typical of this tap in this call.
     """
-    (norm, error, control), keep = errors.found, errors.keep
-    yardstick, ratio = _yardstick(norm, control, errors.features, dtype, usual), ratios(errors, dtype, usual)
+    (norm, error, _), keep = errors.found, errors.keep
+    yardstick, ratio = yardstick_of(errors, dtype, usual), ratios(errors, dtype, usual)
     worst, ordered = int(ratio.argmax()), np.sort(ratio)
     median = _middle(ordered)
     scale = norm[worst] or 1.0
@@ -208,26 +208,24 @@ def values(
 
 def ratios(errors: Errors, dtype: str, usual: float | None = None) -> np.ndarray[Any, Any]:
     """(valid tokens,): each error over what the token may have; `usual` as of `values`."""
-    norm, error, control = errors.found
-    yardstick = _yardstick(norm, control, errors.features, dtype, usual)
+    error, yardstick = errors.found[1], yardstick_of(errors, dtype, usual)
     ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
     finite = np.isfinite(error) & np.isfinite(yardstick)
     return np.where(finite, ratio, np.nan)  # a broken reference excuses nobody
 
 
-def _yardstick(
-    norm: np.ndarray[Any, Any], control: np.ndarray[Any, Any], features: int, dtype: str, usual: float | None
-) -> np.ndarray[Any, Any]:
-    """What error each token may have: its own control's, but no less than what is typical of this tap (the median
-    over tokens, of the error relative to the value) and than one rounding.
+def yardstick_of(errors: Errors, dtype: str, usual: float | None = None) -> np.ndarray[Any, Any]:
+    """(valid tokens,): what error each token may have: its own control's, but no less than what is typical of this tap
+    (the median over tokens, of the error relative to the value) and than one rounding; `usual` as of `values`.
 
     Where a token has only a handful of numbers, its control's error can be near zero by luck, and so can the value:
     there the largest of the control's errors stands for all.
     """
-    if features < limits.FEW_NUMBERS:
+    norm, _, control = errors.found
+    if errors.features < limits.FEW_NUMBERS:
         return np.asarray(np.maximum(control.max(), unit_roundoff(dtype) * norm))
     if usual is None:
-        usual = _middle(np.sort(np.divide(control, norm, out=np.zeros_like(norm), where=norm > 0)))
+        usual = _middle(np.sort(errors.legal))
     return np.asarray(np.maximum(control, max(usual, unit_roundoff(dtype)) * norm))
 
 

@@ -1,4 +1,4 @@
-"""Writes the files of a report: JSON, JUnit, HTML and Markdown, all from one document."""
+"""Writes the files of a report: JSON, JUnit, HTML, Markdown and a badge, all from one document."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ RENDERERS = {
     "junit": "conformance.report.junit",
     "html": "conformance.report.html.page",
     "markdown": "conformance.report.html.markdown",
+    "badge": "conformance.report.badge",
 }
 
 
@@ -64,6 +65,7 @@ FILES = {
     "junit": "write it as JUnit XML, for a CI system",
     "html": "write it as one page, with plots and masks",
     "markdown": "write what deviates for an issue, under 4 KB",
+    "badge": "write the verdict as a badge: JSON for shields.io's endpoint",
 }
 
 

@@ -32,6 +32,12 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
     for (target, judgement), anchor in product(result.judgements, ("exact", "local", "cumulative") * detail):
         if getattr(judgement, anchor):
             console.print(_details(target, judgement, anchor))
+    show_failures(result, console)
+    console.print(_summary(result, console.width), soft_wrap=True)
+
+
+def show_failures(result: Result, console: Console) -> None:
+    """Print each failure explained, and what could not be judged and why; nothing where all passed."""
     width = console.width
     for part in explained(result, width):
         console.print(part, soft_wrap=True)
@@ -39,7 +45,6 @@ def show(result: Result, console: Console, *, detail: bool = False) -> None:
         console.print(Text(wrapped(diagnoses.told(diagnosis), width), "bold"), soft_wrap=True)
     for text in _unjudged([(t, j) for t, j in result.judgements if not j.passed and unasked(j)], width):
         console.print(text, soft_wrap=True)
-    console.print(_summary(result, width), soft_wrap=True)
 
 
 def _table(judgements: list[Judgement]) -> Table:

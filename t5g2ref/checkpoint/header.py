@@ -123,9 +123,14 @@ def _check_cover(entries: Mapping[str, Entry], start: int, size: int) -> None:
         raise HeaderError(f"the tensors end at byte {at}, the file has {size}")
 
 
-def encode_header(tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[bytes, dict[str, Entry]]:
+PYTORCH = {"format": "pt"}  # transformers asks for it
+
+
+def encode_header(
+    tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str] = PYTORCH
+) -> tuple[bytes, dict[str, Entry]]:
     """The first bytes of a file of {tensor: (dtype, shape)}, and where each tensor's bytes belong."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at, spans = 0, {}
     for name, (dtype, shape) in tensors.items():
         spans[name] = (at, at + math.prod(shape) * dtype.itemsize)

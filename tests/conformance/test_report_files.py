@@ -15,7 +15,7 @@ from conformance import __main__ as command
 from conformance.commands import selftest
 from conformance.selftest.matrix import Outcome
 
-KINDS = ("json", "junit", "html", "markdown")
+KINDS = ("json", "junit", "html", "markdown", "badge")
 QUICK = ("--peer", "t5g2ref:numpy:float32", "--lane", "fp32", "--case", "short", "--ckpt", "tiny-even", "--no-progress")
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
