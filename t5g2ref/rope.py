@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al., 2021), half-split, with a linear factor on the full-attention layers.
 
 A head of width H is H/2 planes: plane i is spanned by elements i and i + H/2 (half-split, not neighbours) and turns
-by position · theta^(−2i/H) / factor. Sliding layers have theta 1e4 and no factor; full layers 1e6 and factor 8.
+by position · theta^(−2i/H) / factor. Sliding layers have theta 1e4 and no factor; full layers 1e6 and factor 8. These
+numbers are config.json's `rope_parameters`, or its older names; `t5g2ref/config/read.py` reads both.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.measure.words import in_words
 from t5g2ref.backend import Backend
@@ -40,13 +41,13 @@ def above(
     largest = backend.host(excess.max(axis=features)).reshape(-1)[keep.reshape(-1)]
     worst = int(largest.argmax())  # a NaN comes first
     found = replace(finding, ceiling=float(largest[worst]))
-    if not finding.passed or found.ceiling <= 1:
+    if not finding.passed or found.ceiling <= limits.CEILING:
         return found
     token = tuple(int(i) for i in np.argwhere(keep)[worst])
     what = f"an error {in_words(found.ceiling)} times the worst that legal rounding can do: proof"
     what = what if bound is not None else "it is a copy of what was shown before, of which no bit may change"
     detail = f"{_where(tap, token, excess, backend)}: {what}"
-    return replace(found, status="ceiling", token=token, judged=found.ceiling, limit=1.0, detail=detail)
+    return replace(found, status="ceiling", token=token, judged=found.ceiling, limit=limits.CEILING, detail=detail)
 
 
 def _where(tap: Tap, token: tuple[int, ...], excess: Array, backend: Backend) -> str:

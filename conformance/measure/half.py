@@ -148,10 +148,10 @@ def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Findin
     bias, allowed = _bias(moments)
     if not np.isfinite(found.worst):
         return failed("values", float("nan"), k.worst, "the reference's own numbers are not finite here")
-    if moments.bounded and not found.ceiling <= 1:
+    if moments.bounded and not found.ceiling <= limits.CEILING:
         at = tuple(int(i) for i in tokens[int(moments.top[0].argmax())])
         detail = f"token {at}: an error {in_words(found.ceiling)} times the worst that legal rounding can do: proof"
-        return replace(failed("ceiling", found.ceiling, 1.0, detail), token=at)
+        return replace(failed("ceiling", found.ceiling, limits.CEILING, detail), token=at)
     if not found.median <= k.median:
         return failed(
             "values", found.median, k.median, f"the median token is {in_words(found.median)} times the legal error"

@@ -20,6 +20,9 @@ half-precision lane every sum is in float32 and rounded once, so legal runs are 
 is above 2, whatever the bootstrap says. Along a chain of layers their roundings part, so the cumulative limit is the
 same in every lane."""
 
+CEILING = 1.0
+"""Of the worst-case bound, the largest error that an element may have: legal rounding cannot do more."""
+
 DEFECT = 80.0
 """The least ratio that a mistake in a formula has in float32, ten times the limit: what the tests demand of each that
 is put into transformers. It decides no verdict; it says how far the limit is from what it has to tell apart."""

@@ -49,7 +49,7 @@ def examine(
         peer: the peer's array, or None when it showed none.
         truth: the float64 oracle's array.
         controls: arrays of legal runs in the peer's precision; the largest of their errors is the yardstick.
-        valid: NumPy bool over the tap's token axes, False on padding; None for all.
+        valid: NumPy bool over the tap's token axes, False on padding (`cases.plan.validity`); None for all.
         dtype: the peer's precision.
         limit: the largest ratio that passes.
         gate: which of the ratios has to pass. From the ids on (cumulative), a single token's error can hang on one
