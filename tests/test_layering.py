@@ -51,7 +51,8 @@ conformance/exchange: channel geometry reading replay writing staged | manifest 
 conformance/exchange: arrange | __init__
 conformance/peers: guard | protocol | reference folder made replay
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
-conformance/peers: process entry_points python_file | find | __init__
+conformance/peers: process entry_points python_file | boxed | find | __init__
+conformance/peers/engines: wire keras_places | keras_cases keras_watch | ctranslate2 keras_hub | __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect
 conformance/judge: steady together walk | judge pooled
@@ -106,9 +107,9 @@ def places() -> dict[str, int]:
 
 
 DEPTH = places()
-FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
+FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
-PEERS = {"torch", "transformers"}
+PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub"}
 MODEL_FILES = (  # written over Numerics
     *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),
@@ -268,7 +269,7 @@ def test_the_reference_names_no_framework(path: Path) -> None:
     assert not tops & FRAMEWORKS
 
 
-MAY_KNOW_A_PEER = ("conformance/peers/torch/", "conformance/examples/")
+MAY_KNOW_A_PEER = ("conformance/peers/torch/", "conformance/peers/engines/", "conformance/examples/")
 
 
 @pytest.mark.parametrize("file", [f for f in files() if f.startswith("conformance/")])
@@ -292,7 +293,11 @@ def test_looking_up_peers_imports_none() -> None:
 
 # Sizes
 
-DECORATORS = {("t5g2ref/numerics", "call"), ("t5g2ref/model", "call")}  # their wrappers have any signature
+DECORATORS = {  # their wrappers have any signature
+    ("t5g2ref/numerics", "call"),
+    ("t5g2ref/model", "call"),
+    ("conformance/peers/engines/keras_watch", "seen"),
+}
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
