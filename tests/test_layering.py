@@ -70,6 +70,7 @@ conformance/commands: options required diagnose | request export explain listing
 conformance/commands: run | check replay selftest | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
+conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2
 conformance: __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
@@ -269,7 +270,10 @@ def test_the_reference_names_no_framework(path: Path) -> None:
     assert not tops & FRAMEWORKS
 
 
-MAY_KNOW_A_PEER = ("conformance/peers/torch/", "conformance/peers/engines/", "conformance/examples/")
+MAY_KNOW_A_PEER = (
+    *("conformance/peers/torch/", "conformance/peers/engines/", "conformance/examples/"),
+    "conformance/published/findings/",  # which need the peer alone
+)
 
 
 @pytest.mark.parametrize("file", [f for f in files() if f.startswith("conformance/")])

@@ -51,6 +51,7 @@ class Engine:
         import keras_hub
         from keras_hub.src.utils.transformers import convert_t5gemma2 as converter
 
+        keras.config.set_dtype_policy(self._dtype)  # the converter gives its tower no type
         backbone = keras_hub.models.T5Gemma2Backbone(**converter.convert_backbone_config(config), dtype=self._dtype)
         wire.refuse("keras_hub", list(settings(config, backbone)))
         converter.convert_weights(backbone, Weights(weights), config)
