@@ -39,7 +39,7 @@ def judgement(case: str, *defects: str, **more: Any) -> dict[str, Any]:
 
 def document(*judgements: dict[str, Any], verdict: str = "DEVIATES") -> dict[str, Any]:
     environment = {"t5g2ref": "0.1.0", "ctranslate2": "4.8.5"}
-    told = [{"found": [], "sentences": ["nothing fits"]}, {"found": [["D32"]], "sentences": ["it is D32"]}]
+    told = [{"found": [], "sentences": ["nothing fits"]}, {"found": [["D32", "D43"]], "sentences": ["it is both"]}]
     return {
         "verdict": verdict,
         "judgements": list(judgements),
@@ -60,7 +60,7 @@ def test_what_is_kept_of_a_report() -> None:
     assert kept["judged"] == ["short", "window"]
     assert kept["errors"] == {"padded-right": "ValueError: no"}
     assert kept["first"] == {"case": "window", "tap": "logits", "call": 2, "status": "values"}
-    assert (kept["defects"], kept["diagnosis"]) == ([["D32", "D69"]], ["it is D32"])
+    assert (kept["defects"], kept["diagnosis"]) == ([["D32", "D69"]], [["D32", "D43"]])
     assert (kept["worst"], kept["versions"], kept["seconds"]) == (1e5, {"ctranslate2": "4.8.5"}, 12)
     assert kept["command"].startswith(
         "python -m conformance --peer ctranslate2@PYTHON --lane fp32 --ckpt tiny-released"
@@ -87,6 +87,8 @@ def test_a_case_that_names_more_defects_than_another_adds_nothing() -> None:
 def test_cells() -> None:
     failing = small(JOB, 1, document(judgement("window", "D32", "D69"), judgement("eoi", "D05")), "")
     assert page.cell(failing, "`{}`".format) == "DEVIATES at `logits`, case `window`: D05; D32 or D69"
+    unnamed = small(JOB, 1, document(judgement("short", "D01") | {"named": []}), "")
+    assert page.cell(unnamed, str) == "DEVIATES at logits, case short: D32 with D43"
     right = small(JOB, 0, document(judgement("short"), verdict="CONFORMS"), "")
     assert page.cell(right, str) == "CONFORMS, worst ratio 0.5"
     assert page.cell(None, str) == "not judged"

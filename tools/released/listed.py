@@ -8,7 +8,7 @@ from dataclasses import dataclass
 FEW = ("short", "window", "padded-left-cached", "decoder-split", "eoi-cached", "image")
 """Cases that a release is judged on where all of them would take hours: windows, padding, caches, pictures."""
 SHORT = ("short", "window", "decoder-window")
-SCORED = ("short", "equal-lengths")
+SCORED = ("short", "window")
 
 
 @dataclass(frozen=True)

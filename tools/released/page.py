@@ -29,6 +29,7 @@ def cell(verdict: Verdict | None, code: Callable[[str], str]) -> str:
     at = verdict["first"]
     where = f" at {code(at['tap'])}, case {code(at['case'])}" if at else ""
     defects = "; ".join(" or ".join(each) for each in verdict["defects"])
+    defects = defects or ", or ".join(" with ".join(each) for each in verdict["diagnosis"])
     errors = f"; {len(verdict['errors'])} cases raise" if verdict["errors"] else ""
     return f"{verdict['verdict']}{where}{f': {defects}' if defects else ''}{errors}"
 

@@ -52,7 +52,7 @@ def small(job: Job, status: int, document: dict[str, Any] | None, said: str) -> 
         "errors": {j["case"]: j["error"].splitlines()[0] for j in judgements if j["error"]},
         "first": at,
         "defects": named(wrong),
-        "diagnosis": [text for d in document["diagnoses"] if d["found"] for text in d["sentences"]],
+        "diagnosis": [together for d in document["diagnoses"] for together in d["found"]],
         "worst": max((r for j in judgements for r in ratios(j, document["columns"])), default=0.0),
         "versions": {n: v for n, v in document["environment"].items() if n not in OURS},
         "seconds": round(document["seconds"]),
