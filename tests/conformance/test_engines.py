@@ -16,12 +16,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from dumping import case_of, tiny
-from processes import ROOT
+from processes import ROOT, python
 from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("rich", reason="needs rich: the judge reports with it")
 
 from conformance.checkpoints import resolve
+from conformance.commands.command_line import parser
+from conformance.commands.request import _usual as usual_checkpoint
 from conformance.errors import PeerUnavailable
 from conformance.judge.judge import judge
 from conformance.peers import boxed
@@ -125,6 +127,15 @@ def test_an_engine_s_own_python_and_type(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [typed(name, "float16") for name in ("keras_hub:bfloat16", "ctranslate2", "transformers:sdpa:float32")] == [
         "", "", "",
     ]  # fmt: skip
+
+
+def test_engines_are_judged_on_released_settings_unasked() -> None:
+    engine, other = SimpleNamespace(checkpoint="tiny-released"), SimpleNamespace()
+    assert usual_checkpoint([other]) == "tiny"
+    assert usual_checkpoint([other, engine]) == "tiny-released"
+    assert parser().parse_args([]).ckpt is parser().parse_args(["run"]).ckpt is None
+    assert parser().parse_args(["run", "--ckpt", "270m"]).ckpt == "270m"
+    assert parser().parse_args(["selftest"]).ckpt == parser().parse_args(["export", "x"]).ckpt == "tiny"
 
 
 # A process that is no engine, with the engines' own end of the wire
@@ -304,6 +315,17 @@ def test_ctranslate2_is_right_below_its_windows_alone(released: Target) -> None:
         peer.close()
     with pytest.raises(PeerUnavailable, match=r"decoder\.rms_norm_eps: asked 0.005, it has 0.002"):
         create("ctranslate2").open(tiny())
+
+
+@pytest.mark.skipif(find_spec("ctranslate2") is None, reason="needs ctranslate2: the script asks it alone")
+def test_the_report_to_ctranslate2_says_what_its_script_prints() -> None:
+    """A release that mends something makes this fail: then the report is out of date."""
+    done = python(str(ROOT / "conformance/published/findings/ctranslate2_t5gemma2.py"))
+    assert done.returncode == 1, done.stderr
+    said = [line.partition(": ")[0] for line in done.stdout.splitlines()[1:]]
+    report = (ROOT / "conformance/published/findings/ctranslate2_t5gemma2.md").read_text(encoding="utf-8")
+    assert [line.partition(": ")[0] for line in report.splitlines() if line.startswith(("WRONG", "right"))] == said
+    assert len(said) == 7
 
 
 HAS_KERAS = find_spec("keras_hub") is not None or "T5G2REF_KERAS_PYTHON" in os.environ
