@@ -19,7 +19,7 @@ from ctranslate2.converters import transformers as converter
 if not hasattr(converter, "transformers"):
     converter.transformers = Box(Conv1D=type("Conv1D", (), {}))
 
-VOCABULARY, WIDTH, FFN, HEADS, SIZE, LAYERS = 64, 24, 48, 2, 16, 2
+VOCABULARY, WIDTH, FFN, HEADS, SIZE, LAYERS, EOI = 64, 24, 48, 2, 16, 2, 60
 
 
 class Held(np.ndarray):
@@ -29,8 +29,8 @@ class Held(np.ndarray):
         return np.asarray(self, np.float32)
 
 
-def model(window: int) -> ctranslate2.Translator:
-    """Two sliding layers in each stack; the same weights whatever the window is."""
+def model(window: int, end_of_image: float = 1.0) -> ctranslate2.Translator:
+    """Two sliding layers in each stack; the same weights whatever the window and the end-of-image row are."""
     rng = np.random.default_rng(0)
 
     def linear(*shape: int) -> Box:
@@ -47,6 +47,7 @@ def model(window: int) -> ctranslate2.Translator:
         return Box(self_attn=attention, mlp=mlp, **{f"{name}_layernorm": norm() for name in names})
 
     table = Box(weight=linear(VOCABULARY, WIDTH).weight, embed_scale=WIDTH**0.5)
+    table.eoi_embedding = np.full(WIDTH, end_of_image, np.float32).view(Held)
     stacks = [Box(embed_tokens=table, layers=[layer() for _ in range(LAYERS)], norm=norm()) for _ in range(2)]
     rope = {"rope_theta": 10000.0, "rope_type": "default"}
     config = Box(
@@ -56,6 +57,7 @@ def model(window: int) -> ctranslate2.Translator:
         rope_parameters={"sliding_attention": rope, "full_attention": rope},
     )  # fmt: skip
     whole = Box(config=Box(encoder=Box(text_config=config), decoder=config, vocab_size=VOCABULARY), lm_head=Box())
+    whole.config.eoi_token_index = whole.config.encoder.eoi_token_index = EOI
     whole.model = Box(encoder=Box(text_model=stacks[0]), decoder=stacks[1])
     tokens = Box(get_vocab=lambda: {str(i): i for i in range(VOCABULARY)}, bos_token="2", eos_token="1", unk_token="3")
     spec = converter.T5Gemma2Loader()(whole, tokens)
@@ -122,9 +124,16 @@ def scores(narrow: ctranslate2.Translator, wide: ctranslate2.Translator) -> list
     return [*found, ("an answer longer than the window is scored (score_batch)", right, said)]
 
 
+def end_of_image() -> list:
+    """Whether the row that the end-of-image id has of its own is used."""
+    one, other = (logits(model(4096, row), [["5", str(EOI)]], ["2", str(EOI)])[0] for row in (1.0, -1.0))
+    what = "another eoi_embedding changes what the end-of-image id gives"
+    return [(what, not np.array_equal(one, other), far(one, other))]
+
+
 def main() -> int:
     narrow, wide = model(4), model(4096)
-    found = windows(narrow, wide) + batches(wide) + scores(narrow, wide)
+    found = windows(narrow, wide) + batches(wide) + scores(narrow, wide) + end_of_image()
     print(f"ctranslate2 {ctranslate2.__version__}, numpy {np.__version__}")
     for what, right, said in found:
         print(f"{'right' if right else 'WRONG'}  {what}: {said}")
