@@ -171,3 +171,13 @@ def test_the_published_pages_are_those_of_the_published_verdicts(tmp_path: Path)
     assert (PUBLISHED / "verdicts.html").read_text() == page.page(found)
     for verdict in verdicts:
         assert not re.search(r"/(tmp|home|opt|root|work|usr)/", json.dumps(verdict)), verdict["version"]
+
+
+@pytest.mark.parametrize("package", [package for package in PACKAGES.values() if package.report], ids=lambda p: p.name)
+def test_each_report_is_there_with_its_script(package: Any) -> None:
+    report = PUBLISHED / package.report
+    assert report.is_file()
+    assert report.with_suffix(".py").name in report.read_text(encoding="utf-8")
+    assert report.with_suffix(".py").is_file()
+    for page_ in ("verdicts.md", "verdicts.html"):
+        assert package.report in (PUBLISHED / page_).read_text(encoding="utf-8")

@@ -40,6 +40,7 @@ class Package:
         ways: how each version is asked.
         judges: whether the judge itself runs in the environment, since it imports the package.
         beside: what else its environment needs.
+        report: what was found in it, to paste into its tracker; a page beside the table's. "" for none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Package:
     ways: tuple[Way, ...]
     judges: bool = False
     beside: tuple[str, ...] = ()
+    report: str = ""
 
 
 TRANSFORMERS = (
@@ -68,12 +70,14 @@ PACKAGES = {
             Way("score, fp32", "ctranslate2:score@{python}", "fp32", "tiny-released", SCORED),
         ),
         beside=("numpy",),
+        report="findings/ctranslate2_t5gemma2.md",
     ),
     "keras-hub": Package(
         "keras-hub",
         ("0.32.0", "0.31.1", "0.30.0", "0.29.1", "0.28.0"),
         (Way("torch, fp32", "keras_hub:torch@{python}", "fp32", "tiny-released", FEW),),
         beside=("numpy", "torch>=2.8,<2.14"),
+        report="findings/keras_hub_t5gemma2.md",
     ),
 }
 

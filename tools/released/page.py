@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
+from released.listed import PACKAGES
+
 Verdict = dict[str, Any]
 TITLE = "What released peers were found to do"
 INTRODUCTION = (
@@ -54,7 +56,10 @@ def markdown(found: list[tuple[str, list[str], list[Any]]]) -> str:
     """The page in Markdown."""
     lines = [f"# {TITLE}", "", *"\n\n".join(INTRODUCTION).splitlines()]
     for package, ways, rows in found:
-        lines += ["", f"## {package}", "", f"| version | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
+        lines += ["", f"## {package}", ""]
+        if report := PACKAGES[package].report:
+            lines += [f"[What was found, by hand too]({report})", ""]
+        lines += [f"| version | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
         for version, verdicts in rows:
             cells = [cell(verdict, lambda text: f"`{text}`").replace("|", "\\|") for verdict in verdicts]
             lines.append(f"| {version} | {' | '.join(cells)} |")
@@ -74,7 +79,10 @@ def page(found: list[tuple[str, list[str], list[Any]]]) -> str:
     parts += [f"<h1>{TITLE}</h1>", *(f"<p>{html.escape(text)}</p>" for text in INTRODUCTION)]
     for package, ways, rows in found:
         head = "".join(f"<th>{html.escape(way)}</th>" for way in ways)
-        parts += [f"<h2>{html.escape(package)}</h2>", f"<table><tr><th>version</th>{head}</tr>"]
+        parts.append(f"<h2>{html.escape(package)}</h2>")
+        if report := PACKAGES[package].report:
+            parts.append(f'<p><a href="{report}">What was found, by hand too</a></p>')
+        parts += [f"<table><tr><th>version</th>{head}</tr>"]
         for version, verdicts in rows:
             cells = "".join(_cell(verdict) for verdict in verdicts)
             parts.append(f"<tr><td>{html.escape(version)}</td>{cells}</tr>")
