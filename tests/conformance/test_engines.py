@@ -25,6 +25,8 @@ from conformance.checkpoints import resolve
 from conformance.commands.command_line import parser
 from conformance.commands.request import _usual as usual_checkpoint
 from conformance.errors import PeerUnavailable
+from conformance.exchange import arrange
+from conformance.exchange.manifest import Declared
 from conformance.judge.judge import judge
 from conformance.peers import boxed
 from conformance.peers.engines import ctranslate2, keras_cases, wire
@@ -207,6 +209,24 @@ def test_a_setting_that_it_has_not_is_named(tmp_path: Path, monkeypatch: pytest.
         PeerUnavailable, match="standin cannot set eps: asked 1e-06, it has 1e-05; --ckpt tiny-released"
     ):
         peer.open(released)
+
+
+def test_a_case_s_taps_are_listed_once(monkeypatch: pytest.MonkeyPatch, released: Target) -> None:
+    """They were listed for each array, which took 25 of the 27 seconds of a case of nine calls."""
+    made: list[str] = []
+    plain = arrange.plan_of
+
+    def counted(config: Any, case: Any) -> Any:
+        made.append(case.name)
+        return plain(config, case)
+
+    monkeypatch.setattr(arrange, "plan_of", counted)
+    case = case_of(released, "decoder-steps")
+    shower = arrange.Shower(Declared("port", "float32"), released.config, case)
+    plans = [shower._plan(call) for call in range(len(case.calls)) for _ in range(2)]
+    assert made == ["decoder-steps"]
+    expected = [{tap.name for n, tap in plain(released.config, case) if n == call} for call in range(len(case.calls))]
+    assert [set(plan) for plan in plans[::2]] == [set(plan) for plan in plans[1::2]] == expected
 
 
 def test_settings_are_one_where_float32_holds_one() -> None:
