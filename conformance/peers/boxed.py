@@ -95,8 +95,9 @@ def _program(name: str, python: str, package: str, engine: str) -> str:
             raise PeerUnavailable(f"peer {name}: there is no program {python}; give the Python that has {package}")
         return found
     if find_spec(package) is None:
+        extra = engine.replace("_", "-")  # as every pip finds it
         raise PeerUnavailable(
-            f'peer {name} needs {package}, which is not installed: pip install "t5g2ref[{engine}]"; or name a Python '
+            f'peer {name} needs {package}, which is not installed: pip install "t5g2ref[{extra}]"; or name a Python '
             f"that has it: --peer {engine}@PATH/python"
         )
     return sys.executable

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import sys
 import textwrap
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,7 +116,9 @@ def test_an_engine_that_is_not_installed(engine: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(boxed, "find_spec", lambda name: None)
     with pytest.raises(PeerUnavailable) as caught:
         create(engine)
-    assert f'pip install "t5g2ref[{engine}]"' in str(caught.value)
+    (extra,) = re.findall(r'pip install "t5g2ref\[(.+)\]"', str(caught.value))
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(need.startswith(extra) for need in setup["optional-dependencies"][extra]), "its package, by that name"
     assert f"--peer {engine}@PATH/python" in str(caught.value)
 
 
