@@ -22,7 +22,7 @@ from t5g2ref.notes import noted
 from t5g2ref.params import Shape, shapes
 
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
-BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",)}
+BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",), "tiny-released": ("tiny-released",)}
 FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 
 LONGEST_WINDOW = 1 << 14  # of a stack: a case is twice as long, and attention is quadratic

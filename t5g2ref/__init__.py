@@ -95,7 +95,7 @@ def load(
 
 
 def bundled(name: str = "tiny") -> Path:
-    """Folder of a checkpoint that comes with the package: "tiny" or "tiny-even"."""
+    """Folder of a checkpoint that comes with the package: "tiny", "tiny-even" or "tiny-released"."""
     from pathlib import Path
 
     home = Path(__file__).parent / "checkpoint" / "bundled"

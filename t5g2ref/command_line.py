@@ -29,6 +29,7 @@ examples
   python -m t5g2ref generate FOLDER --prompt "Describe <start_of_image> briefly." --image cat.png
   python -m t5g2ref generate FOLDER --prompt "..." --backend cupy --dtype bfloat16       on the first CUDA device
 """
+BUNDLED = ("tiny", "tiny-even", "tiny-released")
 OUT_OF_MEMORY = "out of memory; give a smaller checkpoint, picture or text, or a smaller --dtype"
 
 
@@ -37,11 +38,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m t5g2ref", description=__doc__, epilog=EXAMPLES, formatter_class=form)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     describe = commands.add_parser("describe", help="geometry, parameters and taps of a checkpoint")
-    describe.add_argument("checkpoint", help=f"a folder, tiny, tiny-even, or a geometry: {', '.join(PRESETS)}")
+    describe.add_argument("checkpoint", help=f"a folder, {', '.join(BUNDLED)}, or a geometry: {', '.join(PRESETS)}")
     describe.add_argument("--taps", action="store_true", help="list every tap with its shape in letters")
     describe.add_argument("--params", action="store_true", help="list every parameter with its shape")
     generate = commands.add_parser("generate", help="greedy generation")
-    generate.add_argument("checkpoint", help="a folder, tiny or tiny-even")
+    generate.add_argument("checkpoint", help=f"a folder, {', '.join(BUNDLED)}")
     generate.add_argument("--prompt", help="text; every <start_of_image> takes the next --image")
     generate.add_argument("--ids", help="comma-separated token ids, in place of --prompt")
     generate.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
@@ -92,8 +93,9 @@ def _notes_shown() -> Iterator[None]:
 
 def _folder(name: str) -> Path:
     if name in PRESETS and not Path(name).exists():
-        raise ValueError(f"{name} is a geometry without weights; give the folder of a checkpoint, tiny or tiny-even")
-    return t5g2ref.bundled(name) if name in ("tiny", "tiny-even") else Path(name)
+        there = f"the folder of a checkpoint, or {', '.join(BUNDLED)}"
+        raise ValueError(f"{name} is a geometry without weights; give {there}")
+    return t5g2ref.bundled(name) if name in BUNDLED else Path(name)
 
 
 def _describe(options: argparse.Namespace) -> int:

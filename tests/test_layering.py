@@ -51,7 +51,8 @@ conformance/exchange: channel geometry reading replay writing staged | manifest 
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
 conformance/peers/torch: releases tensors | hooks | transformers | __init__
-conformance/peers: process entry_points python_file | find | __init__
+conformance/peers: process entry_points python_file | boxed | find | __init__
+conformance/peers/engines: wire keras_places | keras_cases keras_watch | ctranslate2 keras_hub | __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
 conformance/judge: steady together walk | judge pooled
@@ -69,6 +70,7 @@ conformance/commands: options required diagnose | request vectors explain listin
 conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
+conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2
 conformance: testing | __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
@@ -106,9 +108,9 @@ def places() -> dict[str, int]:
 
 
 DEPTH = places()
-FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax"}
+FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
-PEERS = {"torch", "transformers"}
+PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub"}
 MODEL_FILES = (  # written over Numerics
     *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),
@@ -268,7 +270,10 @@ def test_the_reference_names_no_framework(path: Path) -> None:
     assert not tops & FRAMEWORKS
 
 
-MAY_KNOW_A_PEER = ("conformance/peers/torch/", "conformance/examples/")
+MAY_KNOW_A_PEER = (
+    *("conformance/peers/torch/", "conformance/peers/engines/", "conformance/examples/"),
+    "conformance/published/findings/",  # which need the peer alone
+)
 
 
 @pytest.mark.parametrize("file", [f for f in files() if f.startswith("conformance/")])
@@ -292,7 +297,11 @@ def test_looking_up_peers_imports_none() -> None:
 
 # Sizes
 
-DECORATORS = {("t5g2ref/numerics", "call"), ("t5g2ref/model", "call")}  # their wrappers have any signature
+DECORATORS = {  # their wrappers have any signature
+    ("t5g2ref/numerics", "call"),
+    ("t5g2ref/model", "call"),
+    ("conformance/peers/engines/keras_watch", "seen"),
+}
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -1,4 +1,4 @@
-"""Make the bundled checkpoints `tiny` and `tiny-even`: small, and no two hyper-parameters equal (a test sees to it).
+"""Make the bundled checkpoints. In `tiny` and `tiny-even` no two hyper-parameters are equal (a test sees to it).
 
     python tools/make_tiny.py [FOLDER]
 
@@ -11,6 +11,9 @@ included. Every tensor comes from a generator seeded by its name, so the files c
 Two more things differ. `tiny` is stored in bfloat16 and pools 8 × 8 patches to 4 × 4. `tiny-even` is stored in float32,
 off bfloat16's grid, so that a copy kept in bfloat16 shows. It pools 12 × 12 patches to 3 × 3, in squares of sixteen as
 the released ones do. The mean of four is also what a bilinear resampling gives there.
+
+`tiny-released` is for engines that support released checkpoints only. Its settings are those of the release `270m`,
+whose stacks are equal; only sizes and the ids of pictures are smaller. Its window is even, as the released one.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 
 import t5g2ref
 from t5g2ref.checkpoint.folder import save
-from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
+from t5g2ref.config import PRESETS, Config, Rope, TextConfig, VisionConfig
 from t5g2ref.files import MARK
 from t5g2ref.params import shapes
 
@@ -100,6 +103,37 @@ EVEN = replace(
     dtype="float32",
 )
 
+RELEASED_TEXT = replace(
+    PRESETS["270m"].encoder,
+    vocab_size=320,
+    hidden_size=40,
+    intermediate_size=72,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,  # as in 4b: with one, the order of grouped heads cannot be seen
+    head_dim=16,
+    query_pre_attn_scalar=16.0,  # the head's size, as released
+    sliding_window=14,
+    layer_types=PRESETS["270m"].encoder.layer_types[:8],
+)
+RELEASED = replace(
+    PRESETS["270m"],
+    encoder=RELEASED_TEXT,
+    decoder=RELEASED_TEXT,
+    vision=replace(
+        PRESETS["270m"].vision,
+        hidden_size=24,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        image_size=112,
+    ),
+    mm_tokens_per_image=4,  # 8 x 8 patches, in squares of sixteen
+    boi_token_index=309,
+    eoi_token_index=310,
+    image_token_index=311,
+)
+
 
 def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
     """(name, float64 array) of every parameter: products keep their scale, norms and biases are far from neutral."""
@@ -118,7 +152,7 @@ def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(t5g2ref.__file__).parent / "checkpoint" / "bundled"
-    for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2)):
+    for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2), ("tiny-released", RELEASED, 3)):
         (folder / name).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=MARK, dir=folder) as made:
             save(made, config, weights(config, seed), dtype=config.dtype or "bfloat16", layout="hub")

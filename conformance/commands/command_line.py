@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     for target in (top, run):
         _run_options(target)
     shared.defaults(top)
+    top.set_defaults(ckpt=None)  # `run` takes that which suits the peers
     for name, (module, what) in MODULES.items():
         command = commands.add_parser(name, help=what, description=what, formatter_class=form)
         with suppress(Unavailable):  # said when the command is run

@@ -36,9 +36,9 @@ def show(what: str) -> int:
                 print(f"     seen in {SEEN[defect]}")
     elif what == "checkpoints":
         for name in BUNDLED:
-            print(f"{name:10} bundled")
+            print(f"{name:13} bundled")
         for name, repo in HUB.items():
-            print(f"{name:10} {repo}, or ${variable(name)}; --synthetic: seeded weights")
+            print(f"{name:13} {repo}, or ${variable(name)}; --synthetic: seeded weights")
     else:
         print("\n".join([*names(), *plugins.names(), "", "Every name:"]))
         print("\n".join(f"  {form}\n      {what}" for form, what in FORMS.items()))

@@ -14,6 +14,9 @@ from conformance.report.files import FILES
 BACKEND = """\
 where truth and controls are computed: numpy (default), or cupy, a CUDA device (cupy:1 is the second one); with cupy,
 peers run on the device too"""
+CKPT = """\
+tiny, tiny-even, tiny-released, 270m, 1b, 4b, a folder, or a Hub id (default: tiny; of engines that run released
+settings alone: tiny-released)"""
 KNOWN = "known deviations, which are shown and do not fail: a TOML file with reasons and links; see `explain known`"
 LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact"
 
@@ -24,7 +27,7 @@ def checkpoint(parser: argparse.ArgumentParser) -> None:
     `defaults` sets the defaults, here and below. A default of the subcommand `run` would undo an option that was given
     before that word.
     """
-    parser.add_argument("--ckpt", help="tiny, 270m, 1b, 4b, a folder, or a Hub id (default: tiny)")
+    parser.add_argument("--ckpt", help=CKPT)
     parser.add_argument("--synthetic", action="store_true", help="seeded weights at the geometry that --ckpt names")
     parser.add_argument(
         "--calm", action="store_true", help="with --synthetic: no massive activation (1e5), which float16 cannot hold"

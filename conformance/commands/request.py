@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
 from conformance.errors import UsageError
-from conformance.peers.find import BUILT_IN, DUMP, create, names
+from conformance.peers.find import BUILT_IN, DUMP, create, names, typed
 from conformance.peers.folder import DumpPeer
 from conformance.peers.guard import warnings_kept
-from conformance.peers.protocol import TIMEOUT, Peer, give_time
+from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time, optional
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
@@ -26,7 +26,6 @@ from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
 
 USUAL = ("exact", "fp32", "bf16")
-UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:cupy")
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ def of_run(given: argparse.Namespace) -> Request:
     backend, notes = find(given.backend), list[str]()
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
+    given = argparse.Namespace(**vars(given) | {"ckpt": given.ckpt or _usual(peers.values())})
     for peer in peers.values():
         give_time(peer, given.timeout)
     lanes = set(given.lane or USUAL)
@@ -100,6 +100,12 @@ def of_run(given: argparse.Namespace) -> Request:
         names={peer.name: name for name, peer in peers.items()},
         notes=tuple(notes),
     )
+
+
+def _usual(peers: Iterable[Peer]) -> str:
+    """The checkpoint to judge on where none is named: an engine with the released settings alone asks for its own."""
+    usual = OptionalMembers.checkpoint
+    return next((name for peer in peers if (name := optional(peer, "checkpoint")) != usual), usual)
 
 
 def of_dump(given: argparse.Namespace, peer: DumpPeer) -> Request:
@@ -158,7 +164,7 @@ def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -
     types = [LANES[lane] for lane in lanes or USUAL if lane in LANES] or ["float32"]
     wanted = given or [name for dtype in types for name in names(dtype)]
     if given and lanes:  # a name without a type is run in every lane that was asked for
-        wanted = [name for n in given for name in ([f"{n}:{t}" for t in types] if n in UNTYPED else [n])]
+        wanted = [name for n in given for name in ([typed(n, t) for t in types] if typed(n, types[0]) else [n])]
     made = _distinct([(name, create(name, backend)) for name in dict.fromkeys(wanted)])
     if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
         raise UsageError(f"--peer {wrong.name} runs in {wrong.dtype}, expected a type of --lane {' '.join(lanes)}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -164,7 +165,15 @@ class Shower:
         return run.input_ids if name == "input_ids" else run.decoder_input_ids[:, first:last]
 
     def _plan(self, call: int) -> dict[str, Tap]:
-        return {tap.name: tap for n, tap in plan_of(self.config, self.case) if n == call}
+        return self._plans[call]
+
+    @cached_property
+    def _plans(self) -> list[dict[str, Tap]]:
+        """Each call's taps, made once: every array of every call is looked up in them."""
+        plans: list[dict[str, Tap]] = [{} for _ in self.case.calls]
+        for call, tap in plan_of(self.config, self.case):
+            plans[call][tap.name] = tap
+        return plans
 
     def _layout(self, tap: Tap) -> str:
         declared = chosen(self.declared.layouts, tap.name)

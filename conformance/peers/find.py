@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import PeerUnavailable
+from conformance.peers.boxed import FORMS as ENGINES
 from conformance.peers.protocol import Peer
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.dtypes import RUN_IN
@@ -18,6 +19,7 @@ DUMP, PROCESS = "dir:", "process:"  # before a folder, and a command
 FORMS = {
     f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
+    **ENGINES,
     f"{PROCESS}[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
     f"{DUMP}FOLDER": "what a program wrote, as `check` reads it",
     "FILE.py[:FUNCTION]": "a Python file whose function (by default create) makes the peer: create(argument, backend)",
@@ -29,6 +31,16 @@ _NAMES = {  # module: its names, whose groups are the arguments of its `create`
     "torch.transformers": re.compile(rf"transformers:(eager|sdpa)(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
     "reference": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
 }
+
+
+UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:cupy")
+
+
+def typed(name: str, dtype: str) -> str:
+    """The name of that peer in a type; "" where the name has its type, or the peer has one alone."""
+    from conformance.peers.boxed import in_type
+
+    return f"{name}:{dtype}" if name in UNTYPED else in_type(name, dtype)
 
 
 BUILT_IN = ("transformers:", "t5g2ref:")
@@ -61,10 +73,10 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
         from conformance.peers.folder import create as read
 
         return read(Path(name.removeprefix(DUMP)))
+    from conformance.peers import boxed, python_file
     from conformance.peers import entry_points as plugins
-    from conformance.peers import python_file
 
-    found = python_file.find(name, backend) or plugins.find(name, backend)
+    found = boxed.find(name) or python_file.find(name, backend) or plugins.find(name, backend)
     if found is None:
         known = ", ".join([*FORMS, *plugins.names()])
         raise PeerUnavailable(f"no peer is called {name!r}; there are: {known}")

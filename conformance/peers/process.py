@@ -115,13 +115,17 @@ class ProcessPeer(OptionalMembers):
         assert self._channel is not None
         return self._channel
 
+    def _checkpoint(self, target: Target) -> str | None:
+        """What the greeting says of where the weights lie; None for synthetic ones."""
+        return None if target.folder is None else str(Path(target.folder).absolute())
+
     def _greet(self, target: Target) -> None:
         self._channel = Channel(self._argv)
         hello = {"hello": "t5g2ref", "version": VERSION, "folder": self._folder.name}
-        hello["checkpoint"] = None if target.folder is None else str(Path(target.folder).absolute())
+        hello["checkpoint"] = self._checkpoint(target)
         answer = self._channel.ask(hello, self.timeout)
         if "error" in answer or "skip" in answer:
-            raise ProcessError(f"it refuses: {short(answer.get('error', answer.get('skip')))}")
+            raise ProcessError(f"it refuses: {line(answer.get('error', answer.get('skip')))}")
         usual: dict[str, Any] = {"layouts": {}, "stored": {}, "types": {}, "lacks": [], "quantised": ""}
         said = declared({name: answer.pop(name, value) for name, value in usual.items()}, answer)
         if said.dtype != self.dtype:

@@ -69,6 +69,9 @@ class OptionalMembers:
     lacks: tuple[str, ...] = ()
     """Words of `cases.abilities.ABILITIES`: what it cannot do. Cases that need it are skipped by name."""
 
+    checkpoint: str = "tiny"
+    """The bundled checkpoint that it is judged on where none is named."""
+
     quantised: str = ""
     """How its linear layers are rounded, as `oracle.quantised.FORM` has it; "" for not at all. It is then judged beside
     legal runs that are rounded so too, and its weights are not compared bit for bit."""

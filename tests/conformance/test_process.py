@@ -286,7 +286,7 @@ def test_what_it_says_unasked(start: Start, target: Target) -> None:
         (f"print({json.dumps(HELLO | {'name': 'a' + chr(27) + '[2J'})!r})", "expected a line of printable text"),
         (f"print({json.dumps(HELLO | {'name': 'a' + chr(0x202E)})!r})", "expected a line of printable text"),
         (f"print({json.dumps(HELLO | {'name': ' '})!r})", "expected a name that can be seen"),
-        ('print(\'{"error": "no weights"}\', flush=True)', "it refuses: 'no weights'"),
+        ('print(\'{"error": "no weights"}\', flush=True)', "it refuses: no weights"),
         ('print(\'{"name": "x", "dtype": "float8"}\')', "peer.dtype is 'float8', expected one of"),
         ('print(\'{"name": "x", "dtype": "bfloat16"}\')', "not float32; name it process:bfloat16:COMMAND"),
         ('print(\'{"name": "x", "dtype": "float32", "taps": 3}\')', "taps are 3, expected a list"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from t5g2ref import bundled
+from t5g2ref.config import PRESETS, Config
 
 SHARED = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "eoi_token_index", "image_token_index"}
 """Settings that config.json repeats, and that have to be one value wherever they stand."""
@@ -81,7 +82,7 @@ def parts(node: dict[str, Any], where: str = "") -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["tiny", "tiny-even"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-even", "tiny-released"])
 def test_it_has_what_transformers_saves(name: str, tmp_path: Path) -> None:
     """A port reads `dropout_rate` or the top level's `vocab_size` as it finds them in any other checkpoint."""
     transformers = pytest.importorskip("transformers", reason="needs transformers: it saves the configuration")
@@ -92,3 +93,31 @@ def test_it_has_what_transformers_saves(name: str, tmp_path: Path) -> None:
         lacking = {key: value for key, value in entries.items() if ours[place].get(key, "none") != value}
         assert set(lacking) <= BOILERPLATE, (place, lacking)
         assert not set(ours[place]) & BOILERPLATE - set(entries)
+
+
+SMALLER = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "layer_types", "sliding_window"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar", "image_size"),
+    *("mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"),
+    *("encoder", "decoder", "vision"),
+}
+"""Settings of `tiny-released` that are not the release's: sizes and what follows them, and ids of pictures."""
+
+
+def test_tiny_released_has_the_released_settings() -> None:
+    """An engine that has these built in, and reads none of them, has to be right on it."""
+    ours, release = Config.load(bundled("tiny-released")), PRESETS["270m"]
+    assert ours.encoder == ours.decoder
+    for one, other in ((ours, release), (ours.decoder, release.decoder), (ours.vision, release.vision)):
+        differing = {name for name, value in vars(one).items() if getattr(other, name) != value}
+        assert differing <= SMALLER, differing - SMALLER
+    assert ours.decoder.query_pre_attn_scalar == ours.decoder.head_dim
+    assert ours.decoder.sliding_window % 2 == 0, "as the released windows"
+    layers = len(ours.decoder.layer_types)
+    assert ours.decoder.layer_types == release.decoder.layer_types[:layers]
+    assert {"sliding_attention", "full_attention"} == set(ours.decoder.layer_types)
+    assert ours.decoder.groups > 1 < ours.decoder.num_key_value_heads, "or the order of grouped heads is hidden"
+
+
+def test_tiny_released_is_small_and_asked_for_by_name() -> None:
+    assert (bundled("tiny-released") / "model.safetensors").stat().st_size < 1_500_000

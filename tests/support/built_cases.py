@@ -9,7 +9,7 @@ from conformance.cases.catalogue import build
 from t5g2ref import bundled
 from t5g2ref.config import PRESETS, Config
 
-GEOMETRIES = ("tiny", "tiny-even", *PRESETS)
+GEOMETRIES = ("tiny", "tiny-even", "tiny-released", *PRESETS)
 
 
 def geometry(name: str) -> Config:
