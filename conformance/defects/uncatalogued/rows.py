@@ -17,9 +17,10 @@ E, D = "encoder.text_model", "decoder"
 
 def _mask_from_the_first(nx: Numerics, _: TextConfig, own: Keys, cross: Keys) -> tuple[Keys, Keys]:
     """The mask begins at position 0, and the keys that are kept do not."""
-    if own.valid is None or own.valid.shape[0] > 1:
+    if own.valid is None or own.valid.shape[0] > 1 or not (dropped := own.kv.start):
         return own, cross
-    return replace(own, valid=nx.xp.roll(own.valid, own.kv.start, axis=1)), cross
+    turned = nx.xp.concatenate([own.valid[:, -dropped:], own.valid[:, :-dropped]], axis=1)
+    return replace(own, valid=turned), cross
 
 
 def _mask_over(axis_of: str) -> Injection:
