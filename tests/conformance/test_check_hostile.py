@@ -245,7 +245,7 @@ def test_few_taps_are_said(tmp_path: Path, check: Check) -> None:
     text = "\n".join(lines)
     assert status == 0
     assert "note: stranger shows 16 of 317 taps (case short): a mistake can only be placed between two of them" in text
-    assert "a peer in half precision shows few taps" in text
+    assert "a peer in half precision does not show what this operation reads and gives" in text
     assert "of the worst case that legal rounding can do" in text, "of the operations between two taps that it shows"
 
 
