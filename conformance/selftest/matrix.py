@@ -159,6 +159,9 @@ def show(outcome: Outcome) -> None:
         put(Text(line))
 
 
+NAMES = 26  # columns of a fault's name
+
+
 def _numbers(cases: Iterable[Case]) -> Text:
     lines = [f"{i:2} {case.name:20}" for i, case in enumerate(cases, 1)]
     columns = [lines[i : i + 4] for i in range(0, len(lines), 4)]
@@ -166,14 +169,18 @@ def _numbers(cases: Iterable[Case]) -> Text:
 
 
 def _header(cases: list[Case]) -> Text:
-    return Text(f"{'fault':22}" + "".join(f"{i:3}" for i in range(1, len(cases) + 1)) + "  named", style="bold")
+    """Numbers of two digits stand one above the other."""
+    numbers = range(1, len(cases) + 1)
+    tens = "".join(f"{i // 10:2}" if i > 9 else "  " for i in numbers)
+    ones = "".join(f"{i % 10:2}" for i in numbers)
+    return Text(f"{'':{NAMES}}{tens}\n{'fault':{NAMES}}{ones}  named", style="bold")
 
 
 def _row(fault: Fault, trial: Trial, cases: list[Case]) -> Text:
-    row = Text(f"{fault.key:22}", style="bold red" if wrong(fault, trial) else "")
+    row = Text(f"{fault.key:{NAMES}}", style="bold red" if wrong(fault, trial) else "")
     for case in cases:
         cell = trial.cells.get(case.name, " ")
-        row.append(f"  {cell}", style=STYLES.get(cell, ""))
+        row.append(f" {cell}", style=STYLES.get(cell, ""))
     row.append(f"  {' '.join(trial.named)}", style="dim")
     return row
 

@@ -198,7 +198,7 @@ def test_matrix_is_plain_and_narrow(capsys: pytest.CaptureFixture[str], monkeypa
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert max(map(len, told.splitlines()[:15])) <= 100
-    assert "D58 mean                .  .  .  .  .  .  .  .  .  .  .  K  K  .  ." in told
+    assert "D58 mean                   . . . . . . . . . . . K K . ." in told
     assert status == 0 or "declares" in told  # what the cases declare of other faults is not checked: they were not run
 
 
