@@ -17,10 +17,10 @@ _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of th
 _FAINT = ("D83", "D84", "D85")  # in half types below the rounding: only the tokens of many cases show them
 _ELSEWHERE = {
     "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
-    "D57": "needs a peer with a preallocated cache; transformers' own grows as it goes",
+    "D57": "only a preallocated cache can have it: transformers' own grows, and no peer is asked for its kind",
     "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
     "D63": "needs a peer in float16, and activations near its largest number",
-    "D75": "needs a peer with a preallocated cache; transformers' own grows as it goes",
+    "D75": "only a preallocated cache can have it: transformers' own grows, and no peer is asked for its kind",
     "D76": "the cases give ids: a peer that takes embeddings as well is not asked to",
     "D77": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the resampling",
 }
