@@ -50,7 +50,7 @@ conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
-conformance/peers/torch: releases tensors | hooks | transformers | __init__
+conformance/peers/torch: releases static_cache tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
 conformance/peers/engines: wire keras_places | keras_cases keras_watch | ctranslate2 keras_hub | __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns

@@ -73,7 +73,7 @@ def _padded_cached(k: Kit) -> Case:
     ids, mask = k.padded([8, 3, 6], "left")
     decoder_ids, decoder_mask = k.padded([7, 3, 5], "left")
     run = Run(ids, decoder_ids, mask, decoder_attention_mask=decoder_mask, splits=(4, 1, 2))
-    exposes = _ids("D28 D29 D38 D39 D42 D70 D72 D74")
+    exposes = _ids("D28 D29 D38 D39 D42 D70 D72 D74 D75")
     return Case("padded-left-cached", "ragged batch padded left, cached decoding", (run,), exposes=exposes)
 
 
@@ -229,7 +229,7 @@ _BUILDERS: tuple[Callable[[Kit], Case], ...] = (
         lambda w: (max(1, w - 4), *[1] * min(8, w + 3)),
         "decoder-steps",
         "decoder past its window, stepwise",
-        "D28 D34 D54 D56 D69",
+        "D28 D34 D54 D56 D57 D69",
     ),
     _past_window(
         lambda w: (w - 1, 3, 2), "decoder-split", "decoder calls split around the window", "D28 D34 D54 D56 D74"

@@ -183,6 +183,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             quantised={j.dtype for _, j in found if j.scheme},
             single=_in_single(found),
             repeated=all(j.repeated and not j.unmixed for _, j in found if j.local),
+            preallocated=all(optional(peer, "preallocated") for peer in peers),
         ),
         versions={k: v for said in versions.values() for k, v in said.items()},
         selected=len(plan) if request.values else 0,

@@ -15,12 +15,13 @@ from t5g2ref.dtypes import HALF
 _ALWAYS = {"D50", "D51", "D66", "D83", "D84"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
 _FAINT = ("D83", "D84", "D85")  # in half types below the rounding: only the tokens of many cases show them
+_SLOTS = ("D57", "D75")  # of a preallocated cache
 _ELSEWHERE = {
     "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
-    "D57": "only a preallocated cache can have it: transformers' own grows, and no peer is asked for its kind",
+    "D57": "only a peer with a preallocated cache can have it (transformers:sdpa-static)",
     "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
     "D63": "needs a peer in float16, and activations near its largest number",
-    "D75": "only a preallocated cache can have it: transformers' own grows, and no peer is asked for its kind",
+    "D75": "only a peer with a preallocated cache can have it (transformers:sdpa-static)",
     "D76": "the cases give ids: a peer that takes embeddings as well is not asked to",
     "D77": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the resampling",
 }
@@ -109,6 +110,7 @@ def hidden(
     quantised: Iterable[str] = (),
     single: bool = True,
     repeated: bool = True,
+    preallocated: bool = False,
 ) -> dict[str, str]:
     """Defect id → why these cases on these checkpoints could not have shown it. A defect is exposed when any
     checkpoint and any case can show it.
@@ -120,6 +122,7 @@ def hidden(
         quantised: types of the quantised peers.
         single: whether every peer was judged in float32 as well.
         repeated: whether every case was run twice.
+        preallocated: whether every peer's cache has its slots before they are filled.
     """
     few = set(few)
     partly = (_FEW if few else {}) | (_FEW_HALF if few & set(HALF) else {})
@@ -141,7 +144,7 @@ def hidden(
             reasons[defect] = "below the rounding of a half type, and these are too few tokens: judge --lane fp32 too"
         elif defect == "D80" and not repeated:
             reasons[defect] = "a case was run once: nothing kept from another input could show"
-        elif defect in _ELSEWHERE:
+        elif defect in _ELSEWHERE and not (preallocated and defect in _SLOTS):
             reasons[defect] = _ELSEWHERE[defect]
         elif defect not in shown:
             reasons[defect] = "no case that was run exposes it"

@@ -57,6 +57,7 @@ class BoxedPeer(ProcessPeer):
         super().__init__("", dtype)
         self.name = name
         self._argv = [python, "-c", START, str(ENGINES), engine, *arguments]
+        self.preallocated = engine == "keras_hub"
 
     def _checkpoint(self, target: Target) -> str:
         """The checkpoint's folder; synthetic weights are written first. A whole config.json is written in any case."""

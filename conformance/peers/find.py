@@ -17,7 +17,7 @@ from t5g2ref.dtypes import RUN_IN
 _TYPES = "|".join(RUN_IN)
 DUMP, PROCESS = "dir:", "process:"  # before a folder, and a command
 FORMS = {
-    f"transformers:eager|sdpa[:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
+    f"transformers:eager|sdpa[-static][:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
     **ENGINES,
     f"{PROCESS}[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
@@ -28,12 +28,19 @@ FORMS = {
 """How a peer may be named, and what that means."""
 
 _NAMES = {  # module: its names, whose groups are the arguments of its `create`
-    "torch.transformers": re.compile(rf"transformers:(eager|sdpa)(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
+    "torch.transformers": re.compile(rf"transformers:(eager|sdpa)(-static)?(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
     "reference": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
 }
 
 
-UNTYPED = ("transformers:eager", "transformers:sdpa", "t5g2ref:numpy", "t5g2ref:cupy")
+UNTYPED = (
+    "transformers:eager",
+    "transformers:sdpa",
+    "transformers:eager-static",
+    "transformers:sdpa-static",
+    "t5g2ref:numpy",
+    "t5g2ref:cupy",
+)
 
 
 def typed(name: str, dtype: str) -> str:

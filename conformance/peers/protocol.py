@@ -80,6 +80,9 @@ class OptionalMembers:
     """Tap or pattern → "float32", where a peer in a half type is wider on purpose. It has to be so there, is judged in
     float32, and its modules' weights count as the checkpoint has them."""
 
+    preallocated: bool = False
+    """Whether its cache has its slots before they are filled: only there can one be read too early."""
+
     probed: bool = True
     """Whether it can be asked; a dump can only be read, so it has no exact lane."""
 

@@ -18,12 +18,15 @@ def test_exposures_are_known_defects(name: str) -> None:
         assert len(set(c.exposes)) == len(c.exposes), c.name
 
 
+SLOTS = {"D57", "D75"}  # of a preallocated cache
+
+
 def test_every_defect_is_exposed_or_has_a_reason() -> None:
     configs = [geometry("tiny"), geometry("tiny-even")]
     reasons = hidden(configs, built("tiny"))
     shown = {d for c in built("tiny") for d in c.exposes}
     assert set(reasons) == {"D02", "D11", "D12", "D13", "D63", "D58", "D49", "D57", "D75", "D76", "D77"}
-    assert not set(reasons) & shown
+    assert set(reasons) & shown == SLOTS, "a case shows them, in a peer whose cache has them"
     assert all(reasons.values())
     assert set(DEFECTS) - set(reasons) <= shown | {
         "D50",
@@ -48,7 +51,7 @@ def test_the_even_window_alone_hides_the_final_softcap() -> None:
     assert hidden([tiny, even], built("tiny")) == both, "beside tiny it is exposed"
 
 
-@pytest.mark.parametrize("defect", ["D49", "D57", "D75", "D76", "D77"])
+@pytest.mark.parametrize("defect", ["D49", "D76", "D77"])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_what_no_case_here_can_show_is_never_exposed(defect: str, name: str) -> None:
     assert not any(defect in c.exposes for c in built(name))
@@ -64,7 +67,7 @@ def test_what_no_case_here_can_show_is_never_exposed(defect: str, name: str) -> 
 def test_released_geometries_hide_some(name: str, more: str) -> None:
     """A case's label alone is not enough: one kv head hides the order of the heads, and so on. The report says so."""
     reasons = hidden([geometry(name)], built(name))
-    geometric = {d: r for d, r in reasons.items() if any(d in c.exposes for c in built(name))}
+    geometric = {d: r for d, r in reasons.items() if any(d in c.exposes for c in built(name)) and d not in SLOTS}
     assert sorted(geometric) == more.split()
     assert "final_logit_softcapping is null" in reasons["D50"], "any case shows it where it is set, and here it is not"
     assert "D50" not in hidden([geometry(name), geometry("tiny")], built(name))
@@ -78,7 +81,7 @@ def test_a_case_left_out_is_noticed(dropped: str) -> None:
     left_out = select(built("tiny"), dropped.split())
     only = {d for c in left_out for d in c.exposes}
     rest = [c for c in built("tiny") if c not in left_out]
-    only -= {d for c in rest for d in c.exposes}
+    only -= {d for c in rest for d in c.exposes} | SLOTS
     reasons = hidden([geometry("tiny")], rest)
     assert only
     assert {reasons[d] for d in only} == {"no case that was run exposes it"}

@@ -19,6 +19,7 @@ from conformance.arrays import device_index, has_device
 from conformance.cases.case import Case, Run
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
+from conformance.peers.torch import static_cache
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
@@ -43,11 +44,13 @@ class TransformersPeer(OptionalMembers):
         attention: "eager" or "sdpa".
         dtype: of weights, activations and pictures; float32 is without TF32, see `without_tf32`.
         device: as torch names it: "cpu", "cuda", "cuda:1".
+        static: whether cached calls are given a preallocated cache, as `generate` makes it; see `static_cache`.
     """
 
-    def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu") -> None:
+    def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu", static: bool = False) -> None:
         usual = (dtype, device) == ("float32", "cpu")
-        self.name = f"transformers:{attention}" + ("" if usual else f":{dtype}:{device}")
+        self.name = f"transformers:{attention}{'-static' * static}" + ("" if usual else f":{dtype}:{device}")
+        self._static = self.preallocated = static
         self.dtype: DType = dtype
         self.notes = [note] if (note := untested(transformers.__version__)) else []
         self._attention, self._device = attention, device
@@ -62,6 +65,8 @@ class TransformersPeer(OptionalMembers):
     def open(self, target: Target) -> None:
         self.close()
         self._target = target
+        if self._static:
+            self.taps = static_cache.shown(target.config)
         if self._device != "cpu":
             self._switches.enter_context(without_tf32())
 
@@ -111,6 +116,8 @@ class TransformersPeer(OptionalMembers):
         capture = Capture(model, plan, *run.input_ids.shape)
         held = cache_name(type(model).forward)
         cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
+        if self._static and run.splits is not None:
+            cache = static_cache.made(model.config, run.decoder_input_ids.shape[1], run.input_ids.shape[1])
         for first, last in run.bounds:
             inputs = self._inputs(case, run, first, last, {held: cache}, encoded)
             wanted = [tap for tap in plan if encoded is None or not tap.first_call]
@@ -220,7 +227,9 @@ class TransformersPeer(OptionalMembers):
         return model
 
 
-def create(attention: str, dtype: DType | None, device: str | None, backend: Backend) -> TransformersPeer:
+def create(
+    attention: str, static: str | None, dtype: DType | None, device: str | None, backend: Backend
+) -> TransformersPeer:
     """The peer. By default its device is the judge's if torch sees that, else the CPU.
 
     Raises PeerUnavailable for a device that torch does not see.
@@ -235,4 +244,4 @@ def create(attention: str, dtype: DType | None, device: str | None, backend: Bac
             f"transformers on {device}: torch {torch.__version__} {seen}; install a torch for CUDA if this one is for "
             "the CPU, see whether nvidia-smi lists the card, or say cpu in the peer's name"
         )
-    return TransformersPeer(attention, dtype or "float32", device.removesuffix(":0"))
+    return TransformersPeer(attention, dtype or "float32", device.removesuffix(":0"), static is not None)
