@@ -177,7 +177,10 @@ class _From:
         return self._lane.members(ours)
 
     def look(self, meeting: Meeting) -> Finding:
-        self._reached = self._reached or meeting.peer is None or meeting.place == self._first
+        other = (
+            meeting.peer is None or meeting.peer.shape != meeting.truth.shape
+        )  # also where the tokens that count agree
+        self._reached = self._reached or other or meeting.place == self._first
         return self._lane.look(meeting) if self._reached else Finding(meeting.tap.name, meeting.call, "pass")
 
     def end(self, found: Mapping[Place, Finding]) -> Ended:
