@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 SEED = 20251212  # of the inputs that are judged
 
 
+QUICK = ("short", "window", "padded-left-cached", "decoder-split", "eoi-cached", "images")
+"""Cases for somebody who edits and runs: what they cannot see is printed, as always."""
+
 SEEING = ("image", "images")
 ENCODING = ("short", "window", "padded-right", "padded-left", "eoi", "image", "images", "far-positions")
 """Cases whose sources show what an encoder does; the others are about the decoder."""

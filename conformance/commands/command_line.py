@@ -108,6 +108,9 @@ def _module(name: str, module: str) -> Any:
         raise Unavailable(f'{name}: {error.name} is not installed: pip install "t5g2ref[judge]"') from error
 
 
+QUICK = "for an edit-and-run loop: a few cases in float32, once, on the first checkpoint; what it cannot see is printed"
+
+
 def _run_options(target: argparse.ArgumentParser) -> None:
     shared.checkpoint(target)
     default = "default: transformers, eager and sdpa"
@@ -122,6 +125,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
     shared.outputs(target)
     target.add_argument("--once", action="store_true", help=ONCE)
+    target.add_argument("--quick", action="store_true", help=QUICK)
     shared.progress(target)
 
 

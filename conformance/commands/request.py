@@ -49,6 +49,7 @@ class Request:
         jobs: how many processes judge; None for as many as are usual.
         repeat: whether every case is run twice.
         required: what the verdict has to cover; None for every case.
+        first: whether the first checkpoint alone is judged on.
         rows: whether batches are given a row at a time.
         cases_of: makes the cases for a geometry; None for those of the catalogue.
     """
@@ -73,6 +74,7 @@ class Request:
     jobs: int | None = None
     repeat: bool = True
     required: Required | None = None
+    first: bool = False
     rows: bool = False
     cases_of: Callable[[Config], list[Case]] | None = None
 
@@ -83,7 +85,7 @@ class Request:
 
 def of_run(given: argparse.Namespace) -> Request:
     """The request of the command `run`. Raises UsageError or PeerUnavailable for what cannot be judged."""
-    backend, notes = find(given.backend), list[str]()
+    given, backend, notes = _quick(given), find(given.backend), list[str]()
     with warnings_kept("a peer's package", notes):
         peers = _peers(given.peer, given.lane, backend)
     given = argparse.Namespace(**vars(given) | {"ckpt": given.ckpt or _usual(peers.values())})
@@ -100,6 +102,16 @@ def of_run(given: argparse.Namespace) -> Request:
         names={peer.name: name for name, peer in peers.items()},
         notes=tuple(notes),
     )
+
+
+def _quick(given: argparse.Namespace) -> argparse.Namespace:
+    """The options with what `--quick` stands for. Raises UsageError beside another choice of cases."""
+    if not getattr(given, "quick", False):
+        return given
+    if given.case or given.require:
+        raise UsageError("--quick chooses the cases itself: leave out --case and --require, or --quick")
+    chosen = {"case": list(catalogue.QUICK), "lane": given.lane or ["fp32"], "once": True}
+    return argparse.Namespace(**vars(given) | chosen | {"peer": given.peer or ["transformers:sdpa"]})
 
 
 def _usual(peers: Iterable[Peer]) -> str:
@@ -154,6 +166,7 @@ def _request(
         timeout=getattr(given, "timeout", TIMEOUT),
         jobs=shared.processes(given),
         rows=getattr(given, "rows", False),
+        first=getattr(given, "quick", False),
         repeat=not getattr(given, "once", False),
         required=required(given),
     )

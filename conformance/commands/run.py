@@ -153,6 +153,7 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
     made = {"synthetic": request.synthetic, "calm": request.calm}
     targets = resolve(request.ckpt, **made, progress=reporter.tensors, backend=request.backend)
     targets = [t for t in targets if all(optional(p, "accepts")(t) for p in request.peers)] or targets
+    targets = targets[:1] if request.first else targets
     request.known.check(targets)
     return targets
 

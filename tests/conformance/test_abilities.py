@@ -244,3 +244,24 @@ def test_the_example_gets_its_verdict_in_one_command(tmp_path: Path, capsys: pyt
     document = json.loads(out.read_text())
     assert document["covers"] in line
     assert {j["outside"] for j in document["judgements"]} == {"logits alone"}
+
+
+# An edit-and-run loop
+
+
+def test_quick_is_a_few_cases_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--quick", "--peer", "t5g2ref:numpy", "--no-progress"]) == 0
+    out = capsys.readouterr().out
+    assert out.strip().splitlines()[-1] == f"VERDICT: CONFORMS (on {len(catalogue.QUICK)} of 25 cases)"
+    assert "no case that was run exposes it" in out, "what it cannot see is printed"
+    assert "t5g2ref:numpy:float32 shows one run" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("other", [("--case", "short"), ("--require", "text")])
+def test_quick_chooses_the_cases_itself(capsys: pytest.CaptureFixture[str], other: tuple[str, str]) -> None:
+    assert command.main(["--quick", *other, "--no-progress"]) == 2
+    assert "--quick chooses the cases itself" in capsys.readouterr().err
+
+
+def test_quick_has_cases_that_there_are() -> None:
+    assert set(catalogue.QUICK) <= {case.name for case in catalogue.build(tiny().config)}
