@@ -15,6 +15,7 @@ from t5g2ref.dtypes import HALF
 _ALWAYS = {"D50", "D51", "D66", "D83", "D84"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
 _FAINT = ("D83", "D84", "D85")  # in half types below the rounding: only the tokens of many cases show them
+_POWERLESS = "these inputs lack the power to find its pattern"
 _SLOTS = ("D57", "D75")  # of a preallocated cache
 _ELSEWHERE = {
     "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
@@ -138,8 +139,7 @@ def hidden(
             reasons[defect] = partly[defect]
         elif defect in _HALF:
             if not powers.get(defect):
-                lacks = "these inputs lack the power to find its pattern" if defect in powers else "no peer was in"
-                reasons[defect] = lacks if defect in powers else f"{lacks} half precision (--lane bf16)"
+                reasons[defect] = _POWERLESS if defect in powers else "no peer was in half precision (--lane bf16)"
         elif defect in _FAINT and not single and not powers.get(defect):
             reasons[defect] = "below the rounding of a half type, and these are too few tokens: judge --lane fp32 too"
         elif defect == "D80" and not repeated:

@@ -98,7 +98,9 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 def test_unknown_peer(run: Run) -> None:
     status, lines, err = run("--peer", "nobody")
     assert (status, lines) == (2, [])
-    forms = "transformers:eager|sdpa[:float32|bfloat16|float16[:cpu|cuda|cuda:1]], t5g2ref:numpy|cupy[:1]:float32|"
+    forms = (
+        "transformers:eager|sdpa[-static][:float32|bfloat16|float16[:cpu|cuda|cuda:1]], t5g2ref:numpy|cupy[:1]:float32|"
+    )
     others = "ctranslate2[:translate|score][@PYTHON], keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON], "
     others += "process:[DTYPE:]COMMAND, dir:FOLDER, FILE.py[:FUNCTION], ENTRY[:ARGUMENT]"
     assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16, {others}\n"
