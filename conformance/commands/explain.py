@@ -9,6 +9,7 @@ import argparse
 import difflib
 import sys
 
+from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.errors import UsageError
 from conformance.report.explain import TEXT, sections, slug
 
@@ -16,7 +17,9 @@ WIDTH = 100
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="one topic; see --list (default: all of them)")
+    parser.add_argument(
+        "topic", nargs="?", metavar="TOPIC", help="one topic, see --list, or a defect such as D16 (default: all)"
+    )
     parser.add_argument("--list", action="store_true", dest="list_topics", help="list the topics, one a line")
 
 
@@ -34,6 +37,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _found(topics: dict[str, tuple[str, str]], wanted: str) -> str:
     """The section of this topic, or of the only topic that begins so."""
+    if (defect := wanted.upper()) in DEFECTS:
+        return _defect(defect)
     name = slug(wanted)
     starting = [topic for topic in topics if topic.startswith(name)] if name else []
     if name in topics or len(starting) == 1:
@@ -41,6 +46,17 @@ def _found(topics: dict[str, tuple[str, str]], wanted: str) -> str:
     close = starting or difflib.get_close_matches(name, topics, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UsageError(f"explain {wanted!r}: there is no such topic; {hint}`explain --list` has them all")
+
+
+def _defect(defect: str) -> str:
+    """One defect of the catalogue: what it is, and where each of its variants shows in the self-test."""
+    from conformance.defects.all import FAULTS  # with the model, which the pages do not need
+
+    variants = dict.fromkeys((fault.title, fault.case, fault.tap) for fault in FAULTS if fault.id == defect)
+    seen = [f"\nSeen in {SEEN[defect]}."] if defect in SEEN else []
+    lines = [f"* {title}: shows in case `{case}` at `{tap}`" for title, case, tap in variants]
+    caught = f"\n`python -m conformance selftest --fault '{defect}*'` shows it caught."
+    return "\n".join([f"## {defect} {DEFECTS[defect]}\n", *lines, *seen, caught])
 
 
 def _print(text: str) -> None:

@@ -1,6 +1,7 @@
 """A peer in thirty lines that shows logits of text alone, as an engine does whose inside cannot be seen.
 
-`--peer logits_only.py --require text` judges it on every case that it can do. The verdict's line says which.
+`--peer logits_only.py --require text` judges it on every case that it can do. The verdict's line says which. An engine
+without masks lacks "padding" as well: to strip padding is no way round, since positions count it.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("rich", reason="needs rich: its Markdown is printed with it")
 
 from conformance.commands import explain as command
+from conformance.defects.catalogue import DEFECTS
 from conformance.errors import UsageError
 from conformance.measure import limits
 from conformance.measure.limits import LIMITS
@@ -125,3 +126,16 @@ def test_as_html_it_has_anchors_and_no_foreign_markup() -> None:
 @pytest.mark.parametrize(("heading", "topic"), [("Two anchors", "two-anchors"), ("If you: think?", "if-you-think")])
 def test_slug(heading: str, topic: str) -> None:
     assert explain.slug(heading) == topic
+
+
+def test_a_defect_is_a_topic(capsys: pytest.CaptureFixture[str]) -> None:
+    out = told(capsys, "d69")
+    assert out.startswith(f"## D69 {DEFECTS['D69']}\n")
+    assert "Seen in unslothai/unsloth-zoo#635." in out
+    assert "shows in case `" in out
+    assert "selftest --fault 'D69*'" in out
+
+
+@pytest.mark.parametrize("defect", list(DEFECTS))
+def test_every_defect_has_a_way_to_be_seen(defect: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\n* " in told(capsys, defect)
