@@ -13,6 +13,7 @@ from dumping import tiny
 
 from conformance.commands import command_line as command
 from conformance.defects.all import FAULTS
+from conformance.judge.hypotheses.fit import FAR
 from conformance.selftest import black_box
 from conformance.selftest.black_box import GOOD, HIDDEN, MISSED, NAMED, WRONG, BlackBoxes, Told, singles
 from conformance.selftest.diagnoses import Diagnoses
@@ -100,3 +101,12 @@ def test_every_fault_is_tried_once() -> None:
     keys = [fault.key for fault in singles()]
     assert len(keys) == len(set(keys)) > 140
     assert black_box.DRAWN == 200
+
+
+def test_a_rounding_that_jumps_is_held_against_what_is_no_number(boxes: BlackBoxes) -> None:
+    """D13 moves whole rows; a peer whose rows are NaN has nothing that could be moved."""
+    jumps, broken = (next(f for f in singles() if f.key == key) for key in ("D13", "D41"))
+    search = boxes._search(boxes._shown(0, (broken,)))
+    fit = search.fit("padded-left", (jumps,))
+    assert not fit.near
+    assert fit.worst >= FAR

@@ -59,7 +59,9 @@ def fit(oracles: Oracles, shown: Evidence, faults: Hypothesis) -> Fit:
     worst = float(found.max())
     if worst > limits.LIMITS["cumulative"] and any(fault.jumps for fault in faults):
         without = oracles.truth(shown.case, tuple(fault for fault in faults if not fault.jumps))
-        worst = float(np.minimum(found, _jumped(shown, truth, without)).max())
+        jumped = _jumped(shown, truth, without)
+        if jumped.shape == found.shape:  # else there is a tap with nothing to subtract, which no rounding makes
+            worst = float(np.minimum(found, jumped).max())
     return Fit(worst, float(np.median(found)), _left(shown, truth, healthy))
 
 
