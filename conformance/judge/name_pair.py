@@ -26,7 +26,7 @@ Tried = tuple[Fault, Host, Signature]
 
 Judge = Callable[[str, Host], Signature]
 Fit = tuple[tuple[str, str], Signature, Injection]
-MOST = 24  # pairs that are walked through a case
+MOST = 24  # pairs that are walked through a case; of more, none is named
 FIRST = 3  # faults that are walked with each of the others
 
 
@@ -47,6 +47,8 @@ def named_pair(
         fits = list(_walked(able, judge, walk))
     best = min((_misfit(s) for _, s, _ in fits), default=0.0)
     near = [fit for fit in fits if _misfit(fit[1]) <= limits.NAME_ALIKE * max(least, best)]
+    if len(near) > MOST:  # nobody could say that the ones left out are not as good
+        return []
     if walk is not None and len({ids for ids, _, _ in near}) > 1:
         near = _told_apart(near, walk)
     if len({ids for ids, _, _ in near}) != 1:
@@ -57,8 +59,8 @@ def named_pair(
 
 def _told_apart(fits: Sequence[Fit], walk: FaultyWalk) -> list[Fit]:
     """Those that contradict the peer at the fewest taps of the whole case."""
-    against = [walk.contradicted(both) for _, _, both in fits[:MOST]]
-    return [fit for fit, count in zip(fits, against, strict=False) if count == min(against)]
+    against = [walk.contradicted(both) for _, _, both in fits]
+    return [fit for fit, count in zip(fits, against, strict=True) if count == min(against)]
 
 
 def _sums(able: Sequence[Tried], clean: Host, judge: Judge) -> Iterator[Fit]:
