@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from conformance.cases.plan import kind_of
-from conformance.judge.evidence import Evidence, Host
+from conformance.judge.evidence import Evidence, Host, Place
 from conformance.judge.hypotheses.oracles import Hypothesis, Oracles, Values
 from conformance.measure import limits
 from conformance.measure.ratio import Errors, ratios, typical
@@ -73,13 +74,18 @@ def _jumped(shown: Evidence, truth: Values, without: Values | None) -> Host:
     ):
         return np.full(1, FAR)
     beside = []
-    for kind in dict.fromkeys(kind_of(name) for _, name in truth):
-        for place, value in truth.items():
-            if kind_of(place[1]) == kind:
-                effect = _norms(value - without[place])
-                beside.append(_norms(shown.values[place] - value) / (effect.max(initial=0.0) or 1.0 / FAR))
+    for place in _by_kind(truth):
+        effect = _norms(truth[place] - without[place])
+        beside.append(_norms(shown.values[place] - truth[place]) / (effect.max(initial=0.0) or 1.0 / FAR))
     found: Host = np.nan_to_num(np.concatenate(beside), nan=FAR, posinf=FAR)
     return limits.LIMITS["cumulative"] * found
+
+
+def _by_kind(places: Iterable[Place]) -> list[Place]:
+    """The places, those of one kind of tap together: the order of all numbers by token."""
+    places = list(places)
+    kinds = list(dict.fromkeys(kind_of(name) for _, name in places))
+    return sorted(places, key=lambda place: kinds.index(kind_of(place[1])))
 
 
 def _norms(x: Host) -> Host:
@@ -106,16 +112,16 @@ def _ratios(
     center is the truth by default."""
     center = truth if center is None else center
     errors = {p: _errors(shown.values[p], truth[p], [c[p] for c in controls], center[p]) for p in truth}
-    for kind in dict.fromkeys(kind_of(name) for _, name in errors):
-        parts = [found for (_, name), found in errors.items() if kind_of(name) == kind and found is not None]
-        usual = typical(parts) if parts else 0.0
-        for (_, name), found in errors.items():
-            if kind_of(name) == kind:
-                yield (
-                    np.full(1, FAR)
-                    if found is None
-                    else np.nan_to_num(ratios(found, dtype, usual), nan=FAR, posinf=FAR)
-                )
+    parts = defaultdict[str, list[Errors]](list)
+    for (_, name), found in errors.items():
+        if found is not None:
+            parts[kind_of(name)].append(found)
+    usual = {kind: typical(members) for kind, members in parts.items()}
+    for place in _by_kind(errors):
+        if (found := errors[place]) is None:
+            yield np.full(1, FAR)
+        else:
+            yield np.nan_to_num(ratios(found, dtype, usual[kind_of(place[1])]), nan=FAR, posinf=FAR)
 
 
 def _errors(peer: Host, truth: Host, controls: Sequence[Host], center: Host) -> Errors | None:
