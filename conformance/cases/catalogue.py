@@ -114,9 +114,10 @@ def _long_rows(k: Kit) -> Case:
 
 
 def _long_answer(k: Kit) -> Case:
-    run = Run(k.ids(1, 3), k.ids(1, 262), logits_to_keep=2)
-    title = "3 tokens to 262, past a tile of 256"
-    return Case("long-answer", title, (run,), exposes=("D34", "D79"), costly=True, types=("float32",))
+    """In the half types the one case with long rows: past 1024 keys in the decoder, past 256 in the encoder."""
+    run = Run(k.ids(1, 262), k.ids(1, 1030), logits_to_keep=2)
+    title = "262 tokens to 1030, past tiles of 256 and 1024"
+    return Case("long-answer", title, (run,), exposes=("D34", "D79"), costly=True)
 
 
 def _eoi(k: Kit) -> Case:
