@@ -8,7 +8,6 @@ tap is held, whatever the size of the model.
 from __future__ import annotations
 
 import os
-import random
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -45,11 +44,11 @@ def walk(
         where: the taps (call, name) at which they meet; past the others every run goes alone.
         scope: every thread is inside one of these, and every meeting inside another of its own: what a device library
             knows by thread, and what it makes of that library's errors. They nest.
-        turns: only one run computes at a time, all on one core. For models on a device: their threads do nothing but
-            launch kernels, one after the other under the interpreter's lock. Handing it to a thread on another core,
-            which has to be woken, takes longer than what the thread then does.
+        turns: only one run computes at a time. For models on a device: they do nothing but launch kernels, one after
+            the other under the interpreter's lock. Handing it to another thread, which has to be woken, takes longer
+            than what that thread then does.
     """
-    if not turns and _in_one_thread(models):
+    if _in_one_thread(models, turns):
         with threadpool_limits(1, user_api="blas"):
             taking_turns.walk(models, program, meet, where, scope)
         return
@@ -61,7 +60,6 @@ class _Walk:
         self._meet, self._where, self._scope = meet, where, scope
         # No more compute at a time than there are cores: each may hold a large matrix widened to float64.
         self._turn = threading.Semaphore(1 if turns else min(count, _cores()))
-        self._core = _some_core() if turns else None
         self._places: list[tuple[int, str] | None] = [None] * count
         self._values: list[Any] = [None] * count
         self._errors: list[BaseException] = []
@@ -86,9 +84,6 @@ class _Walk:
             raise self._errors.pop()
 
     def _one(self, i: int, model: Any, program: Program) -> None:
-        if self._core is not None:
-            with suppress(OSError):  # some systems refuse it; it only saves time
-                os.sched_setaffinity(0, {self._core})  # of this thread, which ends with the walk
         try:
             with self._scope(), self._turn:
                 program(model, lambda call: Trace(lambda name, value: self._sink(i, call, name, value)))
@@ -129,8 +124,8 @@ class _Walk:
         self._barrier.abort()
 
 
-def _in_one_thread(models: Sequence[Any]) -> bool:
-    """Whether threads cost more than they bring: on one core, or where a product takes microseconds.
+def _in_one_thread(models: Sequence[Any], turns: bool) -> bool:
+    """Whether threads cost more than they bring: on a device, on one core, or where a product takes microseconds.
 
     It takes greenlet, without which there are threads.
     """
@@ -138,7 +133,7 @@ def _in_one_thread(models: Sequence[Any]) -> bool:
         return False
     configs = [getattr(model, "config", None) for model in models]
     small = all(c is not None and c.encoder.hidden_size * c.encoder.intermediate_size < SMALL for c in configs)
-    return small or _cores() == 1
+    return turns or small or _cores() == 1
 
 
 def _cores() -> int:
@@ -146,11 +141,3 @@ def _cores() -> int:
     with suppress(AttributeError, OSError):  # a system that does not know, or does not say
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _some_core() -> int | None:
-    """A core that this process may use, by chance, since other processes may be at the same; None where the system
-    does not let a thread choose."""
-    with suppress(AttributeError, OSError):
-        return random.choice(sorted(os.sched_getaffinity(0)))
-    return None

@@ -1,5 +1,5 @@
-"""Several runs of the reference in one thread, which meet at every tap: what `side_by_side` does where there is one
-core. Handing on between threads takes as long there as what a small model computes from one tap to the next.
+"""Several runs of the reference in one thread, which meet at every tap: what `side_by_side` does on one core, for a
+small model and on a device. Handing on between threads takes as long there as the work from one tap to the next.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 import weakref
@@ -24,7 +23,7 @@ SECONDS = 20  # far above what these take; a hang fails here and not in the runn
 @pytest.fixture(params=["together", "in turns", "in one thread"])
 def walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The ways of sharing the time: all runs at once, one at a time, and all in one thread."""
-    monkeypatch.setattr(lockstep, "_in_one_thread", lambda models: request.param == "in one thread")
+    monkeypatch.setattr(lockstep, "_in_one_thread", lambda models, turns: request.param == "in one thread")
     return partial(lockstep.walk, turns=request.param == "in turns")
 
 
@@ -184,7 +183,7 @@ def test_every_run_and_every_meeting_is_in_a_scope(walk: Any) -> None:
         return values
 
     within(lambda: walk([1, 2, 3], program, meet, scope=scope))
-    threads = 1 if lockstep._in_one_thread([]) else 3
+    threads = 1 if lockstep._in_one_thread([], False) else 3
     assert len(set(left)) == len(left) == threads
 
 
@@ -281,41 +280,6 @@ def test_runs_meet_only_where_they_are_asked_to(walk: Any) -> None:
     models = [{"start": start, "taps": taps} for start in (1.0, 3.0)]
     within(lambda: walk(models, script, meet, where=lambda call, name: (call, name) in ((0, "b"), (1, "a"))))
     assert met == [(0, "b"), (1, "a")]
-
-
-def test_the_core_is_the_walks_alone() -> None:
-    # In turns all runs sit on one core; the caller keeps what it had.
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    seen: list[set[int]] = []
-
-    def meet(call: int, name: str, values: list[float]) -> list[float]:
-        seen.append(os.sched_getaffinity(0) if before else {0})
-        return values
-
-    within(lambda: lockstep.walk([{"start": 1.0, "taps": [(0, "a")]}] * 2, script, meet, turns=True))
-    assert [len(cores) for cores in seen] == [1]
-    assert not before or os.sched_getaffinity(0) == before
-
-
-@pytest.mark.parametrize("name", ["sched_setaffinity", "sched_getaffinity"])
-@pytest.mark.parametrize("calls", [1, 2])
-def test_a_system_that_does_not_let_a_thread_choose_its_core(
-    calls: int, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused to one run alone, the others would wait for it at their first tap for ever."""
-    refused: list[Any] = []
-
-    def refuse(*_: Any) -> Any:
-        refused.append(_)
-        if len(refused) <= calls:
-            raise PermissionError("not permitted here")
-        return {0}
-
-    monkeypatch.setattr(os, name, refuse, raising=False)
-    models = [made(1, "a", "b"), made(2, "a", "b")]
-    within(lambda: lockstep.walk(models, script, same, turns=True))
-    assert [model["end"] for model in models] == [4, 8]
-    assert refused
 
 
 def test_no_more_compute_at_a_time_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
