@@ -139,7 +139,7 @@ def _told(result: Result, ckpt: str | Path | None, lane: str | None) -> str:
     page = io.StringIO()
     show_failures(result, Console(file=page, width=WIDTH, color_system=None))
     failed = [(target, j) for target, j in result.judgements if not j.passed and not j.known]
-    failed.sort(key=lambda one: not one[1].deviates)  # as the verdict's line has it
+    failed.sort(key=lambda one: not one[1].deviates or one[1].culprit is None)  # as the verdict's line has it
     again = [_again(str(ckpt or target), judgement, lane) for target, judgement in failed[:1]]
     return "\n".join([result.last_line(), page.getvalue().rstrip(), *again])
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the session needs rich, and `list` does not
 MAX_BYTES = 1 << 16
 HELP = """\
 what the verdict has to cover: text (every case of text alone that the peer can do), or a TOML file with
-cases = ["short", "window"]; other cases are not run, and the verdict says so"""
+cases = ["short", "window"]; other cases are not run, and the verdict says so. Not beside --case"""
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -117,12 +117,19 @@ def refused(
     if peer is None:
         return failed("missing", f"expected {tap.shape or 'a scalar'} {truth.shape}, the peer shows nothing here")
     if tuple(peer.shape) != tuple(truth.shape):
-        return failed("shape", f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}")
+        found = f"expected {tap.shape} = {tuple(truth.shape)}, found {tuple(peer.shape)}{_last_alone(tap, peer, truth)}"
+        return failed("shape", found)
     if str(peer.dtype) not in (expected := _dtypes(tap, dtype)) and not wider(tap, peer, dtype):
         return failed("dtype", f"expected {' or '.join(expected)}, found {peer.dtype}")
     if not kept(tap, truth, valid).any() or not truth.size:
         return failed("missing", "no valid token to compare: an empty comparison is not a pass")
     return None
+
+
+def _last_alone(tap: Tap, peer: Any, truth: Any) -> str:
+    """What to do where logits have one position in place of each, as of a program that only generates."""
+    one = tuple(peer.shape) == (truth.shape[0], 1, *truth.shape[2:])
+    return ": one position; to show each, call it with each prefix" if tap.rows == "logits" and one else ""
 
 
 def kept(tap: Tap, truth: Any, valid: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import product
 
@@ -22,6 +23,8 @@ from conformance.report.explained import explained, unasked, wrapped
 from conformance.report.result import Result
 
 WIDE = 48  # characters of a peer's name over its column
+RAISED = re.compile(r"\w*(Error|Exception): ")  # by the peer's run: how `guard.said` begins
+CANNOT = "  if it cannot    put what these cases need into the peer's `lacks`, or raise Skip: see `explain`"
 
 
 def show(result: Result, console: Console, *, detail: bool = False) -> None:
@@ -148,6 +151,7 @@ def _unjudged(judgements: list[tuple[str, Judgement]], width: int) -> Iterator[T
         text = Text(f"\n{peer} {what} on {len(cases)} case{'s' * (len(cases) > 1)} of {target}\n", colour)
         lines = [f"  cases           {' '.join(cases)}", f"  why             {why}"]
         lines += [f"  known           {known}"] if known else []
+        lines += [CANNOT] if RAISED.match(why) and not known else []
         yield text.append("\n".join(wrapped(line, width) for line in lines) + "\n", "default")
 
 

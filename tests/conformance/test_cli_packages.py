@@ -35,6 +35,21 @@ def test_without_a_package(package: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_folder_that_hides_the_package(tmp_path: Path) -> None:
+    """As where the repository was cloned to: an editable install is found behind the folder."""
+    (tmp_path / "t5g2ref").mkdir()
+    (tmp_path / "conformance").symlink_to(ROOT / "conformance")
+    hidden = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in finder.__module__]
+sys.path.insert(0, {str(tmp_path)!r})
+import conformance.__main__
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", hidden], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "conformance: a folder here is called t5g2ref, and hides the package: go to another folder\n"
+
+
 def test_lists_need_nothing() -> None:
     code = "import sys\nfor name in ('rich', 'torch', 'transformers', 'huggingface_hub'): sys.modules[name] = None"
     done = process("list", "cases", code=code)

@@ -116,6 +116,7 @@ def test_a_peer_that_raises_skips_or_lacks_is_no_pass() -> None:
         message = refused(peer, cases=["short", "eoi"])
         assert message.startswith("VERDICT: INCOMPLETE"), message
         assert why in message
+        assert ("if it cannot" in message) == ("out of luck" in why)  # nobody else raised
 
 
 def test_what_deviates_comes_before_what_was_not_judged() -> None:
@@ -201,6 +202,7 @@ def test_a_list_will_do_and_a_half_type_may_be_widened(
         (lambda x: x * np.float32(1.001), "values: "),
         (lambda x: x * np.nan, "nan: "),
         (lambda x: x[:, :-1], "shape: "),
+        (lambda x: x[:, -1:], "shape: expected B T V = (1, 4, 311), found (1, 1, 311): one position; to show each,"),
         (lambda x: None, "shape: "),
         (lambda x: x.astype("U8"), "dtype: "),
     ],
