@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from conformance.defects.rounding import twins
 from conformance.measure.causes import layer_types
 from conformance.report import text
 from conformance.report.document_write import as_json
+from conformance.report.html import markdown
 from conformance.report.html.page import render
 from conformance.report.result import Result
 from conformance.selftest.faulty_peer import FaultyPeer
@@ -79,6 +81,16 @@ def test_the_page_has_them_too(document: dict[str, Any]) -> None:
     for card, (title, defect) in zip(cards, NAMES.items(), strict=True):
         assert f"<dt>cause</dt><dd>{title}</dd>" in card
         assert f"<dt>named</dt><dd><b>{defect}</b>" in card
+
+
+def test_text_page_and_markdown_have_the_same_figures(result: Result, document: dict[str, Any]) -> None:
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    text.show(result, console)
+    assert isinstance(console.file, io.StringIO)
+    errors = re.findall(r"1\.00 ± (.*?) of its pattern", console.file.getvalue())
+    assert len(errors) == len(NAMES)
+    assert re.findall(r"</b> ± (.*?) at ", render(document)) == errors
+    assert re.findall(r"coefficient 1\.000 ± (.*)", markdown.render(document)) == errors
 
 
 def test_a_card_counts_what_is_its_own(result: Result) -> None:

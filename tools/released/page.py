@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
@@ -76,7 +77,7 @@ STYLE = (
 def page(found: list[tuple[str, list[str], list[Any]]]) -> str:
     """The page in HTML, without anything from elsewhere."""
     parts = ["<!doctype html>", "<html lang=en><meta charset=utf-8>", f"<title>{TITLE}</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{TITLE}</h1>", *(f"<p>{html.escape(text)}</p>" for text in INTRODUCTION)]
+    parts += [f"<h1>{TITLE}</h1>", *(f"<p>{_coded(text)}</p>" for text in INTRODUCTION)]
     for package, ways, rows in found:
         head = "".join(f"<th>{html.escape(way)}</th>" for way in ways)
         parts.append(f"<h2>{html.escape(package)}</h2>")
@@ -88,6 +89,11 @@ def page(found: list[tuple[str, list[str], list[Any]]]) -> str:
             parts.append(f"<tr><td>{html.escape(version)}</td>{cells}</tr>")
         parts.append("</table>")
     return "\n".join([*parts, "</html>"]) + "\n"
+
+
+def _coded(text: str) -> str:
+    """Text in HTML; what stands between backquotes is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _cell(verdict: Verdict | None) -> str:
