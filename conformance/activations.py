@@ -40,6 +40,7 @@ class Dump:
             what is free there. A judge on the host takes all of them there at once.
         first: what an earlier run of the same case showed. Where the bits repeat, its array is held, which takes no
             memory.
+        unseen: nothing of it is looked at: a peer may leave out what only serves to show it.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Dump:
         memory_bytes: int = MEMORY_BYTES,
         device_bytes: int | None = None,
         first: Dump | None = None,
+        unseen: bool = False,
     ) -> None:
         self.backend = backend
         self._first = first
+        self.unseen = unseen
         self._held: list[dict[str, Array | _Spilled]] = []
         self._left = memory_bytes
         if device_bytes is None and has_device(backend):

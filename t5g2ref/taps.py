@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from t5g2ref.config import Config, TextConfig
 
@@ -109,6 +110,11 @@ def table(config: Config, *, images: bool = True, task: str = "lm", loss: bool =
         task: "lm", "sequence" or "token".
         loss: the call has labels.
     """
+    return list(_table(config, images, task, loss))
+
+
+@lru_cache(maxsize=32)
+def _table(config: Config, images: bool, task: str, loss: bool) -> tuple[Tap, ...]:
     taps = [Tap("encoder.text_model.embed_tokens", "B T D", "encoder", "embed_tokens:out", spine=True)]
     taps = [replace(taps[0], module="encoder.text_model")]
     if images:
@@ -116,10 +122,10 @@ def table(config: Config, *, images: bool = True, task: str = "lm", loss: bool =
     taps += _stack("encoder.text_model", config.encoder, "encoder", decoder=False)
     taps = [replace(tap, first_call=True) for tap in taps]
     if not config.has_decoder:
-        return taps
+        return tuple(taps)
     taps.append(Tap("decoder.embed_tokens", "B T D", "decoder", "embed_tokens:out", spine=True, module="decoder"))
     taps += _stack("decoder", config.decoder, "decoder", decoder=True)
-    return taps + _heads(task, loss)
+    return (*taps, *_heads(task, loss))
 
 
 def _stack(module: str, config: TextConfig, rows: str, *, decoder: bool) -> Iterator[Tap]:

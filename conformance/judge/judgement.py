@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from conformance.judge.evidence import Evidence
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
@@ -115,4 +113,4 @@ class Judgement:
     def worst(self, anchor: str = "local") -> Finding | None:
         """The finding with the largest ratio that was judged; a failure without a ratio counts as the largest."""
         found: list[Finding] = getattr(self, anchor)
-        return max(found, key=lambda f: (not f.passed, np.nan_to_num(f.judged, nan=np.inf)), default=None)
+        return max(found, key=lambda f: (not f.passed, f.size), default=None)

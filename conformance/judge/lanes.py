@@ -17,7 +17,7 @@ from conformance.measure.accumulated import unclear_kinds, usual_errors
 from conformance.measure.bound import above
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
-from conformance.measure.ratio import Errors, errors_of
+from conformance.measure.ratio import Errors, errors_of, middle
 from conformance.measure.ratio import values as judged_values
 from conformance.oracle.worst_case import SMALLEST, ceiling
 from t5g2ref.dtypes import DType
@@ -50,7 +50,7 @@ class SingleLane:
             if self._operations is not None:
                 self._operations.met(found)
             return found
-        if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
+        if middle(np.sort(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
         finding = judged_values(meeting.tap, meeting.call, found, self.dtype, self.limit, "worst")
         single = self._operations is not None and self._operations.single(meeting.place)
@@ -89,7 +89,7 @@ class QuantisedLane:
         found = measured(meeting, self.dtype, self._distances)
         if isinstance(found, Finding):
             return found
-        if float(np.median(found.legal)) > limits.UNCLEAR_ERROR:
+        if middle(np.sort(found.legal)) > limits.UNCLEAR_ERROR:
             self._unclear[kind_of(meeting.tap.name)] = None
         many = found.found.shape[1] >= limits.FEW_NUMBERS
         if many:

@@ -168,7 +168,7 @@ class Session:
         def once() -> None:
             assert case is not None
             call("", other.open, target)
-            with Dump(target.backend) as unseen:
+            with Dump(target.backend, unseen=True) as unseen:
                 call("", other.run, case.given(other.dtype).copied(), unseen)
             call("", other.close)
 

@@ -61,7 +61,7 @@ def steadied(
 
 def _refused(peer: Peer, target: Target, other: Case) -> str:
     """Why the peer does not run an input between; "" where it does. It need not do what the case does not ask."""
-    with Dump(target.backend) as unseen:
+    with Dump(target.backend, unseen=True) as unseen:
         try:
             call("", peer.run, other.copied(), unseen, passing=(Skip,))
         except (Skip, PeerError) as refusal:

@@ -6,6 +6,7 @@ one launch a pair, no array in between, and a single transfer for all of them.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Distances:
         Shapes: all arrays have one shape; `axes` count its tokens, in the order of the result. A NaN or an infinity
         anywhere in the peer's array makes its token's error one too.
         """
-        rows = [_rows(array, axes) for array in (truth, peer, *controls)]
+        rows = [rows_of(array, axes) for array in (truth, peer, *controls)]
         step = max(1, CHUNK // max(1, rows[0].shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for afterwards
             return np.concatenate(
@@ -85,10 +86,10 @@ def _single(array: Array) -> Array:
     return array if array.dtype.itemsize > 2 else array.astype(np.float32)
 
 
-def _rows(array: Array, axes: tuple[int, ...]) -> Array:
+def rows_of(array: Array, axes: tuple[int, ...]) -> Array:
     """(tokens, features), in the array's own dtype; no copy where the token axes come first."""
-    moved = np.moveaxis(array, axes, range(len(axes)))
-    return moved.reshape(int(np.prod(moved.shape[: len(axes)])), -1)
+    order = (*axes, *(axis for axis in range(array.ndim) if axis not in axes))
+    return array.transpose(order).reshape(prod(array.shape[axis] for axis in axes), -1)
 
 
 def _errors(rows: list[Array]) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 FAILURES = ("missing", "shape", "dtype", "nan", "exact", "mask", "ceiling", "values", "tail", "bias", "signature")
@@ -44,3 +45,8 @@ class Finding:
     @property
     def passed(self) -> bool:
         return self.status == "pass"
+
+    @property
+    def size(self) -> float:
+        """What was judged, to find the largest by; infinite where there is no ratio."""
+        return math.inf if math.isnan(self.judged) else self.judged

@@ -15,6 +15,7 @@ verdict is INCOMPLETE.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ import numpy as np
 from conformance.cases.plan import kind_of
 from conformance.measure import limits
 from conformance.measure.finding import Finding
+from conformance.measure.ratio import middle
 from conformance.measure.sums import Moments
 from conformance.measure.words import in_words
 from t5g2ref.dtypes import unit_roundoff
@@ -70,9 +72,11 @@ def judged(measured: Sequence[Measured], dtype: str) -> tuple[list[Finding], lis
     groups: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
         groups[m.kind].append(m)
-    k = {kind: limit_of(kind, group, dtype) for kind, group in groups.items()}
-    findings = [_finding(m, k[m.kind], dtype) for m in measured]
-    unclear = [kind for kind, group in groups.items() if _unclear(group, dtype)]
+    allowed = {id(m): yardstick(m.moments, dtype) for m in measured}
+    by_kind = {kind: [allowed[id(m)] for m in group] for kind, group in groups.items()}
+    k = {kind: limit_of(kind, group, by_kind[kind]) for kind, group in groups.items()}
+    findings = [_finding(m, k[m.kind], allowed[id(m)]) for m in measured]
+    unclear = [kind for kind, group in groups.items() if _unclear(group, by_kind[kind])]
     return findings, list(k.values()), unclear
 
 
@@ -81,7 +85,7 @@ def yardstick(m: Moments, dtype: str) -> Host:
     legal, u = m.errors[1:].max(axis=0), unit_roundoff(dtype)
     if m.features < limits.FEW_NUMBERS:  # two roundings: transformers forms a classifier's loss in the half type
         return np.asarray(np.maximum(legal.max(), 2 * u * m.norm))
-    typical = float(np.median(_relative(legal, m.norm)))
+    typical = middle(np.sort(_relative(legal, m.norm)))
     return np.asarray(np.maximum(legal, max(typical, limits.ROUNDING_FLOOR * u) * m.norm))
 
 
@@ -89,12 +93,12 @@ def _relative(error: Host, norm: Host) -> Host:
     return np.divide(error, norm, out=np.zeros_like(error), where=norm > 0)
 
 
-def limit_of(kind: str, group: Sequence[Measured], dtype: str) -> Limit:
+def limit_of(kind: str, group: Sequence[Measured], yardsticks: Sequence[Host]) -> Limit:
     """k from a bootstrap: were the peer one of the legal profiles, with roundings of its own, how large could its ratio
     be? Errors of the noisiest profile and yardsticks, each relative to its token, are drawn independently from all
     tokens of the kind, as many as the smallest tap has; the ratio's median and maximum are taken; the largest of
     these draws is k. The generator is seeded by the kind: a verdict does not depend on luck."""
-    allowed = np.concatenate([_relative(yardstick(m.moments, dtype), m.moments.norm) for m in group])
+    allowed = np.concatenate([_relative(y, m.moments.norm) for m, y in zip(group, yardsticks, strict=True)])
     legal = np.concatenate([_relative(m.moments.errors[1:], m.moments.norm[None]) for m in group], axis=1)
     own = legal[legal.mean(axis=1).argmax()]
     raw = (limits.LIMITS["half"], limits.LIMITS["half"])  # of so few errors nothing can be drawn
@@ -108,44 +112,43 @@ def limit_of(kind: str, group: Sequence[Measured], dtype: str) -> Limit:
     return Limit(kind, median, max(worst, median), allowed.size, raw)
 
 
-def _unclear(group: Sequence[Measured], dtype: str) -> bool:
-    return any(
-        float(np.median(_relative(yardstick(m.moments, dtype), m.moments.norm))) > limits.UNCLEAR_ERROR for m in group
-    )
+def _unclear(group: Sequence[Measured], yardsticks: Sequence[Host]) -> bool:
+    relative = (_relative(y, m.moments.norm) for m, y in zip(group, yardsticks, strict=True))
+    return any(middle(np.sort(each)) > limits.UNCLEAR_ERROR for each in relative)
 
 
-def _finding(m: Measured, k: Limit, dtype: str) -> Finding:
+def _finding(m: Measured, k: Limit, allowed: Host) -> Finding:
     moments = m.moments
-    allowed = yardstick(moments, dtype)
     ratio = np.divide(moments.errors[0], allowed, out=np.where(moments.errors[0] > 0, np.inf, 0.0), where=allowed > 0)
     ratio = np.where(np.isfinite(moments.errors[0]) & np.isfinite(allowed), ratio, np.nan)
-    at = int(ratio.argmax())
+    at, ordered = int(ratio.argmax()), np.sort(ratio)
+    bias = _bias(moments)
     scale = moments.norm[at] or 1.0
     found = Finding(
         m.tap.name,
         m.call,
         "pass",
         float(ratio[at]),
-        float(np.median(ratio)),
-        float(np.quantile(ratio, 0.99, method="higher")),
+        middle(ordered),
+        float("nan") if np.isnan(ordered[-1]) else float(ordered[math.ceil(0.99 * (len(ordered) - 1))]),
         tuple(int(i) for i in m.tokens[at]),
         float(moments.errors[0][at] / scale),
         float(allowed[at] / scale),
         ratio.size,
         tail=_tail(moments),
-        bias=_bias(moments)[0],
+        bias=bias[0],
         ceiling=float(moments.top[0].max()) if moments.bounded else float("nan"),
     )
-    return _verdict(found, moments, k, m.tokens)
+    return _verdict(found, moments, k, m.tokens, bias)
 
 
-def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host) -> Finding:
+def _verdict(found: Finding, moments: Moments, k: Limit, tokens: Host, leaning: tuple[float, float]) -> Finding:
     """The finding with the first test that it fails; each is written so that a NaN fails."""
 
     def failed(status: str, judged: float, limit: float, detail: str) -> Finding:
         return replace(found, status=status, judged=judged, limit=limit, detail=detail)
 
-    bias, allowed = _bias(moments)
+    bias, allowed = leaning
     if not np.isfinite(found.worst):
         return failed("values", float("nan"), k.worst, "the reference's own numbers are not finite here")
     if moments.bounded and not found.ceiling <= limits.CEILING:

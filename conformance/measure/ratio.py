@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -70,7 +71,7 @@ class Errors:
     features: int
     keep: np.ndarray[Any, Any]
 
-    @property
+    @cached_property
     def legal(self) -> np.ndarray[Any, Any]:
         """(tokens,): the control's error relative to the value."""
         norm, _, control = self.found
@@ -103,7 +104,7 @@ def typical(parts: Sequence[Errors]) -> float:
     """The relative error that is typical of a tap over all calls of a case: the median over tokens of the control's,
     or the largest where there are few tokens."""
     legal = np.sort(np.concatenate([part.legal for part in parts]))
-    return float(legal[-1]) if len(legal) < limits.FEW_NUMBERS else _middle(legal)
+    return float(legal[-1]) if len(legal) < limits.FEW_NUMBERS else middle(legal)
 
 
 def refused(
@@ -187,9 +188,10 @@ def values(
         usual: the relative error that every token may have; None for what is typical of this tap in this call.
     """
     (norm, error, _), keep = errors.found, errors.keep
-    yardstick, ratio = yardstick_of(errors, dtype, usual), ratios(errors, dtype, usual)
+    yardstick = yardstick_of(errors, dtype, usual)
+    ratio = _ratios(error, yardstick)
     worst, ordered = int(ratio.argmax()), np.sort(ratio)
-    median = _middle(ordered)
+    median = middle(ordered)
     scale = norm[worst] or 1.0
     judged = float(ratio[worst]) if gate == "worst" else median
     passed = judged <= limit  # a NaN compares false, and so fails
@@ -215,7 +217,10 @@ def values(
 
 def ratios(errors: Errors, dtype: str, usual: float | None = None) -> np.ndarray[Any, Any]:
     """(valid tokens,): each error over what the token may have; `usual` as of `values`."""
-    error, yardstick = errors.found[1], yardstick_of(errors, dtype, usual)
+    return _ratios(errors.found[1], yardstick_of(errors, dtype, usual))
+
+
+def _ratios(error: np.ndarray[Any, Any], yardstick: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     ratio = np.divide(error, yardstick, out=np.where(error > 0, np.inf, 0.0), where=yardstick > 0)
     finite = np.isfinite(error) & np.isfinite(yardstick)
     return np.where(finite, ratio, np.nan)  # a broken reference excuses nobody
@@ -232,11 +237,11 @@ def yardstick_of(errors: Errors, dtype: str, usual: float | None = None) -> np.n
     if errors.features < limits.FEW_NUMBERS:
         return np.asarray(np.maximum(control.max(), unit_roundoff(dtype) * norm))
     if usual is None:
-        usual = _middle(np.sort(errors.legal))
+        usual = middle(np.sort(errors.legal))
     return np.asarray(np.maximum(control, max(usual, unit_roundoff(dtype)) * norm))
 
 
-def _middle(ordered: np.ndarray[Any, Any]) -> float:
+def middle(ordered: np.ndarray[Any, Any]) -> float:
     """The median of a sorted vector, as np.median has it to the bit; NaN where there is one, which comes last."""
     if np.isnan(ordered[-1]):
         return float("nan")

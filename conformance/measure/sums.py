@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.measure.distance import rows_of
 from t5g2ref.backend import Backend
 
 Array = Any
@@ -73,8 +74,8 @@ def moments(
         smallest: below it the type's grid is no longer relative: added to the bound.
         parts: equal pieces of a token whose errors are independent of each other's: an attention's heads.
     """
-    rows = [_rows(a, axes) for a in (truth, peer, *controls, *patterns)]
-    limits = None if bound is None else _rows(bound, axes)
+    rows = [rows_of(a, axes) for a in (truth, peer, *controls, *patterns)]
+    limits = None if bound is None else rows_of(bound, axes)
     piece = PIECE if backend.xp is np else DEVICE_PIECE
     step = max(1, piece // (max(1, rows[0].shape[1]) * len(rows)))
     pieces = []
@@ -87,13 +88,6 @@ def moments(
         flat = backend.host(pieces[0] if len(pieces) == 1 else backend.xp.concatenate(pieces, axis=1))
     found = _named(flat, 1 + len(controls), len(patterns), parts, rows[0].shape[1])
     return replace(found, bounded=bound is not None)
-
-
-def _rows(array: Array, axes: tuple[int, ...]) -> Array:
-    """(tokens, features), in the array's own dtype."""
-    order = (*axes, *(axis for axis in range(array.ndim) if axis not in axes))
-    tokens = int(np.prod([array.shape[axis] for axis in axes])) if axes else 1
-    return array.transpose(order).reshape(tokens, -1)
 
 
 def _sums(xp: Any, rows: list[Array], limit: Array | None, errors: int, parts: int, smallest: float) -> Array:

@@ -99,7 +99,7 @@ class Result:
         """The place with the largest ratio, over all peers or over those in one type."""
         judged = [(t, j) for t, j in self.judgements if dtype in (None, j.dtype)]
         places = [(t, j, w) for t, j in judged if (w := j.worst(anchor)) is not None]
-        return max(places, key=lambda p: (not p[2].passed, np.nan_to_num(p[2].judged, nan=np.inf)), default=None)
+        return max(places, key=lambda p: (not p[2].passed, p[2].size), default=None)
 
     def last_line(self) -> str:
         """The fixed last line of the output."""

@@ -13,7 +13,7 @@ from conformance.cases.plan import kind_of
 from conformance.judge import patterns
 from conformance.judge.patterns import regression
 from conformance.measure import half
-from conformance.measure.half import Measured, judged, limit_of
+from conformance.measure.half import Measured, judged, limit_of, yardstick
 from conformance.measure.limits import LIMITS
 from conformance.measure.logits import LogitTest
 from conformance.measure.sums import Moments, moments
@@ -191,13 +191,14 @@ def test_k_never_leaves_its_range_and_is_the_same_twice() -> None:
     scale = (1 + 0.05 * (np.arange(24) % 4 == 0))[None, :, None].astype(np.float32)
     wild["controls"] = [c * scale for c in wild["controls"]]
     group = [measured(wild)]
-    k = limit_of("kind", group, "bfloat16")
-    assert k == limit_of("kind", group, "bfloat16")
+    allowed = [yardstick(m.moments, "bfloat16") for m in group]
+    k = limit_of("kind", group, allowed)
+    assert k == limit_of("kind", group, allowed)
     assert k.raw[1] > LIMITS["half"]
     assert (k.worst, k.tokens) == (LIMITS["half"], 24)
-    assert limit_of("kind", [measured(tap("one", 1))], "bfloat16").median == LIMITS["half"], (
-        "of one token nothing can be drawn"
-    )
+    one = measured(tap("one", 1))
+    of_one = limit_of("kind", [one], [yardstick(one.moments, "bfloat16")])
+    assert of_one.median == LIMITS["half"], "of one token nothing can be drawn"
 
 
 def test_kinds() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ class TransformersPeer(OptionalMembers):
             returned: dict[str, Any] = {}
             dump.new_call()
             try:
-                with capture.recording():
+                with nullcontext() if dump.unseen else capture.recording():
                     out = model(**inputs)
                 returned = {name: getattr(out, name, None) for name in ("logits", "loss")}
             finally:  # what was seen before it raised is evidence
