@@ -4,7 +4,8 @@
 
 Each step runs to its end whatever became of those before it; its output goes to FOLDER/STEP.log (and .json where the
 step writes one), the last lines of it to the terminal. The exit status is 0 when every step's was. One after the other,
-since side by side on one card they wait for each other at every tap: six took longer than their sum.
+since side by side on one card they wait for each other at every tap: six took longer than their sum. Under CUDA's MPS
+(`nvidia-cuda-mps-control -d`) three judges started by hand did about twice the comparisons of one.
 
 A fault of our kernels shows only against other ones: `tests` and `tiny-ours` hold them against NumPy, `tiny`, `270m`
 and `1b` against torch. `270m-ours` and `270m-calm` have the same kernels on both sides and show rounding only.
