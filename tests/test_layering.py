@@ -52,7 +52,8 @@ conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
 conformance/peers/torch: releases static_cache tensors | hooks | transformers | __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
-conformance/peers/engines: wire keras_places | keras_cases keras_watch | ctranslate2 keras_hub | __init__
+conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
+conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
 conformance/judge: steady together walk | judge pooled
@@ -70,7 +71,7 @@ conformance/commands: options required diagnose | request vectors explain listin
 conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
-conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2
+conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2
 conformance: testing | __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
@@ -108,9 +109,9 @@ def places() -> dict[str, int]:
 
 
 DEPTH = places()
-FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras"}
+FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras", "mlx"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
-PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub"}
+PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub", "mlx", "mlx_audio"}
 MODEL_FILES = (  # written over Numerics
     *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),

@@ -35,15 +35,21 @@ importlib.import_module("engines." + name).main(rest)
 NAMED = {  # engine: the package to install, and what may be said of it
     "ctranslate2": ("ctranslate2", re.compile(r"(?::(translate|score))?()")),
     "keras_hub": ("keras_hub", re.compile(rf"(?::(torch|jax|numpy|tensorflow))?(?::({'|'.join(RUN_IN)}))?")),
+    "mlx_audio": ("mlx_audio", re.compile(rf"(?::(irodori|breeze))?(?::({'|'.join(RUN_IN)}))?")),
 }
+WAYS = {"ctranslate2": "translate", "keras_hub": "torch", "mlx_audio": "irodori"}  # by default
+CHECKPOINTS = {"mlx_audio": "tiny-encoder"}  # of an engine that is judged on another than the others'
+TYPED = ("keras_hub", "mlx_audio")  # those that run in a type that is named
 FORMS = {
     "ctranslate2[:translate|score][@PYTHON]": "CTranslate2 by its translate_batch or score_batch, in a process",
     "keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON]": "KerasHub on a backend, by default $KERAS_BACKEND or torch",
+    "mlx_audio[:irodori|breeze][:DTYPE][@PYTHON]": "mlx-audio's encoders for Irodori TTS or Breeze TTS, text alone",
 }
 
 
 class BoxedPeer(ProcessPeer):
-    """An engine in a process. It has the released settings alone, so that it is judged on `tiny-released` unasked.
+    """An engine in a process. It has the released settings alone, so that it is judged on `tiny-released` unasked, or
+    where it has the text encoder alone, on `tiny-encoder`.
 
     Args:
         name: as it was asked for.
@@ -58,6 +64,7 @@ class BoxedPeer(ProcessPeer):
         self.name = name
         self._argv = [python, "-c", START, str(ENGINES), engine, *arguments]
         self.preallocated = engine == "keras_hub"
+        self.checkpoint = CHECKPOINTS.get(engine, self.checkpoint)
 
     def _checkpoint(self, target: Target) -> str:
         """The checkpoint's folder; synthetic weights are written first. A whole config.json is written in any case."""
@@ -84,9 +91,8 @@ def find(name: str) -> BoxedPeer | None:
         raise PeerUnavailable(f"peer {name}: expected {next(form for form in FORMS if form.startswith(engine))}")
     way, dtype = match[1], match[2] or "float32"
     program = _program(name, python, package, engine)
-    if engine == "keras_hub":
-        return BoxedPeer(name, program, engine, [way or os.environ.get("KERAS_BACKEND", "torch"), dtype], dtype)
-    return BoxedPeer(name, program, engine, [way or "translate"], dtype)
+    usual = os.environ.get("KERAS_BACKEND", WAYS[engine]) if engine == "keras_hub" else WAYS[engine]
+    return BoxedPeer(name, program, engine, [way or usual, *[dtype] * (engine in TYPED)], dtype)
 
 
 def _program(name: str, python: str, package: str, engine: str) -> str:
@@ -107,7 +113,8 @@ def _program(name: str, python: str, package: str, engine: str) -> str:
 def in_type(name: str, dtype: str) -> str:
     """The same peer in another type, by its name; "" for one that runs in one type alone, or whose type is named."""
     stem, at, python = name.partition("@")
-    match = NAMED["keras_hub"][1].fullmatch(stem.removeprefix("keras_hub"))
-    if not stem.startswith("keras_hub") or match is None or match[2]:
+    engine = stem.partition(":")[0]
+    match = NAMED[engine][1].fullmatch(stem.removeprefix(engine)) if engine in TYPED else None
+    if match is None or match[2]:
         return ""
     return f"{stem}:{dtype}{at}{python}"

@@ -82,6 +82,7 @@ def test_a_case_that_names_more_defects_than_another_adds_nothing() -> None:
     assert named(cases) == [["D05"], ["D32", "D69"]]
     assert named([judgement("a", "D32"), judgement("b", "D32")]) == [["D32"]]
     assert named([judgement("short", "D01") | {"named": []}]) == []
+    assert named([judgement("short", "D11", "D12") | {"dtype": "bfloat16"}]) == [["D11 with D12"]]
 
 
 def test_cells() -> None:

@@ -9,6 +9,7 @@ FEW = ("short", "window", "padded-left-cached", "decoder-split", "eoi-cached", "
 """Cases that a release is judged on where all of them would take hours: windows, padding, caches, pictures."""
 SHORT = ("short", "window", "decoder-window")
 SCORED = ("short", "window")
+ENCODED = ("short", "window", "padded-right", "padded-left", "eoi")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ PACKAGES = {
         (Way("torch, fp32", "keras_hub:torch@{python}", "fp32", "tiny-released", FEW),),
         beside=("numpy", "torch>=2.8,<2.14"),
         report="findings/keras_hub_t5gemma2.md",
+    ),
+    "mlx-audio": Package(
+        "mlx-audio",
+        ("0.6.2", "0.6.1", "0.6.0", "0.5.9"),
+        tuple(
+            Way(f"{port}, {lane}", f"mlx_audio:{port}@{{python}}", lane, "tiny-encoder", ENCODED)
+            for port in ("irodori", "breeze")
+            for lane in ("fp32", "bf16")
+        ),
+        beside=("numpy", "mlx[cpu]"),
+        report="findings/mlx_audio_t5gemma2.md",
     ),
 }
 

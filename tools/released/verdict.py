@@ -12,6 +12,7 @@ from typing import Any
 from released.listed import Job
 
 FORMAT = 1
+HALF = ("bfloat16", "float16")
 OURS = ("t5g2ref",)  # of the environment, what is no version of the peer's
 
 
@@ -64,9 +65,15 @@ def named(wrong: list[dict[str, Any]]) -> list[list[str]]:
 
     A case that names one of several defects says less than one that names fewer of them.
     """
-    sets = {tuple(n["defect"] for n in j["named"] if n["verdict"] == "named") for j in wrong}
+    sets = {_names(j) for j in wrong}
     ordered = sorted(filter(None, sets), key=lambda s: (len(s), s))
     return [list(s) for n, s in enumerate(ordered) if not any(set(o) <= set(s) for o in ordered[:n])]
+
+
+def _names(judgement: dict[str, Any]) -> tuple[str, ...]:
+    """The defects that a case names. Of a half type all of them are there: their patterns are fitted together."""
+    found = tuple(n["defect"] for n in judgement["named"] if n["verdict"] == "named")
+    return (" with ".join(found),) if found and judgement.get("dtype") in HALF else found
 
 
 def ratios(judgement: dict[str, Any], columns: list[str]) -> list[float]:

@@ -1,0 +1,87 @@
+"""mlx-audio's T5Gemma 2 text encoders: of Irodori TTS and of Breeze TTS. MLX runs on Apple's chips, and on any CPU.
+
+Both are ports of the bidirectional encoder alone. Weights go in by their own names, as their converters keep them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import wire
+from .mlx_watch import Watch
+
+Array = Any
+LACKS = ["images", "positions"]
+STEM = "encoder.text_model."
+PATTERN = 6  # of layers, one is full: of Irodori's configuration, which reads no layer_types
+
+
+class Engine:
+    """One of the encoders.
+
+    Args:
+        port: "irodori" or "breeze".
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, port: str, dtype: str) -> None:
+        self._port, self._dtype = port, dtype
+        self._model: Any = None
+        self._watch: Any = None
+
+    def open(self, config: dict[str, Any], weights: dict[str, Array], folder: Path) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        import mlx.core as mx
+
+        if "text_config" not in config:
+            raise wire.Refused("mlx_audio has the text encoder alone: judge it with --ckpt tiny-encoder")
+        text = {**config["text_config"], "eoi_token_index": config["eoi_token_index"]}
+        wire.refuse("mlx_audio", list(_settings(text, self._port)))
+        self._model = _built(self._port, text)
+        dtype = getattr(mx, self._dtype)
+        self._model.load_weights([(n.removeprefix(STEM), mx.array(w).astype(dtype)) for n, w in weights.items()])
+        self._watch = Watch(self._model, self._port, text["layer_types"])
+        versions = {"mlx_audio": version("mlx-audio"), "mlx": version("mlx"), "mlx runs on": str(mx.default_device())}
+        greeting = {"name": f"mlx_audio:{self._port}", "dtype": self._dtype, "versions": versions, "lacks": LACKS}
+        stored = {"*": "float32"} if self._dtype != "float32" else {}
+        return greeting | {"taps": self._watch.names, "stored": stored}
+
+    def run(self, case: wire.Case) -> list[dict[str, Array]]:
+        import mlx.core as mx
+
+        calls = []
+        for run in case.runs:
+            mask = run.get("attention_mask")
+            with self._watch.watching() as taken:
+                self._model(mx.array(run["input_ids"]), None if mask is None else mx.array(mask))
+            calls.append(taken | {"input_ids": np.asarray(run["input_ids"])})
+        return calls
+
+
+def _built(port: str, text: dict[str, Any]) -> Any:
+    if port == "irodori":
+        from mlx_audio.tts.models.irodori_tts import t5gemma2
+
+        return t5gemma2.T5Gemma2TextEncoder(t5gemma2.T5Gemma2Config.from_dict(text))
+    from mlx_audio.tts.models.breeze_tts import breeze_tts
+
+    return breeze_tts._TextEncoder(text)
+
+
+def _settings(text: dict[str, Any], port: str) -> Any:
+    """(setting, what was asked for, what the port has) of each that it does not read."""
+    yield "hidden_activation", text["hidden_activation"], "gelu_pytorch_tanh"
+    yield "attention_bias", text["attention_bias"], False
+    yield "attn_logit_softcapping", text["attn_logit_softcapping"], None
+    if port == "irodori":
+        full = [(layer + 1) % PATTERN == 0 for layer in range(text["num_hidden_layers"])]
+        yield "layer_types", text["layer_types"], ["full_attention" if f else "sliding_attention" for f in full]
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the port and the type that are named."""
+    wire.serve(Engine(*arguments))
