@@ -25,7 +25,7 @@ from t5g2ref.params import Shape, shapes
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
 BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",), "tiny-released": ("tiny-released",)}
 ENCODER = "tiny-encoder"
-"""The text encoder of `tiny-released` alone, as a checkpoint of its own: for ports that have no more."""
+"""The encoder of `tiny-released` alone, as a checkpoint of its own: for ports that have no more."""
 FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 
 LONGEST_WINDOW = 1 << 14  # of a stack: a case is twice as long, and attention is quadratic
@@ -154,7 +154,7 @@ def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Ta
 
 
 def _encoder_alone(whole: Target) -> Target:
-    config = replace(whole.config, has_decoder=False, has_vision=False)
+    config = replace(whole.config, has_decoder=False)
     weights = {name: whole.weights[name] for name in shapes(config)}
     return Target(ENCODER, config, weights, None, whole.backend, whole.notes)
 

@@ -37,7 +37,7 @@ def show(what: str) -> int:
     elif what == "checkpoints":
         for name in BUNDLED:
             print(f"{name:13} bundled")
-        print(f"{ENCODER:13} bundled: the text encoder of tiny-released alone")
+        print(f"{ENCODER:13} bundled: the encoder of tiny-released alone")
         for name, repo in HUB.items():
             print(f"{name:13} {repo}, or ${variable(name)}; --synthetic: seeded weights")
     else:

@@ -43,7 +43,8 @@ class Engine:
         wire.refuse("mlx_audio", list(_settings(text, self._port)))
         self._model = _built(self._port, text)
         dtype = getattr(mx, self._dtype)
-        self._model.load_weights([(n.removeprefix(STEM), mx.array(w).astype(dtype)) for n, w in weights.items()])
+        own = {name.removeprefix(STEM): value for name, value in weights.items() if name.startswith(STEM)}
+        self._model.load_weights([(name, mx.array(value).astype(dtype)) for name, value in own.items()])
         self._watch = Watch(self._model, self._port, text["layer_types"])
         versions = {"mlx_audio": version("mlx-audio"), "mlx": version("mlx"), "mlx runs on": str(mx.default_device())}
         greeting = {"name": f"mlx_audio:{self._port}", "dtype": self._dtype, "versions": versions, "lacks": LACKS}
