@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,12 @@ from t5g2ref.notes import noted
 from t5g2ref.params import Shape, shapes
 
 HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
-BUNDLED = {"tiny": ("tiny", "tiny-even"), "tiny-even": ("tiny-even",), "tiny-released": ("tiny-released",)}
-ENCODER = "tiny-encoder"
-"""The encoder of `tiny-released` alone, as a checkpoint of its own: for ports that have no more."""
+BUNDLED: dict[str, tuple[str, ...]] = {  # name: the checkpoints that it stands for
+    "tiny": ("tiny", "tiny-even"),
+    "tiny-even": ("tiny-even",),
+    "tiny-released": ("tiny-released",),
+    "tiny-encoder": ("tiny-encoder",),
+}
 FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 
 LONGEST_WINDOW = 1 << 14  # of a stack: a case is twice as long, and attention is quadratic
@@ -52,7 +54,7 @@ def resolve(
     """The targets that `name` stands for, weights in float32.
 
     Args:
-        name: "tiny", "tiny-encoder", "270m", "1b", "4b", a folder, or an id on the Hugging Face Hub.
+        name: one of BUNDLED, "270m", "1b", "4b", a folder, or an id on the Hugging Face Hub.
         synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
         calm: of the synthetic ones: without the massive activation, which float16 cannot hold.
         progress: called with (what, done, total) while tensors are read or made.
@@ -67,8 +69,6 @@ def resolve(
         raise UsageError("--calm says how synthetic weights are made: give --synthetic too")
     if synthetic:
         return [_synthetic(name, calm, progress, backend)]
-    if name == ENCODER:
-        return [_encoder_alone(_opened("tiny-released", bundled("tiny-released"), progress, backend))]
     if name in BUNDLED:
         return [_opened(variant, bundled(variant), progress, backend) for variant in BUNDLED[name]]
     return [_opened(name, _folder(name), progress, backend)]
@@ -151,12 +151,6 @@ def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Ta
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
     return Target(name, config, weights, folder, backend, tuple(notes))
-
-
-def _encoder_alone(whole: Target) -> Target:
-    config = replace(whole.config, has_decoder=False)
-    weights = {name: whole.weights[name] for name in shapes(config)}
-    return Target(ENCODER, config, weights, None, whole.backend, whole.notes)
 
 
 def _folder(name: str) -> Path:

@@ -95,7 +95,8 @@ def load(
 
 
 def bundled(name: str = "tiny") -> Path:
-    """Folder of a checkpoint that comes with the package: "tiny", "tiny-even" or "tiny-released"."""
+    """Folder of a checkpoint that comes with the package: "tiny", "tiny-even", "tiny-released" or
+    "tiny-encoder"."""
     from pathlib import Path
 
     home = Path(__file__).parent / "checkpoint" / "bundled"

@@ -29,7 +29,7 @@ examples
   python -m t5g2ref generate FOLDER --prompt "Describe <start_of_image> briefly." --image cat.png
   python -m t5g2ref generate FOLDER --prompt "..." --backend cupy --dtype bfloat16       on the first CUDA device
 """
-BUNDLED = ("tiny", "tiny-even", "tiny-released")
+BUNDLED = ("tiny", "tiny-even", "tiny-released", "tiny-encoder")
 OUT_OF_MEMORY = "out of memory; give a smaller checkpoint, picture or text, or a smaller --dtype"
 
 

@@ -113,12 +113,17 @@ def canonical(key: str) -> str:
     return "lm_head.out_proj.weight" if name == "lm_head.weight" else name
 
 
-def hub_name(name: str, layout: Layout) -> str:
-    """Return the key of a canonical name in a file: "hub" as released, "transformers" as 5.23 writes it."""
+def hub_name(name: str, layout: Layout, *, alone: bool = False) -> str:
+    """Return the key of a canonical name in a file: "hub" as released, "transformers" as 5.23 writes it.
+
+    alone: the file has an encoder by itself, which transformers 5.24 saves in one way, and reads in no other.
+    """
     if layout not in ("hub", "transformers"):
         raise ValueError(f"layout is {layout!r}, expected 'hub' or 'transformers'")
     if name.startswith(_OUTSIDE):
         return name
+    if alone:
+        return name.removeprefix("encoder.").removeprefix("text_model.")
     if layout == "hub":
         for new, old in _HUB.items():
             if name.startswith(new):

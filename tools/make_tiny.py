@@ -14,6 +14,7 @@ the released ones do. The mean of four is also what a bilinear resampling gives 
 
 `tiny-released` is for engines that support released checkpoints only. Its settings are those of the release `270m`,
 whose stacks are equal; only sizes and the ids of pictures are smaller. Its window is even, as the released one.
+`tiny-encoder` is its encoder as a checkpoint of its own, for ports that have no more.
 """
 
 from __future__ import annotations
@@ -135,6 +136,14 @@ RELEASED = replace(
 )
 
 
+MADE = {  # name: configuration and seed; a tensor hangs on its name and the seed, so the last two have one encoder
+    "tiny": (TINY, 1),
+    "tiny-even": (EVEN, 2),
+    "tiny-released": (RELEASED, 3),
+    "tiny-encoder": (replace(RELEASED, has_decoder=False), 3),
+}
+
+
 def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
     """(name, float64 array) of every parameter: products keep their scale, norms and biases are far from neutral."""
     for name, shape in shapes(config).items():
@@ -152,7 +161,7 @@ def weights(config: Config, seed: int) -> Iterator[tuple[str, Any]]:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(t5g2ref.__file__).parent / "checkpoint" / "bundled"
-    for name, config, seed in (("tiny", TINY, 1), ("tiny-even", EVEN, 2), ("tiny-released", RELEASED, 3)):
+    for name, (config, seed) in MADE.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=MARK, dir=folder) as made:
             save(made, config, weights(config, seed), dtype=config.dtype or "bfloat16", layout="hub")

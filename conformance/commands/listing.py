@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from conformance.cases import catalogue as case_list
-from conformance.checkpoints import BUNDLED, ENCODER, HUB, variable
+from conformance.checkpoints import BUNDLED, HUB, variable
 from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.peers.find import FORMS, names
 
@@ -37,7 +37,6 @@ def show(what: str) -> int:
     elif what == "checkpoints":
         for name in BUNDLED:
             print(f"{name:13} bundled")
-        print(f"{ENCODER:13} bundled: the encoder of tiny-released alone")
         for name, repo in HUB.items():
             print(f"{name:13} {repo}, or ${variable(name)}; --synthetic: seeded weights")
     else:

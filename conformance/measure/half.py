@@ -50,6 +50,10 @@ class Measured:
         return kind_of(self.tap.name)
 
 
+Yarded = tuple[Measured, Host]
+"""A tap, and the error that each of its tokens may have."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """k of one kind of tap in one case.
@@ -69,14 +73,13 @@ class Limit:
 
 def judged(measured: Sequence[Measured], dtype: str) -> tuple[list[Finding], list[Limit], list[str]]:
     """Findings in the order given, the limits that they were held against, and the kinds of tap that are unclear."""
-    groups: dict[str, list[Measured]] = defaultdict(list)
-    for m in measured:
-        groups[m.kind].append(m)
-    allowed = {id(m): yardstick(m.moments, dtype) for m in measured}
-    by_kind = {kind: [allowed[id(m)] for m in group] for kind, group in groups.items()}
-    k = {kind: limit_of(kind, group, by_kind[kind]) for kind, group in groups.items()}
-    findings = [_finding(m, k[m.kind], allowed[id(m)]) for m in measured]
-    unclear = [kind for kind, group in groups.items() if _unclear(group, by_kind[kind])]
+    pairs = [(m, yardstick(m.moments, dtype)) for m in measured]
+    groups: dict[str, list[Yarded]] = defaultdict(list)
+    for m, allowed in pairs:
+        groups[m.kind].append((m, allowed))
+    k = {kind: limit_of(kind, group) for kind, group in groups.items()}
+    findings = [_finding(m, k[m.kind], allowed) for m, allowed in pairs]
+    unclear = [kind for kind, group in groups.items() if _unclear(group)]
     return findings, list(k.values()), unclear
 
 
@@ -93,17 +96,17 @@ def _relative(error: Host, norm: Host) -> Host:
     return np.divide(error, norm, out=np.zeros_like(error), where=norm > 0)
 
 
-def limit_of(kind: str, group: Sequence[Measured], yardsticks: Sequence[Host]) -> Limit:
+def limit_of(kind: str, group: Sequence[Yarded]) -> Limit:
     """k from a bootstrap: were the peer one of the legal profiles, with roundings of its own, how large could its ratio
     be? Errors of the noisiest profile and yardsticks, each relative to its token, are drawn independently from all
     tokens of the kind, as many as the smallest tap has; the ratio's median and maximum are taken; the largest of
     these draws is k. The generator is seeded by the kind: a verdict does not depend on luck."""
-    allowed = np.concatenate([_relative(y, m.moments.norm) for m, y in zip(group, yardsticks, strict=True)])
-    legal = np.concatenate([_relative(m.moments.errors[1:], m.moments.norm[None]) for m in group], axis=1)
+    allowed = np.concatenate([_relative(y, m.moments.norm) for m, y in group])
+    legal = np.concatenate([_relative(m.moments.errors[1:], m.moments.norm[None]) for m, _ in group], axis=1)
     own = legal[legal.mean(axis=1).argmax()]
     raw = (limits.LIMITS["half"], limits.LIMITS["half"])  # of so few errors nothing can be drawn
     if allowed.size >= limits.BOOTSTRAP_LEAST and np.isfinite(own).all() and (allowed > 0).any():
-        count = min(limits.BOOTSTRAP_TOKENS, *(m.moments.norm.size for m in group), allowed.size)
+        count = min(limits.BOOTSTRAP_TOKENS, *(m.moments.norm.size for m, _ in group), allowed.size)
         rng = np.random.default_rng([20251212, *kind.encode()])
         size = limits.BOOTSTRAP_DRAWS, count
         drawn = rng.choice(own, size) / rng.choice(allowed[allowed > 0], size)
@@ -112,8 +115,8 @@ def limit_of(kind: str, group: Sequence[Measured], yardsticks: Sequence[Host]) -
     return Limit(kind, median, max(worst, median), allowed.size, raw)
 
 
-def _unclear(group: Sequence[Measured], yardsticks: Sequence[Host]) -> bool:
-    relative = (_relative(y, m.moments.norm) for m, y in zip(group, yardsticks, strict=True))
+def _unclear(group: Sequence[Yarded]) -> bool:
+    relative = (_relative(y, m.moments.norm) for m, y in group)
     return any(middle(np.sort(each)) > limits.UNCLEAR_ERROR for each in relative)
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,24 +33,65 @@ importlib.import_module("engines." + name).main(rest)
 """
 """Imports one engine's file as a module of a package, wherever the folder lies, then answers questions."""
 
-NAMED = {  # engine: the package to install, and what may be said of it
-    "ctranslate2": ("ctranslate2", re.compile(r"(?::(translate|score))?()")),
-    "keras_hub": ("keras_hub", re.compile(rf"(?::(torch|jax|numpy|tensorflow))?(?::({'|'.join(RUN_IN)}))?")),
-    "mlx_audio": ("mlx_audio", re.compile(rf"(?::(irodori|breeze))?(?::({'|'.join(RUN_IN)}))?")),
+
+@dataclass(frozen=True)
+class Box:
+    """What is known of an engine. It is the name of the package to install, too.
+
+    Args:
+        ways: in which it may be asked, the usual one first.
+        form: how the peer is named, in `list peers`.
+        what: it is, in words.
+        typed: whether it runs in a type that is named.
+        variable: of the environment, which may name the usual way; "" for none.
+        checkpoint: that it is judged on unasked.
+        preallocated: see `OptionalMembers`.
+    """
+
+    ways: tuple[str, ...]
+    form: str
+    what: str
+    typed: bool = True
+    variable: str = ""
+    checkpoint: str = "tiny-released"
+    preallocated: bool = False
+
+    @property
+    def words(self) -> re.Pattern[str]:
+        """What may stand behind the engine's name: a way, then a type."""
+        return re.compile(rf"(?::({'|'.join(self.ways)}))?(?::({'|'.join(RUN_IN) if self.typed else '(?!)'}))?")
+
+    @property
+    def usual(self) -> str:
+        return os.environ.get(self.variable, self.ways[0])
+
+
+BOXES = {
+    "ctranslate2": Box(
+        ("translate", "score"),
+        "ctranslate2[:translate|score][@PYTHON]",
+        "CTranslate2 by its translate_batch or score_batch, in a process",
+        typed=False,
+    ),
+    "keras_hub": Box(
+        ("torch", "jax", "numpy", "tensorflow"),
+        "keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON]",
+        "KerasHub on a backend, by default $KERAS_BACKEND or torch",
+        variable="KERAS_BACKEND",
+        preallocated=True,
+    ),
+    "mlx_audio": Box(
+        ("irodori", "breeze"),
+        "mlx_audio[:irodori|breeze][:DTYPE][@PYTHON]",
+        "mlx-audio's encoders for Irodori TTS or Breeze TTS, text alone",
+        checkpoint="tiny-encoder",
+    ),
 }
-WAYS = {"ctranslate2": "translate", "keras_hub": "torch", "mlx_audio": "irodori"}  # by default
-CHECKPOINTS = {"mlx_audio": "tiny-encoder"}  # of an engine that is judged on another than the others'
-TYPED = ("keras_hub", "mlx_audio")  # those that run in a type that is named
-FORMS = {
-    "ctranslate2[:translate|score][@PYTHON]": "CTranslate2 by its translate_batch or score_batch, in a process",
-    "keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON]": "KerasHub on a backend, by default $KERAS_BACKEND or torch",
-    "mlx_audio[:irodori|breeze][:DTYPE][@PYTHON]": "mlx-audio's encoders for Irodori TTS or Breeze TTS, text alone",
-}
+FORMS = {box.form: box.what for box in BOXES.values()}
 
 
 class BoxedPeer(ProcessPeer):
-    """An engine in a process. It has the released settings alone, so that it is judged on `tiny-released` unasked, or
-    where it has the text encoder alone, on `tiny-encoder`.
+    """An engine in a process. It has the released settings alone, so that it is judged on its box's checkpoint unasked.
 
     Args:
         name: as it was asked for.
@@ -57,14 +99,11 @@ class BoxedPeer(ProcessPeer):
         arguments: for the engine's `main`, after its name.
     """
 
-    checkpoint = "tiny-released"
-
     def __init__(self, name: str, python: str, engine: str, arguments: Sequence[str], dtype: str) -> None:
         super().__init__("", dtype)
         self.name = name
         self._argv = [python, "-c", START, str(ENGINES), engine, *arguments]
-        self.preallocated = engine == "keras_hub"
-        self.checkpoint = CHECKPOINTS.get(engine, self.checkpoint)
+        self.preallocated, self.checkpoint = BOXES[engine].preallocated, BOXES[engine].checkpoint
 
     def _checkpoint(self, target: Target) -> str:
         """The checkpoint's folder; synthetic weights are written first. A whole config.json is written in any case."""
@@ -83,28 +122,25 @@ def find(name: str) -> BoxedPeer | None:
     """
     stem, _, python = name.partition("@")
     engine = stem.partition(":")[0]
-    if engine not in NAMED:
+    if (box := BOXES.get(engine)) is None:
         return None
-    package, words = NAMED[engine]
-    match = words.fullmatch(stem.removeprefix(engine))
+    match = box.words.fullmatch(stem.removeprefix(engine))
     if match is None:
-        raise PeerUnavailable(f"peer {name}: expected {next(form for form in FORMS if form.startswith(engine))}")
-    way, dtype = match[1], match[2] or "float32"
-    program = _program(name, python, package, engine)
-    usual = os.environ.get("KERAS_BACKEND", WAYS[engine]) if engine == "keras_hub" else WAYS[engine]
-    return BoxedPeer(name, program, engine, [way or usual, *[dtype] * (engine in TYPED)], dtype)
+        raise PeerUnavailable(f"peer {name}: expected {box.form}")
+    way, dtype = match[1] or box.usual, match[2] or "float32"
+    return BoxedPeer(name, _program(name, python, engine), engine, [way, *[dtype] * box.typed], dtype)
 
 
-def _program(name: str, python: str, package: str, engine: str) -> str:
+def _program(name: str, python: str, engine: str) -> str:
     """The Python to run. Raises PeerUnavailable where it is not there, or is this one and has no such package."""
     if python:
         if (found := shutil.which(python)) is None:
-            raise PeerUnavailable(f"peer {name}: there is no program {python}; give the Python that has {package}")
+            raise PeerUnavailable(f"peer {name}: there is no program {python}; give the Python that has {engine}")
         return found
-    if find_spec(package) is None:
+    if find_spec(engine) is None:
         extra = engine.replace("_", "-")  # as every pip finds it
         raise PeerUnavailable(
-            f'peer {name} needs {package}, which is not installed: pip install "t5g2ref[{extra}]"; or name a Python '
+            f'peer {name} needs {engine}, which is not installed: pip install "t5g2ref[{extra}]"; or name a Python '
             f"that has it: --peer {engine}@PATH/python"
         )
     return sys.executable
@@ -114,7 +150,8 @@ def in_type(name: str, dtype: str) -> str:
     """The same peer in another type, by its name; "" for one that runs in one type alone, or whose type is named."""
     stem, at, python = name.partition("@")
     engine = stem.partition(":")[0]
-    match = NAMED[engine][1].fullmatch(stem.removeprefix(engine)) if engine in TYPED else None
+    box = BOXES.get(engine)
+    match = box.words.fullmatch(stem.removeprefix(engine)) if box is not None and box.typed else None
     if match is None or match[2]:
         return ""
     return f"{stem}:{dtype}{at}{python}"

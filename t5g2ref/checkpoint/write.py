@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,18 +24,21 @@ from t5g2ref.params import shapes as declared
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+Key = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which file and span every name has; `files` maps a final file name to its first bytes."""
+    """Which file and span every name has; `files` maps a final file name to its first bytes, `keys` a name to its
+    key in a file."""
 
     files: Mapping[str, bytes]
     places: Mapping[str, tuple[str, Entry]]
     size: int
+    keys: Mapping[str, str]
 
-    def index(self, layout: Layout) -> dict[str, Any]:
-        names = {hub_name(name, layout): file for name, (file, _) in self.places.items()}
+    def index(self) -> dict[str, Any]:
+        names = {self.keys[name]: file for name, (file, _) in self.places.items()}
         return {"metadata": {"total_size": self.size}, "weight_map": names}
 
 
@@ -59,7 +63,8 @@ def save(
     """
     root = Path(folder)
     wanted = dict(declared(config) if shapes is None else shapes)
-    plan = _plan(wanted, dtype, layout, shard_bytes, write_tied)
+    key = partial(hub_name, layout=layout, alone=not config.has_decoder)
+    plan = _plan(wanted, dtype, key, shard_bytes, write_tied)
     last = SINGLE if len(plan.files) == 1 else INDEX
     with _folder(root), ExitStack() as stack:
         for path in (weights := [root / name for name in sorted({SINGLE, INDEX, *plan.files})]):
@@ -71,7 +76,7 @@ def save(
         _write_tensors(paths, plan, wanted, tensors)
         _write_json(paths["config.json"], _config_json(config, wanted, dtype))
         if last == INDEX:
-            _write_json(paths[INDEX], plan.index(layout))
+            _write_json(paths[INDEX], plan.index())
 
 
 @contextmanager
@@ -108,7 +113,7 @@ def _config_json(config: Config, wanted: Mapping[str, Shape], dtype: str) -> dic
     return out
 
 
-def _plan(wanted: Mapping[str, Shape], dtype: str, layout: Layout, limit: int | None, tied: bool) -> _Plan:
+def _plan(wanted: Mapping[str, Shape], dtype: str, key: Key, limit: int | None, tied: bool) -> _Plan:
     if limit is not None and limit < 1:
         raise WeightsError(f"shard_bytes is {limit}, expected at least 1, or None for one file")
     names = dict(wanted)
@@ -121,9 +126,9 @@ def _plan(wanted: Mapping[str, Shape], dtype: str, layout: Layout, limit: int | 
     places: dict[str, tuple[str, Entry]] = {}
     for i, part in enumerate(parts, 1):
         file = SINGLE if many == 1 else f"model-{i:05d}-of-{many:05d}.safetensors"
-        files[file], placed = encode_header({hub_name(name, layout): (element(dtype), names[name]) for name in part})
-        places |= {name: (file, placed[hub_name(name, layout)]) for name in part}
-    return _Plan(files, places, sum(sizes.values()))
+        files[file], placed = encode_header({key(name): (element(dtype), names[name]) for name in part})
+        places |= {name: (file, placed[key(name)]) for name in part}
+    return _Plan(files, places, sum(sizes.values()), {name: key(name) for name in names})
 
 
 def _shards(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:

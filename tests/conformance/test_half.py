@@ -186,18 +186,20 @@ def test_a_legal_error_as_large_as_the_value_is_unclear() -> None:
     assert unclear == ["decoder.layers.*.mlp.act_fn"]
 
 
+def yarded(m: Measured) -> half.Yarded:
+    return m, yardstick(m.moments, "bfloat16")
+
+
 def test_k_never_leaves_its_range_and_is_the_same_twice() -> None:
     wild = tap("wild")
     scale = (1 + 0.05 * (np.arange(24) % 4 == 0))[None, :, None].astype(np.float32)
     wild["controls"] = [c * scale for c in wild["controls"]]
-    group = [measured(wild)]
-    allowed = [yardstick(m.moments, "bfloat16") for m in group]
-    k = limit_of("kind", group, allowed)
-    assert k == limit_of("kind", group, allowed)
+    group = [yarded(measured(wild))]
+    k = limit_of("kind", group)
+    assert k == limit_of("kind", group)
     assert k.raw[1] > LIMITS["half"]
     assert (k.worst, k.tokens) == (LIMITS["half"], 24)
-    one = measured(tap("one", 1))
-    of_one = limit_of("kind", [one], [yardstick(one.moments, "bfloat16")])
+    of_one = limit_of("kind", [yarded(measured(tap("one", 1)))])
     assert of_one.median == LIMITS["half"], "of one token nothing can be drawn"
 
 

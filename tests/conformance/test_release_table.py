@@ -28,6 +28,7 @@ def judgement(case: str, *defects: str, **more: Any) -> dict[str, Any]:
     culprit = {"tap": "logits", "call": 2, "status": "values", "worst": 1e5}
     return {
         "case": case,
+        "dtype": "float32",
         "skipped": "",
         "error": "",
         "deviates": bool(defects),

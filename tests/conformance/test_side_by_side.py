@@ -269,6 +269,15 @@ def test_in_turns_one_computes_at_a_time() -> None:
     assert most == [1]
 
 
+@pytest.mark.parametrize("possible", [True, False])
+def test_on_a_device_all_are_in_one_thread_where_that_can_be(possible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockstep.taking_turns, "POSSIBLE", possible)
+    monkeypatch.setattr(lockstep, "_cores", lambda: 2)
+    large = object()  # it has no config that says that it is small
+    assert lockstep._in_one_thread([large], True) == possible
+    assert not lockstep._in_one_thread([large], False)
+
+
 def test_runs_meet_only_where_they_are_asked_to(walk: Any) -> None:
     met: list[tuple[int, str]] = []
 

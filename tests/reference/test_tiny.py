@@ -7,9 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from t5g2ref import bundled
+from t5g2ref.checkpoint.folder import Checkpoint
 from t5g2ref.config import PRESETS, Config
 
 SHARED = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "eoi_token_index", "image_token_index"}
@@ -82,17 +84,33 @@ def parts(node: dict[str, Any], where: str = "") -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["tiny", "tiny-even", "tiny-released"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-even", "tiny-released", "tiny-encoder"])
 def test_it_has_what_transformers_saves(name: str, tmp_path: Path) -> None:
     """A port reads `dropout_rate` or the top level's `vocab_size` as it finds them in any other checkpoint."""
     transformers = pytest.importorskip("transformers", reason="needs transformers: it saves the configuration")
-    transformers.T5Gemma2Config.from_pretrained(bundled(name)).save_pretrained(tmp_path)
+    from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig
+
+    kind = T5Gemma2EncoderConfig if name == "tiny-encoder" else transformers.T5Gemma2Config
+    kind.from_pretrained(bundled(name)).save_pretrained(tmp_path)
     saved, ours = (parts(json.loads((folder / "config.json").read_text())) for folder in (tmp_path, bundled(name)))
     assert set(saved) == set(ours)
     for place, entries in saved.items():
         lacking = {key: value for key, value in entries.items() if ours[place].get(key, "none") != value}
         assert set(lacking) <= BOILERPLATE, (place, lacking)
         assert not set(ours[place]) & BOILERPLATE - set(entries)
+
+
+@pytest.mark.peer
+def test_transformers_finds_every_weight_of_the_encoder_alone() -> None:
+    """It knows one spelling of the names, and initialises what it does not find, silently."""
+    pytest.importorskip("transformers", reason="needs transformers: it reads the file")
+    from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
+
+    model, info = T5Gemma2Encoder.from_pretrained(bundled("tiny-encoder"), output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ours = Checkpoint.open(bundled("tiny-released")).read("encoder.text_model.norm.weight", "float32")
+    np.testing.assert_array_equal(model.text_model.norm.weight.detach().float().numpy(), ours)
 
 
 SMALLER = {

@@ -73,7 +73,7 @@ def named(wrong: list[dict[str, Any]]) -> list[list[str]]:
 def _names(judgement: dict[str, Any]) -> tuple[str, ...]:
     """The defects that a case names. Of a half type all of them are there: their patterns are fitted together."""
     found = tuple(n["defect"] for n in judgement["named"] if n["verdict"] == "named")
-    return (" with ".join(found),) if found and judgement.get("dtype") in HALF else found
+    return (" with ".join(found),) if found and judgement["dtype"] in HALF else found
 
 
 def ratios(judgement: dict[str, Any], columns: list[str]) -> list[float]:

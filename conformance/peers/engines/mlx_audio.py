@@ -16,7 +16,6 @@ from .mlx_watch import Watch
 Array = Any
 LACKS = ["images", "positions"]
 STEM = "encoder.text_model."
-PATTERN = 6  # of layers, one is full: of Irodori's configuration, which reads no layer_types
 
 
 class Engine:
@@ -40,8 +39,8 @@ class Engine:
         if "text_config" not in config:
             raise wire.Refused("mlx_audio has the text encoder alone: judge it with --ckpt tiny-encoder")
         text = {**config["text_config"], "eoi_token_index": config["eoi_token_index"]}
-        wire.refuse("mlx_audio", list(_settings(text, self._port)))
         self._model = _built(self._port, text)
+        wire.refuse("mlx_audio", list(_settings(text, self._model)))
         dtype = getattr(mx, self._dtype)
         own = {name.removeprefix(STEM): value for name, value in weights.items() if name.startswith(STEM)}
         self._model.load_weights([(name, mx.array(value).astype(dtype)) for name, value in own.items()])
@@ -73,14 +72,17 @@ def _built(port: str, text: dict[str, Any]) -> Any:
     return breeze_tts._TextEncoder(text)
 
 
-def _settings(text: dict[str, Any], port: str) -> Any:
-    """(setting, what was asked for, what the port has) of each that it does not read."""
+def _settings(text: dict[str, Any], model: Any) -> Any:
+    """(setting, what was asked for, what the port has) of each that it does not read, or not from there."""
     yield "hidden_activation", text["hidden_activation"], "gelu_pytorch_tanh"
     yield "attention_bias", text["attention_bias"], False
     yield "attn_logit_softcapping", text["attn_logit_softcapping"], None
-    if port == "irodori":
-        full = [(layer + 1) % PATTERN == 0 for layer in range(text["num_hidden_layers"])]
-        yield "layer_types", text["layer_types"], ["full_attention" if f else "sliding_attention" for f in full]
+    yield "layer_types", text["layer_types"], [_kind(layer) for layer in model.layers]
+
+
+def _kind(layer: Any) -> str:
+    """Irodori's layers know whether they are global, by a pattern of its own; Breeze's know their type."""
+    return getattr(layer, "layer_type", "") or ("full_attention" if layer.is_global else "sliding_attention")
 
 
 def main(arguments: list[str]) -> None:

@@ -44,7 +44,8 @@ class Watch:
     """Looks at the calls of an encoder's parts.
 
     Args:
-        port: "irodori", which has tables of RoPE and turns heads after they stand before the tokens; or "breeze".
+        port: "irodori", which gives its layers tables of RoPE, and norms heads that stand before the tokens; or
+            "breeze", which has neither.
         layer_types: of each layer.
 
     Attributes:
@@ -55,7 +56,9 @@ class Watch:
         self._port, self._taken = port, dict[str, Array]()
         self.names = [f"{STEM}.embed_tokens", f"{STEM}.inputs_embeds", f"{STEM}.norm"]
         if port == "irodori":
-            self.names += [f"{STEM}.rotary_emb.{kind}.{part}" for kind in set(layer_types) for part in ("cos", "sin")]
+            self.names += [
+                f"{STEM}.rotary_emb.{kind}.{part}" for kind in dict.fromkeys(layer_types) for part in ("cos", "sin")
+            ]
         model.embed_tokens = Seen(model.embed_tokens, self._plain(f"{STEM}.embed_tokens", ""))
         model.norm = Seen(model.norm, self._plain(f"{STEM}.norm", ""))
         model.layers = [self._layer(i, layer, layer_types[i]) for i, layer in enumerate(model.layers)]
@@ -67,9 +70,7 @@ class Watch:
         yield self._taken
 
     def _keep(self, name: str, value: Any) -> None:
-        import mlx.core as mx
-
-        self._taken[name] = np.array(value.astype(mx.float32))
+        self._taken[name] = _host(value)
 
     def _plain(self, out: str, given: str) -> Callable[[tuple[Any, ...], Any], None]:
         def look(arguments: tuple[Any, ...], result: Any) -> None:
@@ -115,12 +116,18 @@ class Watch:
                 self._keep(f"{STEM}.inputs_embeds", x)
             rows, length, _ = x.shape
             for part, table in zip(("cos", "sin"), tables, strict=False):
-                self._keep(f"{STEM}.rotary_emb.{kind}.{part}", table)
-                self._taken[f"{STEM}.rotary_emb.{kind}.{part}"] = np.broadcast_to(np.array(table), (rows, *table.shape))
+                self._taken[f"{STEM}.rotary_emb.{kind}.{part}"] = np.broadcast_to(_host(table), (rows, *table.shape))
             self._taken[f"{at}.self_attn.mask"] = _allowed(mask, (rows, length, length))
             self._keep(at, result)
 
         return look
+
+
+def _host(value: Any) -> Array:
+    """In float32, which holds the half types."""
+    import mlx.core as mx
+
+    return np.array(value.astype(mx.float32))
 
 
 def _allowed(mask: Any, shape: tuple[int, int, int]) -> Array:

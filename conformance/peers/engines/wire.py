@@ -94,8 +94,13 @@ def write(path: Path, arrays: dict[str, Array]) -> None:
 
 
 def canonical(name: str) -> str:
-    """The name of a tensor in the newer layout, without `model.`, whichever layout the file has."""
+    """The name of a tensor in the newer layout, without `model.`, whichever layout the file has.
+
+    A file of an encoder by itself has its names without `encoder.`.
+    """
     name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+    if name.startswith(("embed_tokens.", "layers.", "norm.", "text_model.", "vision_tower.", "multi_modal_projector.")):
+        name = f"encoder.{name}"
     head, _, rest = name.partition(".")
     if head == "encoder" and rest.startswith(("embed_tokens.", "layers.", "norm.")):
         return f"encoder.text_model.{rest}"

@@ -49,9 +49,7 @@ def _blame(document: Document, shown: list[Comparison], card: Card) -> Blame:
     looked = [s for other, at in card.members for s in looked_for(shown[other.index].judgement, at)[0]]
     defects = dict[str, Document]()
     for signature in (s for s in looked if s.get("verdict") == "named"):
-        defects.setdefault(
-            str(signature["defect"]), signature
-        )  # with the figures of the first case, as all of the card
+        defects.setdefault(str(signature["defect"]), signature)  # figures of the first case, as all of the card
     here, apart = looked_for(c.judgement, place)
     akin = [s for s in here if s.get("verdict") == "akin" and not defects]
     return Blame(
