@@ -21,7 +21,7 @@ from conformance.defects.injection import Fault, joined
 from conformance.judge.evidence import Evidence, evidence
 from conformance.judge.hypotheses.diagnosis import differ
 from conformance.judge.hypotheses.fit import fit
-from conformance.judge.hypotheses.oracles import Hypothesis, Oracles, candidates, ids_of, with_fault
+from conformance.judge.hypotheses.oracles import Hypothesis, Oracles, candidates, ids_of
 from conformance.judge.hypotheses.search import Search
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import LEGAL
@@ -107,7 +107,7 @@ class BlackBoxes:
             return NAMED if len(sets) == 1 else AMONG
         if not sets:
             return MISSED
-        true, cases = with_fault((), *faults), self.cases.values()
+        true, cases = tuple(faults), self.cases.values()
         return WRONG if any(differ(self.target, LANE, case, true, found[0]) for case in cases) else SAME
 
     def _shown(self, number: int, faults: Sequence[Fault], costly: Sequence[str] = ()) -> dict[str, Evidence]:

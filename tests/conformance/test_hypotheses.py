@@ -66,7 +66,13 @@ def test_one_fault_is_named(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [("D32", "D39"), ("D09", "D16"), ("D05 missing", "D32"), ("D01", "D18")], ids=lambda keys: "+".join(keys)
+    "keys",
+    [
+        *(("D32", "D39"), ("D09", "D16"), ("D05 missing", "D32"), ("D01", "D18")),
+        ("D71 window of the decoder", "D34 cache"),  # the other way round it is another peer
+        ("D34 cache", "D71 window of the decoder"),
+    ],
+    ids=lambda keys: "+".join(keys),
 )
 def test_two_faults_are_named_and_each_is_needed(keys: tuple[str, str]) -> None:
     found = diagnosis(*keys)

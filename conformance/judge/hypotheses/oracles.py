@@ -20,7 +20,7 @@ from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
 
 Hypothesis = tuple[Fault, ...]
-"""Faults that are thought to be in the peer, in the order of their keys; none: that it is right."""
+"""Faults that are thought to be in the peer, in the order in which they come into it; none: that it is right."""
 
 Values = Mapping[Place, Host]
 _Key = tuple[str, tuple[str, ...], Profile | None]
@@ -38,7 +38,7 @@ def candidates(dtype: str) -> list[Fault]:
 
 
 def with_fault(base: Hypothesis, *more: Fault) -> Hypothesis:
-    """The hypothesis with more faults in it."""
+    """The hypothesis with more faults in it, in the order of their keys: `Search.ordered` tries the others."""
     return tuple(sorted((*base, *more), key=lambda fault: fault.key))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import numpy as np
 
@@ -59,7 +60,8 @@ class Search:
         level: list[Hypothesis] = [()]
         while level and len(level[0]) < MOST_FAULTS and self._tried < MOST_TRIED:
             level = self._next(level, order, wide)
-            if solved := [faults for faults in level if self.whole(faults) and self.needed(faults)]:
+            near = [found for faults in level if (found := self.ordered(faults)) is not None]
+            if solved := [faults for faults in near if self.needed(faults)]:
                 least = min(len(ids_of(faults)) for faults in solved)
                 return [faults for faults in solved if len(ids_of(faults)) == least]
         return []
@@ -90,13 +92,20 @@ class Search:
         """Whether the peer is near it in every case."""
         return all(self.fit(case, faults).near for case in self.shown)
 
+    def ordered(self, faults: Hypothesis) -> Hypothesis | None:
+        """The same faults in the order in which the peer is near them in every case; None where it is in none.
+
+        A window that is off by one and then used for both stacks is not what comes of them the other way round.
+        """
+        return next((order for order in permutations(faults) if self.whole(order)), None)
+
     def worst(self, faults: Hypothesis) -> float:
         """The worst ratio of any token in any case."""
         return max(self.fit(case, faults).worst for case in self.shown)
 
     def needed(self, faults: Hypothesis) -> bool:
-        """Whether leaving any of them out makes the rest worse than the peer's type has to be."""
-        return not any(self.whole(tuple(f for f in faults if f is not one)) for one in faults)
+        """Whether leaving any of them out makes the rest worse than the peer's type has to be, in any order."""
+        return all(self.ordered(tuple(f for f in faults if f is not one)) is None for one in faults)
 
     def _more(self, base: Hypothesis, case: str, wide: bool) -> Iterator[Hypothesis]:
         """Hypotheses with one fault more, or else with two, that explain the case; `wide`: each beside the best."""
