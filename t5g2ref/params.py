@@ -116,20 +116,19 @@ def canonical(key: str) -> str:
 def hub_name(name: str, layout: Layout, *, alone: bool = False) -> str:
     """Return the key of a canonical name in a file: "hub" as released, "transformers" as 5.23 writes it.
 
-    alone: the file has an encoder by itself, which transformers 5.24 saves in one way, and reads in no other.
+    alone: the file has an encoder by itself. transformers 5.1 and 5.24 read it as "hub" alone, without the whole
+    model's prefix.
     """
     if layout not in ("hub", "transformers"):
         raise ValueError(f"layout is {layout!r}, expected 'hub' or 'transformers'")
     if name.startswith(_OUTSIDE):
         return name
-    if alone:
-        return name.removeprefix("encoder.").removeprefix("text_model.")
-    if layout == "hub":
+    if layout == "hub" or alone:
         for new, old in _HUB.items():
             if name.startswith(new):
                 name = old + name.removeprefix(new)
                 break
-    return f"model.{name}"
+    return name.removeprefix("encoder.") if alone else f"model.{name}"
 
 
 def tree(flat: Mapping[str, Any]) -> Weights:
