@@ -54,17 +54,17 @@ conformance/peers/torch: releases static_cache tensors | hooks | transformers | 
 conformance/peers: process entry_points python_file | boxed | find | __init__
 conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
 conformance/peers/engines: __init__
-conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns
+conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
 conformance/judge: steady together walk | judge pooled
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
-conformance/judge: session | __init__
-conformance/report: called candidates cards diagnoses explain log_probs result known spread | document
+conformance/judge: sitting | session | __init__
+conformance/report: called candidates cards coverage diagnoses explain log_probs result known spread terms | document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: pool | shards | __init__
+conformance/sweep: pool | workers | __init__
 conformance/selftest: faulty_peer legal | black_box false_alarms trial | diagnoses matrix workers
 conformance/selftest: __init__
 conformance/commands: options required diagnose | request vectors explain listing black_boxes

@@ -11,7 +11,7 @@ from conformance.cases.case import Case
 from conformance.judge.evidence import Evidence
 from conformance.judge.hypotheses.diagnosis import Diagnosis, diagnosed
 from conformance.judge.judgement import Judgement
-from conformance.judge.session import Found
+from conformance.judge.comparisons import Found
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType

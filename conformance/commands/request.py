@@ -22,6 +22,8 @@ from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
+from conformance.report.result import environment
+from conformance.report.terms import Asked, Terms
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
 
@@ -81,6 +83,29 @@ class Request:
     def build(self, config: Config) -> list[Case]:
         """The cases for a geometry."""
         return (self.cases_of or (catalogue.build_rows if self.rows else catalogue.build))(config)
+
+    def terms(self) -> Terms:
+        """What was asked, in a form that a file can hold."""
+        return Terms(
+            tuple(self._asked(peer) for peer in self.peers),
+            environment(self.backend),
+            self.ckpt,
+            synthetic=self.synthetic,
+            calm=self.calm,
+            cases=self.cases,
+            exact=self.exact,
+            asked=self.asked,
+            values=self.values,
+            repeat=self.repeat,
+            required=self.required,
+            rows=self.rows,
+            notes=self.notes,
+            known=self.known.mark,
+        )
+
+    def _asked(self, peer: Peer) -> Asked:
+        preallocated, probed = (bool(optional(peer, name)) for name in ("preallocated", "probed"))
+        return Asked(peer.name, peer.dtype, self.names.get(peer.name), preallocated, probed)
 
 
 def of_run(given: argparse.Namespace) -> Request:
