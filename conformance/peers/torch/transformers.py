@@ -17,9 +17,10 @@ from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderC
 from conformance.activations import Dump
 from conformance.arrays import device_index, has_device
 from conformance.cases.case import Case, Run
+from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
-from conformance.peers.torch import static_cache
+from conformance.peers.torch import generating, static_cache
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
@@ -108,6 +109,11 @@ class TransformersPeer(OptionalMembers):
         with torch.no_grad():
             for run in case.runs:
                 self._run(model, case, run, dump)
+
+    def generate(self, prompt: Prompt) -> Answer:
+        """Its own generation, with the cache that it makes itself; a preallocated one where it is asked for that."""
+        model = self.model(Case("generate", "", ()))
+        return generating.answered(model, prompt, self._device, self._torch_dtype, static=self._static)
 
     def _run(self, model: Any, case: Case, run: Run, dump: Dump) -> None:
         assert self._target is not None
