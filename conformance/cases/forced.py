@@ -41,6 +41,11 @@ def pictures(prompt: Prompt, config: Config) -> Array | None:
     """Each row's pictures as often as the row has beams, in the order of the rows; None where there are none."""
     if prompt.pixel_values is None:
         return None
-    each = (prompt.input_ids == config.image_token_index).sum(axis=1) // config.mm_tokens_per_image
-    blocks = np.split(prompt.pixel_values, np.cumsum(each)[:-1])
+    blocks = np.split(prompt.pixel_values, np.cumsum(images_of(prompt.input_ids, config))[:-1])
     return np.concatenate([block for block in blocks for _ in range(prompt.beams)])
+
+
+def images_of(ids: Array, config: Config) -> list[int]:
+    """How many pictures each row of ids (B, S) has."""
+    tokens = (ids == config.image_token_index).sum(axis=1)
+    return [int(count) // config.mm_tokens_per_image for count in tokens]

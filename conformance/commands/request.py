@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from conformance.cases import catalogue
+from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.commands import options as shared
@@ -25,7 +25,10 @@ from conformance.report.known import load as load_known
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
 
-USUAL = ("exact", "fp32", "bf16")
+GENERATE = "generate"
+USUAL = ("exact", "fp32", "bf16", GENERATE)
+TYPES = LANES | {GENERATE: generating.TYPE}
+"""A lane → the type in which peers run in it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class Request:
         cases: globs of case names; none for all.
         exact: whether the exact lane is wanted.
         asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
-        values: whether any other lane is wanted, and so the cases.
+        values: whether any lane of values is wanted, and so the cases.
+        generate: whether the generation lane is wanted.
+        generating: whether it was named. It then has the cases that take a while, and a peer that cannot have it makes
+            the verdict INCOMPLETE.
         known: known deviations.
         outputs: kind of file ("json", "junit", "html", "markdown", "badge") → its path.
         names: a peer's name → what to give to `--peer` for it.
@@ -63,6 +69,8 @@ class Request:
     exact: bool = True
     asked: bool = False
     values: bool = True
+    generate: bool = False
+    generating: bool = False
     detail: bool = False
     progress: bool = True
     known: Known = field(default_factory=Known)
@@ -80,7 +88,13 @@ class Request:
 
     def build(self, config: Config) -> list[Case]:
         """The cases for a geometry."""
-        return (self.cases_of or (catalogue.build_rows if self.rows else catalogue.build))(config)
+        made = (self.cases_of or (catalogue.build_rows if self.rows else catalogue.build))(config)
+        prompts = generating.build(config) if self.generate else []
+        return made + [c for c in prompts if not c.costly or self.generating or c.name in self.cases]
+
+    def asks(self, case: Case) -> bool:
+        """Whether a lane that is wanted has the case."""
+        return self.generate if case.prompts else self.values
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -98,7 +112,9 @@ def of_run(given: argparse.Namespace) -> Request:
         backend,
         exact="exact" in lanes,
         asked="exact" in (given.lane or ()),
-        values=lanes != {"exact"},
+        values=bool(lanes & set(LANES)),
+        generate=GENERATE in lanes,
+        generating=GENERATE in (given.lane or ()),
         names={peer.name: name for name, peer in peers.items()},
         notes=tuple(notes),
     )
@@ -140,6 +156,8 @@ def _request(
     exact: bool,
     asked: bool = False,
     values: bool = True,
+    generate: bool = False,
+    generating: bool = False,
     names: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Request:
@@ -156,6 +174,8 @@ def _request(
         exact=exact,
         asked=asked,
         values=values,
+        generate=generate,
+        generating=generating,
         detail=given.detail,
         progress=not given.no_progress,
         known=load_known(given.known) if given.known else Known(),
@@ -174,7 +194,7 @@ def _request(
 
 def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> dict[str, Peer]:
     """The peers that were asked for, by the name given. A peer that was named twice, or in two forms, comes once."""
-    types = [LANES[lane] for lane in lanes or USUAL if lane in LANES] or ["float32"]
+    types = list(dict.fromkeys(TYPES[lane] for lane in lanes or USUAL if lane in TYPES)) or ["float32"]
     wanted = given or [name for dtype in types for name in names(dtype)]
     if given and lanes:  # a name without a type is run in every lane that was asked for
         wanted = [name for n in given for name in ([typed(n, t) for t in types] if typed(n, types[0]) else [n])]

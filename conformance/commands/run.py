@@ -75,11 +75,12 @@ def result_of(request: Request) -> Result:
         judged_on = list({id(target): target for target, _ in plan}.values())
         session = Session(
             judged_on,
-            plan if request.values else [],
+            [(target, case) for target, case in plan if request.asks(case)],
             found,
             reporter,
             exact=request.exact,
             asked=request.asked,
+            generating=request.generating,
             repeat=request.repeat,
             required=request.required,
             others=_others(request),
@@ -110,7 +111,7 @@ def _judged(
     if processes == 1:
         session.judge(list(request.peers))
         return
-    pieces = shards.shards(plan, dict(request.names), processes, exact=request.exact, values=request.values)
+    pieces = shards.shards(plan, dict(request.names), processes, exact=request.exact, asks=request.asks)
     question = shards.Question(
         ckpt=request.ckpt,
         synthetic=request.synthetic,
@@ -122,6 +123,7 @@ def _judged(
         repeat=request.repeat,
         required=request.required,
         rows=request.rows,
+        generating=request.generating,
     )
     reporter.start(total)
 
@@ -187,7 +189,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             preallocated=all(optional(peer, "preallocated") for peer in peers),
         ),
         versions={k: v for said in versions.values() for k, v in said.items()},
-        selected=len(plan) if request.values else 0,
+        selected=sum(request.asks(case) for _, case in plan),
         available=len(_built(request, targets)),
         environment=environment(request.backend),
         peers={called.get(name, name): given for name, given in request.names.items()},

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from conformance.cases.case import Case, Run
+from conformance.cases.prompt import Answer, Prompt
 from conformance.defects import rounding
 from conformance.oracle.run_case import TraceOfCall, program
 from t5g2ref.config import Config, TextConfig
@@ -127,6 +128,8 @@ class Fault:
         jumps: whether a last bit may move a whole token by as much as the fault does, as where one number that all of
             a row is divided by is rounded to few bits.
         near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
+        answered: what it makes of an answer of the peer's own `generate`.
+        stays: whether the cache's rows stay where they are when a beam goes on from another one.
     """
 
     id: str
@@ -145,6 +148,8 @@ class Fault:
     near: str = ""
     later: bool = False
     jumps: bool = False
+    answered: Callable[[Prompt, Answer, Config], Answer] | None = None
+    stays: bool = False
 
     @property
     def key(self) -> str:

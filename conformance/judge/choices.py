@@ -24,7 +24,7 @@ from t5g2ref.dtypes import unit_roundoff
 
 Array = np.ndarray[Any, Any]
 IDS, STOP, CHOICE, BEAMS, SCORES = (f"generate.{name}" for name in ("ids", "stop", "choice", "beams", "scores"))
-"""Not taps: what stands in a finding's place for the ids' form, where rows end, each choice, the beams, their scores."""
+"""Stand where a tap does: the ids' form, where rows end, each choice, the beams, and their scores."""
 
 
 @dataclass(frozen=True)

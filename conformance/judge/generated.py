@@ -78,9 +78,11 @@ def judge_generated(
     began = time.perf_counter()
     progress(f"{case.name}: {peer.name}")
     failed = Judgement(peer.name, case.name, dtype=peer.dtype)
+    if optional(peer, "generate") is None:
+        return replace(failed, skipped="it has no generate()")
     try:
         answers = _answers(peer, case)
-        again = _answers(peer, case) if repeat and not case.costly else answers
+        again = _answers(peer, case) if repeat else answers
     except Skip as skip:
         return replace(failed, skipped=str(skip) or "it does not say why")
     except PeerError as error:
@@ -94,8 +96,7 @@ def judge_generated(
     )
     found = replace(_judged(peer, target, made, answers, progress), made=made)
     if again is not answers:
-        unlike = _unlike(answers, again)
-        found = replace(found, repeated=len(found.local) or len(found.exact), unsteady=unlike)
+        found = replace(found, repeated=len(found.local) or len(found.exact), unsteady=unlike(answers, again))
     return replace(found, seconds={"peer": ran - began, "reference": time.perf_counter() - ran})
 
 
@@ -122,35 +123,36 @@ def _host(answer: Any) -> Answer:
 
 def _judged(peer: Peer, target: Target, made: Case, answers: list[Answer], progress: Progress) -> Judgement:
     """The logits along the answers, then what was made of them."""
-    starts = [run.bounds[0][1] for run in made.runs]
+    starts, asked = [run.bounds[0][1] for run in made.runs], list(zip(made.prompts, answers, strict=True))
     dtype = cast(DType, peer.dtype)
     found = Judgement(peer.name, made.name, dtype=dtype, outside="ids alone")
     shown = Recorded(peer.name, dtype, starts, answers)
     if all(getattr(answer, "logits" if shown.taps == (LOGITS,) else "log_probs") is not None for answer in answers):
         found = judge(cast(Any, shown), target, made, progress, repeat=False)
     first, exact = 0, list[Finding]()
-    for run, prompt, answer, along in zip(
-        made.runs, made.prompts, answers, _ours(target, made, answers, dtype), strict=True
+    for run, of, along in zip(
+        made.runs, asked, _ours(target, made, answers, dtype, search=found.culprit is None), strict=True
     ):
-        exact += Choices(prompt, answer, along, target.config, dtype).findings(first)
+        exact += Choices(*of, along, target.config, dtype).findings(first)
         first += len(run.bounds)
     return replace(found, exact=[*found.exact, *exact])
 
 
-def _ours(target: Target, made: Case, answers: list[Answer], dtype: DType) -> Sequence[Along | None]:
-    """What our models have along each answer; None for all where the peer's own logits say enough."""
-    if all(
-        answer.logits is not None and prompt.beams == 1 for prompt, answer in zip(made.prompts, answers, strict=True)
-    ):
+def _ours(target: Target, made: Case, answers: list[Answer], dtype: DType, *, search: bool) -> Sequence[Along | None]:
+    """What our models have along each answer; None for all where the peer's own logits say enough.
+
+    Args:
+        search: whether the truth's own beams are looked for. Of logits that fail, others follow.
+    """
+    asked = list(zip(made.prompts, answers, strict=True))
+    if all(answer.logits is not None and prompt.beams == 1 for prompt, answer in asked):
         return [None] * len(answers)
     ours = models(target.config, target.rounded(dtype), made, dtype, target.backend)
     found = list[Along]()
-    for prompt, answer, (truth, *controls) in zip(made.prompts, answers, _along(ours, target, made), strict=True):
-        search, begin = None, prompt.begin(target.config)
-        if prompt.beams > 1 and not prompt.stop:
-            new = answer.ids.shape[1] - begin.shape[1]
-            search = searched(_step(ours[0], prompt, target), begin, prompt.beams, new)
-        found.append(Along(truth, controls, search))
+    for (prompt, answer), (truth, *controls) in zip(asked, _along(ours, target, made), strict=True):
+        begin, wanted = prompt.begin(target.config), search and prompt.beams > 1 and not prompt.stop
+        new, step = answer.ids.shape[1] - begin.shape[1], _step(ours[0], prompt, target)
+        found.append(Along(truth, controls, searched(step, begin, prompt.beams, new) if wanted else None))
     return found
 
 
@@ -193,7 +195,7 @@ def _step(model: T5Gemma2, prompt: Prompt, target: Target) -> Callable[[Array], 
     return step
 
 
-def _unlike(first: list[Answer], again: list[Answer]) -> str:
+def unlike(first: list[Answer], again: list[Answer]) -> str:
     """Where the bits of two runs differ, in words; "" where they never do."""
     for n, (a, b) in enumerate(zip(first, again, strict=True)):
         for name in ("ids", "logits", "log_probs", "scores"):

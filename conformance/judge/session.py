@@ -17,6 +17,7 @@ from conformance.cases.case import Case
 from conformance.errors import CheckpointError, PeerUnavailable
 from conformance.judge.exact.lane import examine_exact
 from conformance.judge.exact.probes import probes
+from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
@@ -38,6 +39,7 @@ class Session:
         targets: the checkpoints, in order.
         plan: the cases on them; none where the exact lane alone is wanted.
         exact, asked: see `commands.request.Request`.
+        generating: whether the generation lane was asked for by name.
         alone: whether the peer is the only one of the whole run; by default, of this session.
         repeat: whether every case is run twice; see `conformance.judge.steady`.
         required: what the verdict has to cover; None for every case.
@@ -53,13 +55,14 @@ class Session:
         *,
         exact: bool,
         asked: bool = False,
+        generating: bool = False,
         alone: bool | None = None,
         repeat: bool = True,
         required: Required | None = None,
         others: Mapping[str, Peer] | None = None,
     ) -> None:
         self._targets, self._plan, self._found, self._reporter = targets, plan, found, reporter
-        self._exact, self._asked, self._alone = exact, asked, alone
+        self._exact, self._asked, self._alone, self._generating = exact, asked, alone, generating
         self._repeat, self._required, self._others = repeat, required, others or {}
         self.versions: dict[str, dict[str, str]] = {}
         self.called: dict[str, str] = {}
@@ -67,8 +70,13 @@ class Session:
 
     def total(self, peers: list[Peer]) -> int:
         """How many judgements there will be."""
-        cases = sum(case.asks(peer.dtype) for peer in peers for _, case in self._plan)
+        cases = sum(self._asks(peer, case) for peer in peers for _, case in self._plan)
         return cases + len(peers) * len(self._targets) * self._exact
+
+    def _asks(self, peer: Peer, case: Case) -> bool:
+        """Whether a peer is judged on a case. One without a `generate` is asked to generate only by name."""
+        able = not case.prompts or self._generating or optional(peer, "generate") is not None
+        return able and case.asks(peer.dtype)
 
     def judge(self, peers: list[Peer]) -> None:
         self._reporter.start(self.total(peers))
@@ -106,7 +114,7 @@ class Session:
 
     def _cases(self, peer: Peer, target: Target, refused: str) -> None:
         """Judge the peer on the cases of a checkpoint: all that its type is asked for, or those that are required."""
-        asked = [case for of, case in self._plan if of is target and case.asks(peer.dtype)]
+        asked = [case for of, case in self._plan if of is target and self._asks(peer, case)]
         cases = [c for c in asked if refused or self._required is None or self._required.covers(c, lacks(peer))]
         for case in cases:
             self._one(peer, target, case.name, refused, partial(self._judged, peer, target, case))
@@ -159,6 +167,8 @@ class Session:
     def _judged(self, peer: Peer, target: Target, case: Case) -> Judgement:
         if why := why_skipped(case, lacks(peer)):
             return Judgement(peer.name, case.name, skipped=why, dtype=peer.dtype)
+        if case.prompts:
+            return judge_generated(peer, target, case, self._reporter.say, repeat=self._repeat)
         return judge(peer, target, case, self._reporter.say, repeat=self._repeat)
 
     def _leave_behind(self, other: Peer, target: Target) -> None:

@@ -23,11 +23,13 @@ class Searched:
     Args:
         ids: (B × beams, n + L), the best of a row first; scores (B × beams,): mean log-probability of the new ids.
         margin: (B,) in nats, the least gap by which a continuation was kept or left, or two results have their order.
+        sources: (B × beams, L), the row that each new id's logits stood in when it was chosen.
     """
 
     ids: Array
     scores: Array
     margin: Array
+    sources: Array
 
 
 def searched(step: Step, start: Array, beams: int, new: int) -> Searched:
@@ -35,7 +37,7 @@ def searched(step: Step, start: Array, beams: int, new: int) -> Searched:
     batch = len(start)
     ids, sums = np.repeat(start, beams, axis=0), np.full((batch, beams), -np.inf)
     sums[:, 0] = 0.0  # all beams of a row are one at first
-    margin = np.full(batch, np.inf)
+    margin, sources = np.full(batch, np.inf), np.zeros((batch * beams, 0), np.int64)
     for _ in range(new):
         logs = _log_softmax(step(ids)).reshape(batch, beams, -1)
         total = (sums[:, :, None] + logs).reshape(batch, -1)
@@ -45,9 +47,10 @@ def searched(step: Step, start: Array, beams: int, new: int) -> Searched:
         source, token = np.divmod(order[:, :beams], logs.shape[-1])
         rows = (source + beams * np.arange(batch)[:, None]).reshape(-1)
         ids, sums = np.concatenate([ids[rows], token.reshape(-1, 1)], axis=1), best[:, :beams]
+        sources = np.concatenate([sources[rows], rows[:, None]], axis=1)
     if beams > 1:
         margin = np.minimum(margin, -np.diff(sums, axis=1).max(axis=1))
-    return Searched(ids, (sums / new).reshape(-1), margin)
+    return Searched(ids, (sums / new).reshape(-1), margin, sources)
 
 
 def _log_softmax(logits: Array) -> Array:

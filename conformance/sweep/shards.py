@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from conformance.cases import catalogue
+from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.checkpoints import resolve
@@ -60,6 +60,7 @@ class Question:
     repeat: bool
     required: Required | None = None
     rows: bool = False
+    generating: bool = False
 
 
 @dataclass
@@ -78,13 +79,19 @@ class Answer:
         self.peak |= other.peak
 
 
-def shards(plan: Plan, peers: dict[str, str], processes: int, *, exact: bool, values: bool) -> list[Shard]:
-    """The plan in pieces of about one size; the longest, which are those of half types, come first."""
+def shards(
+    plan: Plan, peers: dict[str, str], processes: int, *, exact: bool, asks: Callable[[Case], bool]
+) -> list[Shard]:
+    """The plan in pieces of about one size; the longest, which are those of half types, come first.
+
+    Args:
+        exact: whether the exact lane is wanted; asks: whether a case is.
+    """
     targets = dict.fromkeys(target.name for target, _ in plan)
     pieces = max(1, -(-SHARDS * processes // max(1, len(targets) * len(peers))))
     found, others = [], {given: other_type(given, peers.values()) for given in peers.values()}
     for target in targets:
-        names = [case.name for of, case in plan if of.name == target] if values else []
+        names = [case.name for of, case in plan if of.name == target and asks(case)]
         for peer, given in peers.items():
             for i in range(pieces):
                 part = tuple(names[i::pieces])
@@ -117,7 +124,8 @@ def _start(question: Question, queue: Any) -> _Worker:
     q = question
     made = resolve(q.ckpt, synthetic=q.synthetic, calm=q.calm, backend=find(q.backend))
     build = catalogue.build_rows if q.rows else catalogue.build
-    return _Worker(q, {t.name: t for t in made}, {t.name: build(t.config) for t in made}, queue)
+    cases = {t.name: [*build(t.config), *generating.build(t.config)] for t in made}
+    return _Worker(q, {t.name: t for t in made}, cases, queue)
 
 
 def _work(worker: _Worker, shard: Shard) -> Answer:
@@ -135,6 +143,7 @@ def _work(worker: _Worker, shard: Shard) -> Answer:
             reporter,
             exact=shard.exact,
             asked=worker.question.asked,
+            generating=worker.question.generating,
             alone=worker.question.alone,
             repeat=worker.question.repeat,
             required=worker.question.required,
