@@ -13,7 +13,7 @@ import numpy as np
 
 from conformance.cases.case import Case
 from conformance.cases.ingredients import Kit
-from conformance.cases.prompt import Prompt
+from conformance.cases.prompt import GENERATE, Prompt
 from t5g2ref.config import Config
 
 SEED = 20261127  # of the inputs that are judged
@@ -47,7 +47,7 @@ def _greedy(k: Kit) -> Case:
     else:
         prompt = Prompt(**source, new=8, start=k.ids(3, v - 4), stop=_own(k))
     title = "ragged sources past every window, answers past the decoder's"
-    return _case("generate", title, "D28 D36 D38 D39 D54", prompt)
+    return _case("", title, "D28 D36 D38 D39", prompt)
 
 
 def _second(k: Kit) -> Case:
@@ -55,9 +55,7 @@ def _second(k: Kit) -> Case:
     lengths = [9, 4]
     first = Prompt(**_sources(k, lengths), new=4, stop=_own(k))
     second = Prompt(**_sources(k, lengths), new=5, start=k.ids(2, 3), stop=_own(k))
-    return _case(
-        "generate-second", "another source on the same objects, from a start of three ids", "D55", first, second
-    )
+    return _case("-second", "another source on the same objects, from a start of three ids", "D55", first, second)
 
 
 def _stop(k: Kit) -> Case:
@@ -65,12 +63,12 @@ def _stop(k: Kit) -> Case:
     c = k.config.decoder
     stop = tuple(int(i) for i in np.arange(c.vocab_size)[1::4] if i not in (c.pad_token_id, c.bos_token_id))
     prompt = Prompt(**_sources(k, [7, 12, 5, 9], "right"), new=10, stop=stop)
-    return _case("generate-stop", "rows that end at unlike steps, padded right", "", prompt)
+    return _case("-stop", "rows that end at unlike steps, padded right", "D38 D39", prompt)
 
 
 def _beams(k: Kit) -> Case:
     prompt = Prompt(**_sources(k, _far(k)[:2]), new=6, beams=BEAMS)
-    return _case("generate-beams", "beams over ragged sources past every window", "D36 D38 D39", prompt)
+    return _case("-beams", "beams over ragged sources past every window", "D36", prompt)
 
 
 def _images(k: Kit) -> Case:
@@ -80,18 +78,18 @@ def _images(k: Kit) -> Case:
     mask = np.ones(ids.shape, np.int64)
     mask[1, : -one.shape[1]] = 0
     prompt = Prompt(ids, 4, mask, k.pixels(3), beams=BEAMS)
-    return _case("generate-images", "beams over two pictures in one row, one in the next", "D78", prompt)
+    return _case("-images", "beams over two pictures in one row, one in the next", "D78", prompt)
 
 
 def _case(name: str, title: str, exposes: str, *prompts: Prompt) -> Case:
-    return Case(name, title, (), exposes=tuple(exposes.split()), types=(TYPE,), prompts=prompts)
+    return Case(GENERATE + name, title, (), exposes=tuple(exposes.split()), types=(TYPE,), prompts=prompts)
 
 
 def _long(k: Kit) -> Case:
     """A source that the usual default of a window cuts: it stands in for the checkpoint's where that is not read."""
     prompt = Prompt(k.ids(1, LONG), 3, stop=_own(k))
     title = f"a source of {LONG} tokens, which a default window of as many would cut"
-    return replace(_case("generate-long", title, "D36", prompt), costly=True)
+    return replace(_case("-long", title, "D36", prompt), costly=True)
 
 
 _BUILDERS: tuple[Callable[[Kit], Case], ...] = (_greedy, _second, _stop, _beams, _images, _long)

@@ -10,6 +10,8 @@ import numpy as np
 from t5g2ref.config import Config
 
 Array = np.ndarray[Any, Any]
+GENERATE = "generate"
+"""The lane, and how the names of its cases begin."""
 
 
 @dataclass(frozen=True)

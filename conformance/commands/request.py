@@ -11,6 +11,7 @@ from pathlib import Path
 from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
+from conformance.cases.prompt import GENERATE
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
@@ -25,7 +26,6 @@ from conformance.report.known import load as load_known
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
 
-GENERATE = "generate"
 USUAL = ("exact", "fp32", "bf16", GENERATE)
 TYPES = LANES | {GENERATE: generating.TYPE}
 """A lane → the type in which peers run in it."""

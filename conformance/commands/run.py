@@ -20,7 +20,7 @@ from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
-from conformance.commands.required import coverage
+from conformance.commands.required import coverage, inside
 from conformance.defects.catalogue import DEFECTS
 from conformance.defects.exposure import hidden, reach
 from conformance.judge.pooled import pooled
@@ -165,7 +165,8 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
     found = [*found, *together(found), *pooled(found)]
     versions, peers = session.versions, list(request.peers)
     targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
-    places = {"exact": -1, TOGETHER: len(plan), **{case.name: i for i, (_, case) in enumerate(plan)}}
+    order = dict.fromkeys(case.name for _, case in plan)
+    places = {"exact": -1, TOGETHER: len(order), **{name: i for i, name in enumerate(order)}}
     ordered = sorted(found, key=lambda f: (targets_.index(f[0]), peers_.index(f[1].peer), places[f[1].case]))
     known = [(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered]
     called = labels(peers_, session.called)
@@ -182,7 +183,7 @@ def _result(request: Request, targets: list[Target], plan: Plan, session: Sessio
             _compared(plan, found, peers),
             _powers(found),
             {d for d, *_ in few},
-            outside={j.dtype for _, j in found if j.outside},
+            outside={j.dtype for _, j in inside(found) if j.outside},
             quantised={j.dtype for _, j in found if j.scheme},
             single=_in_single(found),
             repeated=all(j.repeated and not j.unmixed for _, j in found if j.local),
@@ -243,14 +244,14 @@ def _compared(plan: Plan, found: Found, peers: list[Peer]) -> list[Case]:
 def _judged_on(plan: Plan, found: Found) -> list[tuple[str, Case]]:
     """(type, case) of every peer that was judged on a case."""
     cases = {(target.name, case.name): case for target, case in plan}
-    return [(j.dtype, cases[target, j.case]) for target, j in found if j.local]
+    return [(j.dtype, j.made or cases[target, j.case]) for target, j in found if j.local]
 
 
 def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
     """(type, note) of each peer that did not show every tap of a case."""
     cases = {(target.name, case.name): (target, case) for target, case in plan}
     few = dict[str, tuple[str, str]]()
-    for target_name, j in found:
+    for target_name, j in inside(found):
         if j.local and j.peer not in few:
             target, case = cases[target_name, j.case]
             if j.outside:

@@ -23,7 +23,7 @@ from t5g2ref.config import Config
 from t5g2ref.dtypes import unit_roundoff
 
 Array = np.ndarray[Any, Any]
-IDS, STOP, CHOICE, BEAMS, SCORES = (f"generate.{name}" for name in ("ids", "stop", "choice", "beams", "scores"))
+JUDGED = IDS, STOP, CHOICE, BEAMS, SCORES = tuple(f"generate.{n}" for n in ("ids", "stop", "choice", "beams", "scores"))
 """Stand where a tap does: the ids' form, where rows end, each choice, the beams, and their scores."""
 
 

@@ -34,6 +34,7 @@ from t5g2ref.trace import Trace
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str], None]
+OUTSIDE = "generation alone"
 
 
 class Recorded(OptionalMembers):
@@ -125,10 +126,10 @@ def _judged(peer: Peer, target: Target, made: Case, answers: list[Answer], progr
     """The logits along the answers, then what was made of them."""
     starts, asked = [run.bounds[0][1] for run in made.runs], list(zip(made.prompts, answers, strict=True))
     dtype = cast(DType, peer.dtype)
-    found = Judgement(peer.name, made.name, dtype=dtype, outside="ids alone")
+    found = Judgement(peer.name, made.name, dtype=dtype, outside=OUTSIDE)
     shown = Recorded(peer.name, dtype, starts, answers)
     if all(getattr(answer, "logits" if shown.taps == (LOGITS,) else "log_probs") is not None for answer in answers):
-        found = judge(cast(Any, shown), target, made, progress, repeat=False)
+        found = replace(judge(cast(Any, shown), target, made, progress, repeat=False), outside=OUTSIDE)
     first, exact = 0, list[Finding]()
     for run, of, along in zip(
         made.runs, asked, _ours(target, made, answers, dtype, search=found.culprit is None), strict=True

@@ -98,7 +98,7 @@ class Known:
         concerned = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
         about = [(i, e) for i, e in concerned if e.status not in WHOLE]
         state = SKIPPED if judgement.skipped else RAISED if judgement.error and not judgement.deviates else ""
-        excusing = {i: e for i, e in concerned if e.status == state}
+        excusing = {i: e for i, e in concerned if state and e.status == state}
         self._seen |= excusing.keys()
         if excusing or judgement.skipped:
             return next(iter(excusing.values()), None)

@@ -157,6 +157,8 @@ class Bench:
     def _cell(self, fault: Fault, target: Target, case: Case) -> str:
         if fault.lane != "float32" or case.prompts:
             result = self.judged(fault, target, case)
+            if case.prompts and not result.deviates and not self._injected(fault, target, case):
+                return NOTHING
             return _letter(fault, result.culprit if result.deviates else None)
         healthy = self.healthy(target, case)
         for whole in (False, True):
