@@ -105,7 +105,8 @@ def of_run(given: argparse.Namespace) -> Request:
     given = argparse.Namespace(**vars(given) | {"ckpt": given.ckpt or _usual(peers.values())})
     for peer in peers.values():
         give_time(peer, given.timeout)
-    lanes = set(given.lane or USUAL)
+    lanes, named = set(given.lane or USUAL), GENERATE in (given.lane or ())
+    able = any(optional(p, "generate") is not None and p.dtype == generating.TYPE for p in peers.values())
     return _request(
         given,
         list(peers.values()),
@@ -113,8 +114,8 @@ def of_run(given: argparse.Namespace) -> Request:
         exact="exact" in lanes,
         asked="exact" in (given.lane or ()),
         values=bool(lanes & set(LANES)),
-        generate=GENERATE in lanes,
-        generating=GENERATE in (given.lane or ()),
+        generate=named or (GENERATE in lanes and able),
+        generating=named,
         names={peer.name: name for name, peer in peers.items()},
         notes=tuple(notes),
     )

@@ -123,7 +123,7 @@ class Fault:
         later: whether it begins with the peer's second run, so that one run of a case shows nothing.
         jumps: whether a last bit may move a whole token as far, as where what divides a row is rounded to few bits.
         near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
-        answered, stays: of `generate`: what it makes of an answer; whether a beam has the cache of the row it stands in.
+        answered, stays: of `generate`: what it makes of an answer; whether a beam keeps its own row's cache.
     """
 
     id: str

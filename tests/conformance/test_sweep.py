@@ -43,7 +43,7 @@ def plan(*names: str) -> Any:
 
 
 def test_an_interruption_keeps_what_was_told(peers: dict[str, str]) -> None:
-    pieces = shards(plan("short", "eoi", "loss"), peers, 2, exact=False, values=True)
+    pieces = shards(plan("short", "eoi", "loss"), peers, 2, exact=False, asks=lambda _: True)
     found, answer = Found(), Answer()
 
     def stop(_: str) -> None:
@@ -60,7 +60,7 @@ def test_an_interruption_keeps_what_was_told(peers: dict[str, str]) -> None:
 
 
 def test_the_exact_lane_alone_has_no_case(peers: dict[str, str]) -> None:
-    pieces = shards(plan("short"), peers, 2, exact=True, values=False)
+    pieces = shards(plan("short"), peers, 2, exact=True, asks=lambda _: False)
     found, answer = Found(), Answer()
     judged(QUESTION, pieces, 2, found, answer, lambda _: None)
     assert [(target, j.case, j.passed) for target, j in found] == [(EVEN, "exact", True)]
