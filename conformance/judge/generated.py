@@ -109,7 +109,7 @@ def _answers(peer: Peer, case: Case) -> list[Answer]:
 def _host(answer: Any) -> Answer:
     if not all(hasattr(answer, name) for name in ("ids", "logits", "log_probs", "scores")):
         raise PeerError(
-            f"generate() gave {line(repr(type(answer).__name__))}, expected an Answer: see `explain generate`"
+            f"generate() gave {line(repr(type(answer).__name__))}, expected an Answer: see `explain generation`"
         )
     found: dict[str, Any] = {}
     for name in ("ids", "logits", "log_probs", "scores"):

@@ -43,14 +43,22 @@ def searched(step: Step, start: Array, beams: int, new: int) -> Searched:
         total = (sums[:, :, None] + logs).reshape(batch, -1)
         order = np.argsort(-total, axis=1, kind="stable")[:, : beams + 1]
         best = np.take_along_axis(total, order, axis=1)
-        margin = np.minimum(margin, best[:, -2] - best[:, -1])
+        margin = np.minimum(margin, _gap(best, beams))
         source, token = np.divmod(order[:, :beams], logs.shape[-1])
         rows = (source + beams * np.arange(batch)[:, None]).reshape(-1)
         ids, sums = np.concatenate([ids[rows], token.reshape(-1, 1)], axis=1), best[:, :beams]
         sources = np.concatenate([sources[rows], rows[:, None]], axis=1)
     if beams > 1:
-        margin = np.minimum(margin, -np.diff(sums, axis=1).max(axis=1))
+        margin = np.minimum(margin, np.min([_gap(sums, n) for n in range(1, beams)], axis=0))
     return Searched(ids, (sums / new).reshape(-1), margin, sources)
+
+
+def _gap(best: Array, kept: int) -> Array:
+    """(B,): how much the last of the kept, and best, is better than the next; infinite where nothing is left."""
+    if best.shape[1] <= kept:
+        return np.full(len(best), np.inf)
+    left = np.isfinite(best[:, kept])
+    return np.where(left, best[:, kept - 1] - np.where(left, best[:, kept], 0.0), np.inf)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -94,7 +94,7 @@ class OptionalMembers:
     """Gives the canonical name and the array of every tensor, as the peer holds it after loading."""
 
     generate: Callable[[Prompt], Answer] | None = None
-    """Its own generation for one prompt, without sampling; see `explain generate`. A peer without it is not asked."""
+    """Its own generation for one prompt, without sampling; see `explain generation`. A peer without it is not asked."""
 
     timeout: float | None = None
     """Seconds that it may take for each answer; --timeout sets them. None where there is nothing to wait for."""
