@@ -73,7 +73,7 @@ conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2
-conformance/published/findings: transformers_t5gemma2_encoder
+conformance/published/findings: transformers_t5gemma2_encoder transformers_t5gemma2_generate
 conformance: testing | __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
