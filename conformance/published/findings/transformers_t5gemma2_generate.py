@@ -3,8 +3,8 @@
     pip install torch transformers
     python transformers_t5gemma2_generate.py
 
-With sdpa attention the prepared causal mask of such a first call is None, since a plain causal mask may be left out. The
-decoder joins it with the cross mask, and `torch.cat` raises TypeError.
+With sdpa attention the prepared causal mask of such a first call is None, since a plain causal mask may be left out.
+The decoder joins it with the cross mask, and `torch.cat` raises TypeError.
 """
 
 # mypy: ignore-errors
