@@ -106,7 +106,6 @@ def of_run(given: argparse.Namespace) -> Request:
     for peer in peers.values():
         give_time(peer, given.timeout)
     lanes, named = set(given.lane or USUAL), GENERATE in (given.lane or ())
-    able = any(optional(p, "generate") is not None and p.dtype == generating.TYPE for p in peers.values())
     return _request(
         given,
         list(peers.values()),
@@ -114,11 +113,16 @@ def of_run(given: argparse.Namespace) -> Request:
         exact="exact" in lanes,
         asked="exact" in (given.lane or ()),
         values=bool(lanes & set(LANES)),
-        generate=named or (GENERATE in lanes and able),
+        generate=named or (GENERATE in lanes and any(map(generates, peers.values()))),
         generating=named,
         names={peer.name: name for name, peer in peers.items()},
         notes=tuple(notes),
     )
+
+
+def generates(peer: Peer) -> bool:
+    """Whether the generation lane can have the peer."""
+    return optional(peer, "generate") is not None and peer.dtype == generating.TYPE
 
 
 def _quick(given: argparse.Namespace) -> argparse.Namespace:

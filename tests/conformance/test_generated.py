@@ -304,3 +304,45 @@ def test_one_beam_is_greedy_and_its_margin_is_the_least_gap() -> None:
     assert found.ids.tolist() == [[5, 1, 1, 1, 1], [6, 0, 0, 0, 0]]
     assert found.margin == pytest.approx([2.0, 0.1])
     assert found.sources.tolist() == [[0] * 4, [1] * 4]
+
+
+# As it is asked for
+
+
+def test_a_port_s_own_test_judges_what_it_generates() -> None:
+    from conformance.testing import assert_conforms
+
+    assert_conforms(SpeakingPeer(), ckpt=str(tiny().folder), lane="generate", cases=["generate-stop"])
+    with pytest.raises(AssertionError, match=r"generate\.choice"):
+        assert_conforms(
+            Changed(lambda a: replace(a, ids=a.ids * 0 + 33)),
+            ckpt=str(tiny().folder),
+            cases=["generate"],
+            lane="generate",
+        )
+
+
+def test_who_cannot_generate_is_asked_by_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    from conformance.__main__ import main
+
+    given = ["--peer", "t5g2ref:numpy:float32", "--no-progress", "--once", "--ckpt", "tiny-even"]
+    assert main([*given, "--lane", "fp32", "--lane", "generate", "--case", "generate-stop"]) == 3
+    assert "it has no generate()" in capsys.readouterr().out
+    assert main([*given, "--case", "short"]) == 0
+    assert "generate" not in capsys.readouterr().out
+
+
+def test_a_known_deviation_may_be_that_a_peer_raises() -> None:
+    from conformance.report.known import Deviation, Known
+
+    why = {"reason": "no beams", "link": "https://example.org"}
+    known = Known((Deviation("*", "generate*", status="raised", **why),))
+    known.check([tiny()])
+    raised = Judgement("p", "generate", error="generate() raised RuntimeError: no")
+    assert known.applied(raised, {}).known == "no beams (https://example.org)"
+    assert [state["state"] for state in known.states()] == ["seen"]
+    assert (
+        not Known((Deviation("*", "generate*", status="raised", **why),))
+        .applied(replace(raised, error="", skipped="no"), {})
+        .known
+    )
