@@ -29,6 +29,7 @@ from conformance.selftest.trial import Bench
 from conformance.target import Target
 from t5g2ref.numerics import RUNNING
 
+pytestmark = pytest.mark.slow  # minutes in all
 CASES = [case.name for case in generating.build(tiny().config) if not case.costly]
 Change = Callable[[Answer], Any]
 
@@ -313,13 +314,9 @@ def test_a_port_s_own_test_judges_what_it_generates() -> None:
     from conformance.testing import assert_conforms
 
     assert_conforms(SpeakingPeer(), ckpt=str(tiny().folder), lane="generate", cases=["generate-stop"])
-    with pytest.raises(AssertionError, match=r"generate\.choice"):
-        assert_conforms(
-            Changed(lambda a: replace(a, ids=a.ids * 0 + 33)),
-            ckpt=str(tiny().folder),
-            cases=["generate"],
-            lane="generate",
-        )
+    wrong = Changed(lambda a: replace(a, scores=a.scores * 2))
+    with pytest.raises(AssertionError, match=r"generate\.scores"):
+        assert_conforms(wrong, ckpt=str(tiny().folder), cases=["generate-beams"], lane="generate")
 
 
 def test_who_cannot_generate_is_asked_by_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
