@@ -51,7 +51,8 @@ conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
-conformance/peers/torch: generating releases static_cache tensors | hooks | transformers | __init__
+conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers | onnx_peer
+conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
 conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
 conformance/peers/engines: __init__
@@ -113,7 +114,7 @@ def places() -> dict[str, int]:
 DEPTH = places()
 FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras", "mlx"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
-PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub", "mlx", "mlx_audio"}
+PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub", "mlx", "mlx_audio", "onnxruntime", "onnxscript"}
 MODEL_FILES = (  # written over Numerics
     *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),

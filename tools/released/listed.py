@@ -69,6 +69,13 @@ PACKAGES = {
         judges=True,
         report="findings/transformers_t5gemma2_generate.md",
     ),
+    "onnxruntime": Package(
+        "onnxruntime",
+        ("1.32.0",),
+        (Way("eager graphs, fp32", "onnxruntime", "fp32", "tiny-even", FEW),),
+        judges=True,
+        beside=("onnx", "onnxscript"),
+    ),
     "ctranslate2": Package(
         "ctranslate2",
         ("4.8.5", "4.8.4", "4.8.3", "4.8.2", "4.8.1", "4.8.0"),
