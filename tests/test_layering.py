@@ -51,7 +51,8 @@ conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
-conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers | onnx_peer
+conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers
+conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
 conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
@@ -75,7 +76,9 @@ conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2
 conformance/published/findings: transformers_t5gemma2_encoder transformers_t5gemma2_generate
-conformance: testing | __init__ | __main__
+conformance: testing
+conformance/commands: pytest_plugin
+conformance: __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
     "t5g2ref": "the model, flat, in reading order",

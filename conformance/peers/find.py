@@ -17,7 +17,7 @@ from t5g2ref.dtypes import RUN_IN
 _TYPES = "|".join(RUN_IN)
 DUMP, PROCESS = "dir:", "process:"  # before a folder, and a command
 FORMS = {
-    f"transformers:eager|sdpa[-static][:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
+    f"transformers:eager|sdpa[-static|-compile][:{_TYPES}[:cpu|cuda|cuda:1]]": "in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
     "onnxruntime": "transformers' model as torch exports it to ONNX, on the CPU in float32",
     **ENGINES,
@@ -29,7 +29,7 @@ FORMS = {
 """How a peer may be named, and what that means."""
 
 _NAMES = {  # module: its names, whose groups are the arguments of its `create`
-    "torch.transformers": re.compile(rf"transformers:(eager|sdpa)(-static)?(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
+    "torch.made": re.compile(rf"transformers:(eager|sdpa)(-static|-compile)?(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
     "torch.onnx_peer": re.compile("onnxruntime"),
     "reference": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
 }
@@ -40,6 +40,8 @@ UNTYPED = (
     "transformers:sdpa",
     "transformers:eager-static",
     "transformers:sdpa-static",
+    "transformers:eager-compile",
+    "transformers:sdpa-compile",
     "t5g2ref:numpy",
     "t5g2ref:cupy",
 )

@@ -65,3 +65,20 @@ def test_onnxruntime_conforms(exported: Peer, name: str) -> None:
 def test_without_onnxruntime_it_says_what_to_install() -> None:
     with pytest.raises(PeerUnavailable, match=r'needs onnxruntime, .*pip install "t5g2ref\[onnxruntime\]"'):
         create("onnxruntime")
+
+
+@pytest.mark.usefixtures("peer_installed")
+@pytest.mark.parametrize("name", ["short", "cross-cached", "image"])
+def test_a_compiled_model_is_asked_like_the_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here without its compiler, which takes a minute for a graph."""
+    import torch
+
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **how: asked.append(how) or model)
+    peer = create("transformers:sdpa-compile")
+    assert (peer.name, getattr(peer, "generate", 0)) == ("transformers:sdpa-compile", None)
+    peer.open(tiny())
+    found = judge(peer, tiny(), case_of(tiny(), name), repeat=False)
+    assert found.passed, (found.culprit, found.error)
+    assert asked == [{"dynamic": True, "fullgraph": True}]
+    peer.close()
