@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from dumping import tiny
 from helpers import generator
+from standin import Device
 
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's threads share the cores by it")
 
@@ -343,3 +344,14 @@ def test_a_known_deviation_may_be_that_a_peer_raises() -> None:
         .applied(replace(raised, error="", skipped="no"), {})
         .known
     )
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("name", ["generate-stop", "generate-beams", "generate-images"])
+def test_it_is_judged_where_the_arrays_are(name: str) -> None:
+    """On a device library's arrays nothing falls back on NumPy's, and an answer may lie on the device or not."""
+    from conformance.checkpoints import resolve
+
+    (target, _) = resolve("tiny", synthetic=False, backend=Device())
+    found = judged(SpeakingPeer(backend=target.backend), target, name)
+    assert found.passed, (found.culprit, found.error)
