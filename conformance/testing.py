@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from conformance.cases.abilities import TEXT, Required
+from conformance.cases.prompt import GENERATE
 from conformance.checkpoints import BUNDLED
 from conformance.commands.options import LANES
-from conformance.commands.request import Request
+from conformance.commands.request import Request, generates
 from conformance.commands.required import required_of
 from conformance.commands.run import result_of
 from conformance.errors import UsageError
@@ -63,8 +64,8 @@ def assert_conforms(
         ckpt: as of `--ckpt`; None for "tiny", which is two checkpoints. A function has its weights, so it needs the
             name of its own: `ckpt=bundled("tiny")`.
         synthetic: seeded weights at the geometry that `ckpt` names.
-        lane: "exact", "fp32", "bf16" or "fp16"; None for the exact lane and that of the peer's type. For a function it
-            says which type it runs in, by default float32.
+        lane: "exact", "fp32", "bf16", "fp16" or "generate"; None for the exact lane, that of the peer's type, and what
+            its `generate` does where it has one. For a function it says which type it runs in, by default float32.
         cases: patterns of case names; all when there is none.
         require: as of `--require`, or the names of cases: what the verdict has to cover.
         known: a file of known deviations.
@@ -89,8 +90,8 @@ def _request(
     require: str | Path | Sequence[str] | None,
     known: str | Path | None,
 ) -> Request:
-    if lane not in (None, EXACT, *LANES):
-        raise UsageError(f"lane={lane!r}: expected one of {', '.join((EXACT, *LANES))}, or None")
+    if lane not in (None, EXACT, *LANES, GENERATE):
+        raise UsageError(f"lane={lane!r}: expected one of {', '.join((EXACT, *LANES, GENERATE))}, or None")
     if cases and require is not None:
         raise UsageError("require= says which cases are run, and so does cases=: give one of them")
     peer = _peer(given, ckpt, lane)
@@ -105,7 +106,9 @@ def _request(
         cases=cases,
         exact=lane in (None, EXACT) and not black_box,
         asked=lane == EXACT,
-        values=lane != EXACT,
+        values=lane not in (EXACT, GENERATE),
+        generate=lane == GENERATE or (lane is None and generates(peer)),
+        generating=lane == GENERATE,
         progress=False,
         known=load_known(Path(known)) if known else Known(),
         jobs=1,
@@ -117,8 +120,8 @@ def _peer(given: Any, ckpt: str | Path | None, lane: str | None) -> Peer:
     """The peer, or the function as one. Raises PeerUnavailable for an object that is neither."""
     if not callable(given) or any(hasattr(given, method) for method in METHODS):
         return made("assert_conforms", lambda *_: given, "", NUMPY)
-    if lane == EXACT:
-        raise UsageError("lane='exact': a function shows no weights and no bits; give a peer")
+    if lane in (EXACT, GENERATE):
+        raise UsageError(f"lane={lane!r}: a function shows no weights and no bits, and has no generate(); give a peer")
     if ckpt is None or len(BUNDLED.get(str(ckpt), ())) > 1:
         raise UsageError(f"ckpt={ckpt!r}: a function has one checkpoint's weights: name it, as ckpt=bundled('tiny')")
     return FunctionPeer(given, LANES[lane or "fp32"])

@@ -112,9 +112,20 @@ def attention_weights(
     """softmax(q kᵀ · scale) in shape `grouped`: rounded at each step on the unfused path, kept wide on the fused."""
     k = k.swapaxes(-1, -2)
     if nx.profile.round_scores:
-        scores = nx.cast(nx.wide(nx.matmul(q, k)) * scale)  # wide: beside a half array the factor would be rounded
+        products = _across_ties(nx, q, k) if nx.profile.across_ties else nx.matmul(q, k)
+        scores = nx.cast(nx.wide(products) * scale)  # wide: beside a half array the factor would be rounded
         return masked_softmax(nx, softcap(nx, scores, cap).reshape(grouped), allowed)
     return scaled_softmax(nx, nx.product(q, k).reshape(grouped), scale, cap, allowed)
+
+
+def _across_ties(nx: Numerics, q: Array, k: Array) -> Array:
+    """q (…, R, H) @ k (…, H, s), rounded once; near a tie to the other side of it.
+
+    Near is what two float32 sums of these terms may differ by: of H roundings about √H errors of half an ulp remain.
+    """
+    product, squares = nx.product(q, k), nx.product(nx.wide(q) ** 2, nx.wide(k) ** 2)
+    size = nx.xp.abs(product) + nx.xp.sqrt(squares)
+    return nx.across(product, size * (2.0**-23 * q.shape[-1] ** 0.5))
 
 
 @twinned

@@ -46,6 +46,9 @@ class Profile:
             in float32 and float64.
         round_products: a product is rounded before its bias is added, as where a GPU library adds it in a pass of its
             own. No difference in float32 and float64.
+        across_ties: with `round_scores`, a score that float32's sums leave within their own error of the middle of two
+            numbers is rounded to the one that is a little farther. Another order of summation may give that. No
+            difference in float32 and float64.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Profile:
     running: bool = False
     flash_keys: int = 0
     round_products: bool = False
+    across_ties: bool = False
 
 
 EXACT = Profile("exact", rope_angle="exact")
@@ -61,6 +65,7 @@ EAGER = Profile("eager", round_scores=True)
 SDPA = Profile("sdpa")
 RUNNING = Profile("running", running=True)
 FLASH = Profile("flash", flash_keys=512, round_products=True)
+TIES = Profile("ties", round_scores=True, across_ties=True)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,14 @@ class Numerics:
     def product(self, a: Array, b: Array) -> Array:
         """a @ b accumulated and kept wide."""
         return self._sums(a, b, self.wide_dtype)
+
+    def across(self, x: Array, error: Array) -> Array:
+        """x, wide, rounded once. Where an error of that size decides between two numbers, it is the farther one. In
+        float32 and float64 it is x."""
+        if self.dtype not in HALF:
+            return x
+        near, low, high = (self.wide(self.cast(y)) for y in (x, x - error, x + error))
+        return self.cast(self.xp.where(low == near, high, low))
 
     def _sums(self, a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
         """a (…, M, K) @ b (…, K, N), summed wide in the profile's order; in `dtype` or still wide."""

@@ -36,44 +36,50 @@ t5g2ref: __init__
 t5g2ref/generate: greedy | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: case ingredients | rows | abilities catalogue plan | least token_words | __init__
+conformance/cases: prompt | case ingredients | rows forced generating | abilities catalogue plan
+conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half accumulated | __init__
-conformance/oracle: taking_turns quantised worst_case | side_by_side | run_case | expected | __init__
+conformance/oracle: beams taking_turns quantised worst_case | side_by_side | run_case | expected | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
-conformance/defects: cached padding steps windows
+conformance/defects: cached generating padding steps windows
 conformance/defects/uncatalogued: attention elements lengths outputs rows runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
-conformance/peers/torch: releases static_cache tensors | hooks | transformers | __init__
+conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers
+conformance/peers/torch: compiled onnx_peer | made
+conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
 conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
-conformance/judge: steady together walk | judge pooled
+conformance/judge: steady together walk choices | judge pooled | generated
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: sitting | session | __init__
-conformance/report: called candidates cards coverage diagnoses explain log_probs result known spread terms | document conclusion
+conformance/report: called candidates cards coverage diagnoses explain log_probs result known spread terms
+conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool | workers | __init__
-conformance/selftest: faulty_peer legal | black_box false_alarms trial | diagnoses matrix workers
+conformance/selftest: faulty_peer legal | speaking_peer black_box false_alarms | trial | diagnoses matrix workers
 conformance/selftest: __init__
 conformance/commands: options required diagnose | request vectors explain listing black_boxes
 conformance/commands: run | check replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2
-conformance/published/findings: transformers_t5gemma2_encoder
-conformance: testing | __init__ | __main__
+conformance/published/findings: transformers_t5gemma2_encoder transformers_t5gemma2_generate
+conformance: testing
+conformance/commands: pytest_plugin
+conformance: __init__ | __main__
 """
 ROOMS = {  # and the question that each answers
     "t5g2ref": "the model, flat, in reading order",
@@ -112,7 +118,7 @@ def places() -> dict[str, int]:
 DEPTH = places()
 FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras", "mlx"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
-PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub", "mlx", "mlx_audio"}
+PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub", "mlx", "mlx_audio", "onnxruntime", "onnxscript"}
 MODEL_FILES = (  # written over Numerics
     *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),

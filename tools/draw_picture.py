@@ -24,7 +24,7 @@ from t5g2ref.taps import table
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "conformance" / "published" / "judge.svg"
-WIDTH, HEIGHT = 1000, 640
+WIDTH, HEIGHT = 1000, 666
 LAYER, TAP = "decoder.layers.3.", "mlp.act_fn"  # where they meet
 COLUMNS = (250, 380, 530, 750, 890)  # x of the taps around it, itself in the middle
 LEFT, MEET, TURN, RIGHT = 200, COLUMNS[2], 592, 960
@@ -184,9 +184,9 @@ def draw() -> str:
         *meeting(),
         *runs(),
         *anchor(),
-        *ratio(420),
-        *gates(560),
-        text(28, 622, "* in bfloat16 and float16 only", 12, FAINT),
+        *ratio(446),
+        *gates(586),
+        text(28, 648, "* in bfloat16 and float16 only", 12, FAINT),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

@@ -5,10 +5,12 @@
 Each step runs to its end whatever became of those before it; its output goes to FOLDER/STEP.log (and .json where the
 step writes one), the last lines of it to the terminal. The exit status is 0 when every step's was. One after the other,
 since side by side on one card they wait for each other at every tap: six took longer than their sum. Under CUDA's MPS
-(`nvidia-cuda-mps-control -d`) three judges started by hand did about twice the comparisons of one.
+(`nvidia-cuda-mps-control -d`) three judges started by hand did about twice the comparisons of one. 1b with pictures
+needs most of 80 GB for itself.
 
 A fault of our kernels shows only against other ones: `tests` and `tiny-ours` hold them against NumPy, `tiny`, `270m`
-and `1b` against torch. `270m-ours` and `270m-calm` have the same kernels on both sides and show rounding only.
+and `1b` against torch, and so do those steps with `-half` in float16. `270m-ours` and `270m-calm` have the same kernels
+on both sides and show rounding only.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 JUDGE = [PYTHON, "-m", "conformance", "--no-progress"]
 DEVICE = ["--backend", "cupy", "--synthetic"]
+KNOWN = ["--known", "conformance/published/known/transformers.toml"]
+HALF = ["--lane", "fp16"]
 OURS = [part for dtype in ("float32", "bfloat16", "float16") for part in ("--peer", f"t5g2ref:cupy:{dtype}")]
 STEPS: dict[str, tuple[str, list[str]]] = {
     "tests": ("the tests marked gpu", [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
@@ -32,7 +36,18 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     **{
         f"{size}": (
             f"transformers on cuda, {size}",
-            [*JUDGE, *DEVICE, "--ckpt", size, "--json", f"{{out}}/{size}.json"],
+            [*JUDGE, *DEVICE, "--ckpt", size, *KNOWN, "--json", f"{{out}}/{size}.json"],
+        )
+        for size in ("270m", "1b")
+    },
+    "tiny-half": (
+        "transformers on cuda in float16, tiny",
+        [*JUDGE, "--backend", "cupy", *HALF, "--json", "{out}/tiny-half.json"],
+    ),
+    **{
+        f"{size}-half": (
+            f"transformers on cuda in float16, {size}, calm weights",
+            [*JUDGE, *DEVICE, "--ckpt", size, "--calm", *HALF, "--json", f"{{out}}/{size}-half.json"],
         )
         for size in ("270m", "1b")
     },

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.cases.prompt import Prompt
 from t5g2ref.dtypes import HALF, to_grid
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +69,7 @@ class Case:
         costly: it takes seconds even on a tiny checkpoint. It is judged on the first checkpoint alone, and a self-test
             runs it only for the faults that ask for it.
         types: the types that peers are judged in on it; all where there is none.
+        prompts: what the peer's own `generate` is asked for. The runs then follow from its answers.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Case:
     exposes: tuple[str, ...] = ()
     costly: bool = False
     types: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
     def asks(self, dtype: str) -> bool:
         """Whether a peer in this type is judged on it."""

@@ -58,8 +58,8 @@ examples
 
 
 LANE = """\
-exact (weights, embedding rows, masks by probing: bit for bit), fp32, bf16, fp16; repeatable; default: exact, fp32 and
-bf16. A --peer whose name has no type runs in every lane that is named"""
+exact (weights, embedding rows, masks by probing: bit for bit), fp32, bf16, fp16, generate (the peer's own generation,
+in float32); repeatable; default: all but fp16. A --peer whose name has no type runs in every lane that is named"""
 
 ONCE = "run each case once; by default it is run again after other lengths, and compared bit for bit"
 
@@ -116,7 +116,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     default = "default: transformers, eager and sdpa"
     peer = f"a name of `list peers`, or FILE.py[:FUNCTION]; repeatable; {default}"
     target.add_argument("--peer", action="append", metavar="NAME", help=peer)
-    target.add_argument("--lane", action="append", choices=("exact", *LANES), help=LANE)
+    target.add_argument("--lane", action="append", choices=("exact", *LANES, "generate"), help=LANE)
     shared.cases(target)
     shared.rows(target)
     required.add_option(target)

@@ -8,10 +8,10 @@ from typing import cast
 
 from conformance.cases import catalogue
 from conformance.cases.case import Case
+from conformance.judge.comparisons import Found
 from conformance.judge.evidence import Evidence
 from conformance.judge.hypotheses.diagnosis import Diagnosis, diagnosed
 from conformance.judge.judgement import Judgement
-from conformance.judge.comparisons import Found
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
@@ -38,14 +38,20 @@ def diagnoses(
             say,
         )
         for target in targets
-        for peer in dict.fromkeys(j.peer for name, j in found if name == target.name and j.outside and j.deviates)
+        for peer in dict.fromkeys(j.peer for name, j in found if name == target.name and j.outside and _off(j))
     ]
+
+
+def _off(judgement: Judgement) -> bool:
+    """Whether it deviates by what it computes, and not alone by what its `generate` makes of that."""
+    return judgement.deviates and any(not f.passed for f in (*judgement.local, *judgement.cumulative))
 
 
 def _of(target: Target, cases: list[Case], peer: str, judged: list[Judgement], say: Callable[[str], None]) -> Diagnosis:
     """The diagnosis of one peer on one checkpoint."""
     say(f"hypotheses: {peer}")
-    shown: list[Evidence] = [replace(j.evidence, deviates=j.deviates) for j in judged if j.evidence is not None]
+    shown: list[Evidence] = [replace(j.evidence, deviates=_off(j)) for j in judged if j.evidence is not None]
+    cases = [*cases, *(j.made for j in judged if j.made is not None)]
     dtype = cast(DType, next(j.dtype for j in judged if j.evidence is not None))
     skipped = [j.case for j in judged if j.skipped]
     return diagnosed(peer, target, dtype, cases, shown, skipped)

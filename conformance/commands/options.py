@@ -18,7 +18,7 @@ CKPT = """\
 tiny, tiny-even, tiny-released, tiny-encoder, 270m, 1b, 4b, a folder, or a Hub id (default: tiny; of engines that run
 released settings alone: tiny-released, or of encoders alone: tiny-encoder)"""
 KNOWN = "known deviations, which are shown and do not fail: a TOML file with reasons and links; see `explain known`"
-LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact"
+LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact" and "generate"
 
 
 def checkpoint(parser: argparse.ArgumentParser) -> None:

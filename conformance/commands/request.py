@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from conformance.cases import catalogue
+from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
+from conformance.cases.prompt import GENERATE
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
@@ -23,11 +24,13 @@ from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
 from conformance.report.result import environment
-from conformance.report.terms import Asked, Terms
+from conformance.report.terms import Asked, Terms, cases
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
 
-USUAL = ("exact", "fp32", "bf16")
+USUAL = ("exact", "fp32", "bf16", GENERATE)
+TYPES = LANES | {GENERATE: generating.TYPE}
+"""A lane → the type in which peers run in it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Request:
         cases: globs of case names; none for all.
         exact: whether the exact lane is wanted.
         asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
-        values: whether any other lane is wanted, and so the cases.
+        values: whether any lane of values is wanted, and so the cases.
+        generate: whether the generation lane is wanted.
+        generating: whether it was named. It then has the cases that take a while, and a peer that cannot have it makes
+            the verdict INCOMPLETE.
         known: known deviations.
         outputs: kind of file ("json", "junit", "html", "markdown", "badge") → its path.
         names: a peer's name → what to give to `--peer` for it.
@@ -65,6 +71,8 @@ class Request:
     exact: bool = True
     asked: bool = False
     values: bool = True
+    generate: bool = False
+    generating: bool = False
     detail: bool = False
     progress: bool = True
     known: Known = field(default_factory=Known)
@@ -82,7 +90,7 @@ class Request:
 
     def build(self, config: Config) -> list[Case]:
         """The cases for a geometry."""
-        return (self.cases_of or (catalogue.build_rows if self.rows else catalogue.build))(config)
+        return self.cases_of(config) if self.cases_of else cases(self.terms(), config)
 
     def terms(self) -> Terms:
         """What was asked, in a form that a file can hold."""
@@ -96,6 +104,8 @@ class Request:
             exact=self.exact,
             asked=self.asked,
             values=self.values,
+            generate=self.generate,
+            generating=self.generating,
             repeat=self.repeat,
             required=self.required,
             rows=self.rows,
@@ -105,7 +115,8 @@ class Request:
 
     def _asked(self, peer: Peer) -> Asked:
         preallocated, probed = (bool(optional(peer, name)) for name in ("preallocated", "probed"))
-        return Asked(peer.name, peer.dtype, self.names.get(peer.name), preallocated, probed)
+        generates = optional(peer, "generate") is not None
+        return Asked(peer.name, peer.dtype, self.names.get(peer.name), preallocated, probed, generates)
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -116,17 +127,24 @@ def of_run(given: argparse.Namespace) -> Request:
     given = argparse.Namespace(**vars(given) | {"ckpt": given.ckpt or _usual(peers.values())})
     for peer in peers.values():
         give_time(peer, given.timeout)
-    lanes = set(given.lane or USUAL)
+    lanes, named = set(given.lane or USUAL), GENERATE in (given.lane or ())
     return _request(
         given,
         list(peers.values()),
         backend,
         exact="exact" in lanes,
         asked="exact" in (given.lane or ()),
-        values=lanes != {"exact"},
+        values=bool(lanes & set(LANES)),
+        generate=named or (GENERATE in lanes and any(map(generates, peers.values()))),
+        generating=named,
         names={peer.name: name for name, peer in peers.items()},
         notes=tuple(notes),
     )
+
+
+def generates(peer: Peer) -> bool:
+    """Whether the generation lane can have the peer."""
+    return optional(peer, "generate") is not None and peer.dtype == generating.TYPE
 
 
 def _quick(given: argparse.Namespace) -> argparse.Namespace:
@@ -165,6 +183,8 @@ def _request(
     exact: bool,
     asked: bool = False,
     values: bool = True,
+    generate: bool = False,
+    generating: bool = False,
     names: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Request:
@@ -181,6 +201,8 @@ def _request(
         exact=exact,
         asked=asked,
         values=values,
+        generate=generate,
+        generating=generating,
         detail=given.detail,
         progress=not given.no_progress,
         known=load_known(given.known) if given.known else Known(),
@@ -199,7 +221,7 @@ def _request(
 
 def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> dict[str, Peer]:
     """The peers that were asked for, by the name given. A peer that was named twice, or in two forms, comes once."""
-    types = [LANES[lane] for lane in lanes or USUAL if lane in LANES] or ["float32"]
+    types = list(dict.fromkeys(TYPES[lane] for lane in lanes or USUAL if lane in TYPES)) or ["float32"]
     wanted = given or [name for dtype in types for name in names(dtype)]
     if given and lanes:  # a name without a type is run in every lane that was asked for
         wanted = [name for n in given for name in ([typed(n, t) for t in types] if typed(n, types[0]) else [n])]

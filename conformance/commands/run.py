@@ -118,6 +118,7 @@ def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporte
         reporter,
         exact=request.exact,
         asked=request.asked,
+        generating=request.generating,
         repeat=request.repeat,
         required=request.required,
         others=_others(request),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.cases import catalogue as case_list
+from conformance.cases import generating
 from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED
 from conformance.commands import black_boxes
@@ -145,7 +146,9 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
 def _columns(everywhere: bool, chosen: list[Fault]) -> list[Case]:
     """The cases of the matrix. Every checkpoint has them under the names that the bundled one has."""
     names = {fault.case for fault in chosen}
-    return [c for c in case_list.build(Config.load(bundled("tiny"))) if everywhere or c.name in names]
+    config = Config.load(bundled("tiny"))
+    cases = [*case_list.build(config), *(c for c in generating.build(config) if not c.costly)]
+    return [c for c in cases if everywhere or c.name in names]
 
 
 def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:

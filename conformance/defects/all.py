@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from conformance.defects import arithmetic, attention, cached, embedding, masks, norms, padding, positions
+from conformance.defects import arithmetic, attention, cached, embedding, generating, masks, norms, padding, positions
 from conformance.defects import outputs as heads
 from conformance.defects import settings as shared
 from conformance.defects import steps as calls
@@ -16,7 +16,7 @@ from conformance.defects.near import NEAR as NEAR
 
 _PARTS = (
     *(embedding, norms, positions, masks, layers, padding, attention, shared),
-    *(cached, calls, pictures, heads, arithmetic, own),
+    *(cached, calls, pictures, heads, arithmetic, generating, own),
 )
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)

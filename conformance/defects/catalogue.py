@@ -82,6 +82,7 @@ DEFECTS: dict[str, str] = {
     "D75": "preallocated cache with a padded encoder: cross mask from lengths, or empty slots",
     "D76": "a step of one token, fed as an embedding, loses the scale or the EOI row",
     "D77": "pictures resampled without antialias",
+    "D78": "beams repeat text rows but not pictures, or in another order",
     "D79": "a tile, sum or counter that ends, wraps or changes its type at a length",
     "D80": "state of an earlier call is used",
     "D81": "logits kept from the wrong end, or too few or too many",
@@ -99,13 +100,14 @@ SEEN: dict[str, str] = {
     "D75": "huggingface/transformers#38244",
     "D76": "huggingface/transformers#41863",
     "D77": "ggml-org/llama.cpp#27594",
+    "D78": "QwenLM/Qwen3-VL#560",
 }
 """Public threads in which a defect of this family was met; the other ids are plausible, or not yet entered here."""
 
 
 _FIRST_AT = """\
 embed_tokens: D01 D02 D03 D05 D06 D07 D08 D76
-inputs_embeds: D04 D06 D61
+inputs_embeds: D04 D06 D61 D78
 pre_self_attn_layernorm post_self_attn_layernorm pre_feedforward_layernorm: D09 D10 D11 D12 D13 D14 D71 D84
 post_feedforward_layernorm norm: D09 D10 D11 D12 D13 D14 D71 D84
 q_norm k_norm: D09 D10 D11 D12 D13 D15 D17 D71 D84
@@ -125,7 +127,7 @@ patch_embedding embeddings post_layernorm: D62 D77
 avg_pool projected: D04 D59 D60
 mm_soft_emb_norm: D60
 lm_head: D07 D81
-logits: D50 D64
+logits: D50 D64 D78
 loss: D65
 """
 """Last part of a tap's name: the catalogued defects that can show there first."""

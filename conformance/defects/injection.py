@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from conformance.cases.case import Case, Run
+from conformance.cases.prompt import GENERATE, Answer, Prompt
 from conformance.defects import rounding
 from conformance.oracle.run_case import TraceOfCall, program
 from t5g2ref.config import Config, TextConfig
@@ -110,23 +111,19 @@ class Fault:
     """One fault and what the judge has to say of it.
 
     Args:
-        id: of the catalogue (D..), or one of our own (X..).
-        title: what is wrong and how it is put in, in words.
-        case: of the cases, the one in which it has to be found at `tap`.
+        id, title: of the catalogue (D..) or our own (X..); what is wrong and how it is put in, in words.
+        case: in which it has to be found.
         tap, status, call: of the first failing local tap. "half" stands for any test of values in a half type; the tap
             may be a pattern where chance decides in which layer the defect first stands out of the rounding.
-        inject: how it gets in.
-        variant: tells the faults of one id apart.
-        lane: the peer's type.
+        inject: how it gets in; variant tells the faults of one id apart; lane: the peer's type.
         target: "tiny" or "tiny-even"; "massive": seeded weights at tiny's geometry, with activations up to 2e4.
         given: changes the configuration that truth and peer are given alike.
-        named: whether its pattern names it: not where what is wrong has a value of its own (a stale copy), which no
-            oracle can know.
+        named: whether its pattern names it: not where what is wrong has a value that no oracle can know (a stale copy).
         alike: other ids that do the very same to the culprit.
         later: whether it begins with the peer's second run, so that one run of a case shows nothing.
-        jumps: whether a last bit may move a whole token by as much as the fault does, as where one number that all of
-            a row is divided by is rounded to few bits.
+        jumps: whether a last bit may move a whole token as far, as where what divides a row is rounded to few bits.
         near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
+        answered, stays: of `generate`: what it makes of an answer; whether a beam keeps its own row's cache.
     """
 
     id: str
@@ -145,12 +142,18 @@ class Fault:
     near: str = ""
     later: bool = False
     jumps: bool = False
+    answered: Callable[[Prompt, Answer, Config], Answer] | None = None
+    stays: bool = False
 
     @property
     def key(self) -> str:
         """Its id with the variant, and the lane where it is not float32."""
         lane = "" if self.lane == "float32" else {"bfloat16": "bf16", "float16": "fp16"}[self.lane]
         return " ".join(filter(None, (self.id, self.variant, lane)))
+
+    @property
+    def spoken(self) -> bool:  # on a peer's own generation, where alone it shows
+        return self.case.startswith(GENERATE)
 
     @property
     def catalogued(self) -> bool:
@@ -190,12 +193,10 @@ def configured(change: Callable[[Config], Config]) -> Injection:
 
 
 def both_stacks(change: Callable[[TextConfig], TextConfig]) -> Callable[[Config], Config]:
-    """A configuration with both text stacks changed."""
     return lambda config: replace(config, encoder=change(config.encoder), decoder=change(config.decoder))
 
 
 def stacks(change: Callable[[TextConfig], TextConfig]) -> Injection:
-    """Another configuration of the text stacks."""
     return configured(both_stacks(change))
 
 

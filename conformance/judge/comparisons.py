@@ -6,7 +6,7 @@ judged in any order, process or machine, and only the report looks at all of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from conformance.cases.case import Case
@@ -15,6 +15,7 @@ from conformance.target import Target
 
 Found = list[tuple[str, Judgement]]
 Plan = list[tuple[Target, Case]]
+Asks = Callable[[Case], bool]
 
 EXACT = "exact"
 """Stands where a case's name does, for the exact lane."""
@@ -31,23 +32,28 @@ class Comparison(NamedTuple):
         return f"{self.case} of {self.peer} on {self.target}"
 
 
-def comparisons(targets: Iterable[str], types: Mapping[str, str], plan: Plan, *, exact: bool) -> list[Comparison]:
+def comparisons(targets: Iterable[str], peers: Mapping[str, Asks], plan: Plan, *, exact: bool) -> list[Comparison]:
     """Every comparison of a run in the order of a report: by checkpoint, by peer, the exact lane, then the cases.
 
     Args:
-        types: a peer's name → its type. What its type is not asked for is no comparison.
+        peers: a peer's name → whether it is asked for a case. What it is not asked for is no comparison.
         plan: the cases; none where the exact lane alone is wanted.
     """
     return [
         Comparison(target, peer, case)
         for target in targets
-        for peer, dtype in types.items()
-        for case in (*((EXACT,) if exact else ()), *_asked(plan, target, dtype))
+        for peer, asks in peers.items()
+        for case in (*((EXACT,) if exact else ()), *(c.name for of, c in plan if of.name == target and asks(c)))
     ]
 
 
-def _asked(plan: Plan, target: str, dtype: str) -> Sequence[str]:
-    return [case.name for of, case in plan if of.name == target and case.asks(dtype)]
+def asks(dtype: str, case: Case, *, generates: bool) -> bool:
+    """Whether a peer is judged on a case: one of its type, and to generate one that can, or that is asked by name.
+
+    Args:
+        generates: whether the peer can generate, or was asked to by name.
+    """
+    return (generates or not case.prompts) and case.asks(dtype)
 
 
 def in_order(found: Found, order: Sequence[Comparison]) -> Found:

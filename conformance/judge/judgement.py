@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from conformance.cases.case import Case
 from conformance.judge.evidence import Evidence
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
@@ -47,6 +48,7 @@ class Judgement:
         unsteady: where the second run first differs, in words, and which of the two is wrong.
         outside: what a black box showed, in words; "" for a peer that shows its inside.
         evidence: what a black box showed, for a diagnosis over all cases.
+        made: the case that follows from what a peer's `generate` answered; None for every other.
     """
 
     peer: str
@@ -72,6 +74,7 @@ class Judgement:
     token: str = ""
     outside: str = ""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    made: Case | None = field(default=None, compare=False, repr=False)
     apart: str = ""
     further: list[Further] = field(default_factory=list)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from conformance.arrays import release
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
-from conformance.judge.comparisons import Comparison, Plan, comparisons
+from conformance.judge.comparisons import Asks, Comparison, Plan, asks, comparisons
 from conformance.judge.judgement import Judgement
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
-from conformance.peers.protocol import Peer
+from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter
 from conformance.target import Target
 
@@ -25,6 +25,7 @@ class Session:
         targets: the checkpoints, in order.
         plan: the cases on them; none where the exact lane alone is wanted.
         exact: whether the exact lane is wanted; the others are those of `Manner`, and `alone` follows from the peers.
+        generating: whether the generation lane was asked for by name.
         others: a peer's name → the same in another type. It runs first, so that what it leaves behind shows.
         only: the comparisons to make; None for all.
     """
@@ -37,6 +38,7 @@ class Session:
         *,
         exact: bool,
         asked: bool = False,
+        generating: bool = False,
         repeat: bool = True,
         required: Required | None = None,
         others: Mapping[str, Peer] | None = None,
@@ -45,12 +47,11 @@ class Session:
     ) -> None:
         self._targets, self._plan, self._reporter = targets, plan, reporter
         self._exact, self._asked, self._repeat, self._required = exact, asked, repeat, required
-        self._others, self._only, self._ended = others or {}, only, ended
+        self._others, self._only, self._ended, self._generating = others or {}, only, ended, generating
         self.beside = Beside()
 
     def judge(self, peers: list[Peer]) -> None:
-        every = comparisons([t.name for t in self._targets], types(peers), self._plan, exact=self._exact)
-        wanted = [one for one in every if self._only is None or one in self._only]
+        wanted = [one for one in self._every(peers) if self._only is None or one in self._only]
         manner = Manner(self._asked, len(peers) == 1, self._repeat, self._required)
         self._reporter.start(len(wanted))
         for peer in peers:
@@ -59,13 +60,22 @@ class Session:
                 self._wholly(peer, mine, manner)
                 release(self._targets[0].backend)
 
+    def _every(self, peers: list[Peer]) -> list[Comparison]:
+        def asks_of(peer: Peer) -> Asks:
+            able = self._generating or optional(peer, "generate") is not None
+            return lambda case: asks(peer.dtype, case, generates=able)
+
+        names = [target.name for target in self._targets]
+        return comparisons(names, {peer.name: asks_of(peer) for peer in peers}, self._plan, exact=self._exact)
+
     def _wholly(self, peer: Peer, wanted: Sequence[Comparison], manner: Manner) -> None:
         """Judge one peer on every checkpoint, then close it."""
         for target in self._targets:
             here = [one for one in wanted if one.target == target.name]
             if not here and self._only is not None:
                 continue
-            cases, other = asked(self._plan, target, peer), self._others.get(peer.name)
+            cases = asked(self._plan, target, peer, generating=self._generating)
+            other = self._others.get(peer.name)
             sitting = Sitting(peer, target, cases, manner, self.beside, self._reporter.say, other).opened()
             for one in here:
                 judgements = sitting.judged(one.case)
@@ -74,11 +84,7 @@ class Session:
         closed(peer, self.beside)
 
 
-def types(peers: Sequence[Peer]) -> dict[str, str]:
-    """A peer's name → its type."""
-    return {peer.name: peer.dtype for peer in peers}
-
-
-def asked(plan: Plan, target: Target, peer: Peer) -> list[Case]:
-    """The cases of a checkpoint that the peer's type is asked for."""
-    return [case for of, case in plan if of is target and case.asks(peer.dtype)]
+def asked(plan: Plan, target: Target, peer: Peer, *, generating: bool) -> list[Case]:
+    """The cases of a checkpoint that the peer is asked for."""
+    able = generating or optional(peer, "generate") is not None
+    return [case for of, case in plan if of is target and asks(peer.dtype, case, generates=able)]

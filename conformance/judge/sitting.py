@@ -19,6 +19,7 @@ from conformance.errors import CheckpointError, PeerUnavailable
 from conformance.judge.comparisons import EXACT, SPOILT
 from conformance.judge.exact.lane import examine_exact
 from conformance.judge.exact.probes import probes
+from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
@@ -133,6 +134,8 @@ class Sitting:
     def _compared(self, case: Case) -> Judgement:
         if why := why_skipped(case, lacks(self._peer)):
             return Judgement(self._peer.name, case.name, skipped=why, dtype=self._peer.dtype)
+        if case.prompts:
+            return judge_generated(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
         return judge(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
 
     def _exactly(self) -> list[Judgement]:

@@ -13,7 +13,7 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
-from t5g2ref.numerics import EAGER, EXACT, FLASH, RUNNING, SDPA, Numerics, Profile
+from t5g2ref.numerics import EAGER, EXACT, FLASH, RUNNING, SDPA, TIES, Numerics, Profile
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
@@ -23,7 +23,7 @@ TraceOfCall = Callable[[int], Trace]
 def legal(dtype: DType) -> tuple[Profile, ...]:
     """The controls' profiles: the legal ways of doing it in `dtype`. In float32 fused and unfused scores are the
     same."""
-    return (SDPA, RUNNING) if dtype == "float32" else (SDPA, EAGER, RUNNING, FLASH)
+    return (SDPA, RUNNING) if dtype == "float32" else (SDPA, EAGER, RUNNING, FLASH, TIES)
 
 
 def models(

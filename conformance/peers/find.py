@@ -17,8 +17,9 @@ from t5g2ref.dtypes import RUN_IN
 _TYPES = "|".join(RUN_IN)
 DUMP, PROCESS = "dir:", "process:"  # before a folder, and a command
 FORMS = {
-    f"transformers:eager|sdpa[-static][:{_TYPES}[:cpu|cuda|cuda:1]]": "by default in float32, on the judge's device",
+    f"transformers:eager|sdpa[-static|-compile][:{_TYPES}[:cpu|cuda|cuda:1]]": "in float32, on the judge's device",
     f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
+    "onnxruntime": "transformers' model as torch exports it to ONNX, on the CPU in float32",
     **ENGINES,
     f"{PROCESS}[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
     f"{DUMP}FOLDER": "what a program wrote, as `check` reads it",
@@ -28,7 +29,8 @@ FORMS = {
 """How a peer may be named, and what that means."""
 
 _NAMES = {  # module: its names, whose groups are the arguments of its `create`
-    "torch.transformers": re.compile(rf"transformers:(eager|sdpa)(-static)?(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
+    "torch.made": re.compile(rf"transformers:(eager|sdpa)(-static|-compile)?(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
+    "torch.onnx_peer": re.compile("onnxruntime"),
     "reference": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
 }
 
@@ -38,6 +40,8 @@ UNTYPED = (
     "transformers:sdpa",
     "transformers:eager-static",
     "transformers:sdpa-static",
+    "transformers:eager-compile",
+    "transformers:sdpa-compile",
     "t5g2ref:numpy",
     "t5g2ref:cupy",
 )
@@ -91,7 +95,8 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
 
 
 def _created(name: str, module: str, *arguments: Any) -> Peer:
-    if module == "torch.transformers":
+    extra = "onnxruntime" if module == "torch.onnx_peer" else "conformance"
+    if module.startswith("torch."):
         from conformance.peers.torch.releases import refuse_unsupported
 
         refuse_unsupported()
@@ -99,10 +104,10 @@ def _created(name: str, module: str, *arguments: Any) -> Peer:
         peer: Peer = importlib.import_module(f"conformance.peers.{module}").create(*arguments)
     except ModuleNotFoundError as error:
         raise PeerUnavailable(
-            f'peer {name} needs {error.name}, which is not installed: pip install "t5g2ref[conformance]"'
+            f'peer {name} needs {error.name}, which is not installed: pip install "t5g2ref[{extra}]"'
         ) from error
     except ImportError as error:  # it is installed, but too old or broken
         raise PeerUnavailable(
-            f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[conformance]"'
+            f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[{extra}]"'
         ) from error
     return peer

@@ -7,6 +7,12 @@
     ← {"done": ["0.safetensors", …]}  one file a call, inside `out`, tensors named as the taps are
     ← {"skip": "no pictures yet", "link": "https://…"}   or   {"error": "out of memory"}
 
+A program whose greeting has `"generates": true` is asked in `--lane generate` as well:
+
+    → {"generate": "generate", "inputs": "/tmp/…/inputs.safetensors", "out": "/tmp/…/out", "new": 8, "beams": 1,
+       "stop": [1, 106]}  tensors: input_ids, and where they are given attention_mask, pixel_values, start
+    ← {"done": ["answer.safetensors"]}  tensors: ids, and where it has them logits, log_probs, scores
+
 Reports call the peer by its `name`, with its command beside it; the file of `--known` calls it process:COMMAND.
 Inputs, runs and calls are as `export` writes them, and files are read as `check` reads a dump's. When its input ends,
 the program should end too.
@@ -18,18 +24,21 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from conformance.activations import Dump
 from conformance.cases.case import Case
+from conformance.cases.prompt import GENERATE, Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.exchange import case_words as describe
 from conformance.exchange import writing
 from conformance.exchange.arrange import Shower, check_patterns
 from conformance.exchange.channel import Channel, ProcessError
 from conformance.exchange.manifest import Declared, Shown, declared
-from conformance.exchange.reading import DumpError
+from conformance.exchange.reading import DumpError, Tensors
 from conformance.measure.finding import Finding
 from conformance.peers.folder import opened
 from conformance.peers.guard import line
@@ -67,6 +76,7 @@ class ProcessPeer(OptionalMembers):
         self._target: Target | None = None
         self._channel: Channel | None = None
         self._declared = Declared("", dtype)
+        self.generate: Callable[[Prompt], Answer] | None = None  # known by its greeting
 
     def versions(self) -> dict[str, str]:
         return self._declared.versions
@@ -108,6 +118,23 @@ class ProcessPeer(OptionalMembers):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _generate(self, prompt: Prompt) -> Answer:
+        """Ask for one prompt and read its answer. Raises as `run` does."""
+        assert self._target is not None, "open() comes first"
+        channel, folder = self._running(self._target), Path(self._folder.name) / "prompt"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            (folder / "out").mkdir(parents=True)
+            given = {name: getattr(prompt, name) for name in ("input_ids", "attention_mask", "pixel_values", "start")}
+            writing.tensors(
+                folder / "inputs.safetensors", {n: value for n, value in given.items() if value is not None}
+            )
+            places = {"generate": GENERATE, "inputs": str(folder / "inputs.safetensors"), "out": str(folder / "out")}
+            how = {"new": prompt.new, "beams": prompt.beams, "stop": list(prompt.stop)}
+            return _answer(folder / "out", _done(channel.ask(places | how, self.timeout)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _running(self, target: Target) -> Channel:
         """The process, started again if it has ended."""
         if self._channel is None or not self._channel.running:
@@ -127,7 +154,10 @@ class ProcessPeer(OptionalMembers):
         if "error" in answer or "skip" in answer:
             raise ProcessError(f"it refuses: {line(answer.get('error', answer.get('skip')))}")
         usual: dict[str, Any] = {"layouts": {}, "stored": {}, "types": {}, "lacks": [], "quantised": ""}
+        generates = answer.pop("generates", False)
         said = declared({name: answer.pop(name, value) for name, value in usual.items()}, answer)
+        if not isinstance(generates, bool):
+            raise ProcessError(f"generates is {short(generates)}, expected true or false")
         if said.dtype != self.dtype:
             raise ProcessError(f"it runs in {said.dtype}, not {self.dtype}; name it process:{said.dtype}:COMMAND")
         check_patterns(said, target.config)
@@ -136,6 +166,20 @@ class ProcessPeer(OptionalMembers):
             raise ProcessError(f"taps are {short(patterns)}, expected a list of names or patterns")
         self._declared, self.taps, self.called = said, tuple(patterns), said.name
         self.lacks, self.quantised, self.types = said.lacks, said.quantised, said.types
+        self.generate = self._generate if generates else None
+
+
+def _answer(folder: Path, files: list[Shown]) -> Answer:
+    """The answer in a file. Raises DumpError for other tensors than an answer has, or without ids."""
+    if len(files) != 1:
+        raise DumpError(f"it wrote {len(files)} files for a prompt, expected one")
+    tensors = Tensors.open(folder, files[0].file)
+    names = [field.name for field in fields(Answer)]
+    if strange := [name for name in tensors.entries if name not in names]:
+        raise DumpError(f"{short(tensors.name)}: has {short(strange[0])}, expected only {', '.join(names)}")
+    if "ids" not in tensors.entries:
+        raise DumpError(f"{short(tensors.name)}: has no ids")
+    return Answer(**{name: tensors.read(name) for name in tensors.entries})
 
 
 def _done(answer: dict[str, Any]) -> list[Shown]:

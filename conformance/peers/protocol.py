@@ -10,6 +10,7 @@ from conformance.activations import Dump
 from conformance.cases.abilities import ABILITIES
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown
+from conformance.cases.prompt import Answer, Prompt
 from conformance.measure.finding import Finding
 from conformance.oracle.quantised import Scheme, SchemeError, parse
 from conformance.peers.guard import PeerError, line
@@ -91,6 +92,9 @@ class OptionalMembers:
 
     weights: Callable[[], Iterable[tuple[str, Any]]] | None = None
     """Gives the canonical name and the array of every tensor, as the peer holds it after loading."""
+
+    generate: Callable[[Prompt], Answer] | None = None
+    """Its own generation for one prompt, without sampling; see `explain generation`. A peer without it is not asked."""
 
     timeout: float | None = None
     """Seconds that it may take for each answer; --timeout sets them. None where there is nothing to wait for."""

@@ -17,7 +17,7 @@ from conformance.judge.steady import steadiness
 from conformance.judge.together import TOGETHER, together
 from conformance.measure.causes import layer_types
 from conformance.report.called import labels, renamed
-from conformance.report.coverage import coverage
+from conformance.report.coverage import coverage, inside
 from conformance.report.known import Known
 from conformance.report.log_probs import farthest
 from conformance.report.result import Result
@@ -47,7 +47,7 @@ def concluded(work: Work, found: Found, beside: Beside, known: Known, command: s
         titles={case.name: case.title for _, case in plan},
         hidden=_hidden(work, found, {d for d, *_ in few}),
         versions={k: v for peer in terms.peers for k, v in beside.versions.get(peer.name, {}).items()},
-        selected=len(plan) if terms.values else 0,
+        selected=len(work.judged),
         available=len(work.built),
         environment=dict(terms.environment),
         peers={called[peer.name]: peer.given for peer in terms.peers if peer.given is not None},
@@ -97,7 +97,7 @@ def _hidden(work: Work, found: Found, few: set[str]) -> dict[str, str]:
         _compared(work.plan, found, work.terms.peers),
         _powers(found),
         few,
-        outside={j.dtype for _, j in found if j.outside},
+        outside={j.dtype for _, j in inside(found) if j.outside},
         quantised={j.dtype for _, j in found if j.scheme},
         single=_in_single(found),
         repeated=all(j.repeated and not j.unmixed for _, j in found if j.local),
@@ -126,14 +126,14 @@ def _compared(plan: Plan, found: Found, peers: Sequence[Asked]) -> list[Case]:
 def _judged_on(plan: Plan, found: Found) -> list[tuple[str, Case]]:
     """(type, case) of every peer that was judged on a case."""
     cases = {(target.name, case.name): case for target, case in plan}
-    return [(j.dtype, cases[target, j.case]) for target, j in found if j.local]
+    return [(j.dtype, j.made or cases[target, j.case]) for target, j in found if j.local]
 
 
 def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
     """(type, note) of each peer that did not show every tap of a case."""
     cases = {(target.name, case.name): (target, case) for target, case in plan}
     few = dict[str, tuple[str, str]]()
-    for target_name, j in found:
+    for target_name, j in inside(found):
         if j.local and j.peer not in few:
             target, case = cases[target_name, j.case]
             if j.outside:

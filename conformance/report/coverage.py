@@ -14,11 +14,18 @@ def coverage(asked: Required | None, plan: Plan, found: Found) -> str:
 
     "" where every peer shows its inside, and no cases were required.
     """
-    judged = [j for _, j in found if j.local]
+    judged = [j for _, j in inside(found) if j.local]
     parts = [_outside(judged)]
     if asked is not None:
         parts += [_cases(asked, plan, judged)]
     return ", ".join(filter(None, parts))
+
+
+def inside(found: Found) -> Found:
+    """The judgements without those of a peer's own generation, where it was judged on other cases too: there it shows
+    less than it does elsewhere."""
+    others = {j.peer for _, j in found if j.local and j.made is None}
+    return [(target, j) for target, j in found if j.made is None or j.peer not in others]
 
 
 def _outside(judged: Sequence[Judgement]) -> str:

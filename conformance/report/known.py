@@ -9,7 +9,8 @@
     link = "https://github.com/…/issues/1"
     versions = { transformers = ">=5.20,<5.24" }  # optional
 
-With `status = "skipped"` and no tap, an entry excuses that the peer skips the cases; they are not judged for that.
+With `status = "skipped"` and no tap, an entry excuses that the peer skips the cases; with `status = "raised"`, that it
+raises in them. They are not judged for that.
 
 An entry whose deviation is gone is reported, so that the file stays true. An entry excuses only the taps that it
 names, so that it cannot hide a new deviation.
@@ -30,6 +31,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from conformance.cases import catalogue as case_list
+from conformance.cases import generating
 from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import FAILURES, Finding
@@ -41,9 +43,10 @@ from t5g2ref.files import opened
 MAX_BYTES = 1 << 20
 MAX_DOTS, MAX_ENTRIES, MAX_SPECIFIER = 200, 500, 256  # of a line, a file, a version: what they cost grows faster
 REQUIRED = ("peer", "case", "tap", "reason", "link")
-SKIPPED = "skipped"  # the status of an entry of a whole case
+SKIPPED, RAISED = "skipped", "raised"
+WHOLE = (SKIPPED, RAISED)  # of an entry of a whole case
 BY_NAME = ("missing", "shape", "dtype", "nan")  # excused only where an entry says so
-EXACT = ("weights", "probe-")  # how the names of the exact lane begin
+NO_TAPS = ("weights", "probe-", "generate.")  # how the names of what is judged begin that is no tap
 SEEN, PASSED, NOT_RUN = "seen", "unexpected pass", "not run"
 
 
@@ -96,16 +99,18 @@ class Known:
     def match(self, judgement: Judgement, versions: Mapping[str, str]) -> Deviation | None:
         """The entry of the judgement's culprit, if entries cover everything that fails in it; else None.
 
-        Of a skipped case it is the entry of the skip. Cumulative failures behind a covered local one follow from it and
-        need no entry. The call also notes which entries were seen, so give it each judgement once.
+        Of a skipped case, or one in which the peer raised, it is the entry of that. Cumulative failures behind a
+        covered local one follow from it and need no entry. The call also notes which entries were seen, so give it each
+        judgement once.
         """
         concerned = [(i, e) for i, e in enumerate(self.entries) if e.concerns(judgement, versions)]
-        about = [(i, e) for i, e in concerned if e.status != SKIPPED]
-        skips = {i: e for i, e in concerned if e.status == SKIPPED}
-        if judgement.skipped:
-            self._seen |= skips.keys()
-            return next(iter(skips.values()), None)
-        self._passed |= skips.keys() if not judgement.error else set()
+        about = [(i, e) for i, e in concerned if e.status not in WHOLE]
+        state = SKIPPED if judgement.skipped else RAISED if judgement.error and not judgement.deviates else ""
+        excusing = {i: e for i, e in concerned if state and e.status == state}
+        self._seen |= excusing.keys()
+        if excusing or judgement.skipped:
+            return next(iter(excusing.values()), None)
+        self._passed |= {i for i, e in concerned if e.status in WHOLE and not judgement.error}
         whole = not judgement.error and not judgement.unclear and not judgement.partly
         failures = [f for f in _all(judgement) if not f.passed]
         for i, entry in about:
@@ -129,12 +134,12 @@ class Known:
         tables = [taps.table(t.config, task=task, loss=True) for t in targets for task in ("lm", "sequence", "token")]
         names = {tap.name for table in tables for tap in table}
         for i, entry in enumerate(self.entries, 1):
-            if entry.status == SKIPPED:
-                built = (case_list.build, case_list.build_rows)
+            if entry.status in WHOLE:
+                built = (case_list.build, case_list.build_rows, generating.build)
                 cases = ["exact", *(case.name for t in targets for build in built for case in build(t.config))]
                 if not any(fnmatchcase(name, entry.case) for name in cases):
                     raise _strange(i, entry.case, "case of this checkpoint", cases)
-            elif not entry.tap.startswith(EXACT) and not any(entry.names(name) for name in names):
+            elif not entry.tap.startswith(NO_TAPS) and not any(entry.names(name) for name in names):
                 raise _strange(i, entry.tap, "tap of this checkpoint", names)
 
     def states(self) -> list[dict[str, Any]]:
@@ -216,9 +221,9 @@ def _entry(raw: object, where: str) -> Deviation:
     if not isinstance(raw, dict):
         raise KnownError(f"{where} is {short(raw)}, expected a table under [[deviation]]")
     _names(raw, (*REQUIRED, "status", "versions"), where)
-    whole = raw.get("status") == SKIPPED
+    whole = raw.get("status") in WHOLE
     if whole and "tap" in raw:
-        raise KnownError(f"{where}: tap is {short(raw['tap'])}, expected none: a case is skipped as a whole")
+        raise KnownError(f"{where}: tap is {short(raw['tap'])}, expected none: a case is {raw['status']} as a whole")
     required = [name for name in REQUIRED if name != "tap" or not whole]
     for name in required:
         if name not in raw:
@@ -230,7 +235,7 @@ def _entry(raw: object, where: str) -> Deviation:
         raise KnownError(
             f"{where}: link is {short(raw['link'])}, expected an address that begins with https:// or http://"
         )
-    allowed = (*FAILURES, SKIPPED)
+    allowed = (*FAILURES, *WHOLE)
     if raw.get("status", SKIPPED) not in allowed:
         raise KnownError(f"{where}: status is {short(raw['status'])}, expected one of {', '.join(allowed)}")
     _versions(raw.get("versions", {}), f"{where}: versions")

@@ -107,13 +107,13 @@ class Result:
         scope = scope if self.selected else " (exact lane alone)"
         if self.covers:
             scope = f" on {self.covers}{'' if 'not covered' in self.covers else scope}"
-        excused = len({j.known for _, j in self.judgements if j.known and not j.skipped})
+        excused = len({j.known for _, j in self.judgements if j.known and not j.skipped and not j.error})
         known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
         return line(f"VERDICT: {self.verdict}{known}{self._left_out()}{scope}{self._blame()}")
 
     def _left_out(self) -> str:
         """Cases that were not judged, where that is known: a verdict beside them must not hide it."""
-        names = list(dict.fromkeys(j.case for _, j in self.judgements if j.skipped and j.known))
+        names = list(dict.fromkeys(j.case for _, j in self.judgements if (j.skipped or j.error) and j.known))
         more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
         return f"; known and not judged: {', '.join(names[:MOST])}{more}" if names else ""
 

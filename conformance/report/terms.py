@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from conformance.cases import catalogue
+from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
-from conformance.judge.comparisons import Comparison, Plan, comparisons
+from conformance.judge.comparisons import Comparison, Plan, asks, comparisons
 from conformance.target import Target
 from t5g2ref.config import Config
 
@@ -21,6 +21,7 @@ class Asked:
     Args:
         given: what to give to `--peer` for it; None for what no name has.
         preallocated, probed: see `peers.protocol.OptionalMembers`.
+        generates: whether it has a `generate`.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Asked:
     given: str | None = None
     preallocated: bool = False
     probed: bool = True
+    generates: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Terms:
     Args:
         peers: in order.
         environment: the judge's versions, see `result.environment`.
-        ckpt, synthetic, calm, cases, exact, asked, values, repeat, required, rows: see `commands.request.Request`.
+        ckpt, synthetic, calm, cases, exact, asked, values, generate, generating, repeat, required, rows:
+            see `commands.request.Request`.
         notes: warnings that arose while the peers were made.
         known: what the file of known deviations says, as a checksum; "" for none.
     """
@@ -51,6 +54,8 @@ class Terms:
     exact: bool = True
     asked: bool = False
     values: bool = True
+    generate: bool = False
+    generating: bool = False
     repeat: bool = True
     required: Required | None = None
     rows: bool = False
@@ -80,16 +85,28 @@ class Work:
         """The checkpoints that cases were asked for on."""
         return list({id(target): target for target, _ in self.plan}.values())
 
-    @property
+    @cached_property
     def judged(self) -> Plan:
-        """The cases that are judged: none where the exact lane alone is wanted."""
-        return self.plan if self.terms.values else []
+        """The cases that a lane which is wanted has: none where that is the exact lane alone."""
+        wants = self.terms
+        return [(t, case) for t, case in self.plan if (wants.generate if case.prompts else wants.values)]
 
     @cached_property
     def every(self) -> list[Comparison]:
         """All comparisons, in the order of a report."""
-        types = {peer.name: peer.dtype for peer in self.terms.peers}
-        return comparisons([t.name for t in self.judged_on], types, self.judged, exact=self.terms.exact)
+        peers = {peer.name: partial(self.asks, peer) for peer in self.terms.peers}
+        return comparisons([t.name for t in self.judged_on], peers, self.judged, exact=self.terms.exact)
+
+    def asks(self, peer: Asked, case: Case) -> bool:
+        """Whether a peer is judged on a case."""
+        return asks(peer.dtype, case, generates=peer.generates or self.terms.generating)
+
+
+def cases(terms: Terms, config: Config) -> list[Case]:
+    """Every case for a geometry that a lane which is wanted has. Prompts that take a while are asked for by name."""
+    made = (catalogue.build_rows if terms.rows else catalogue.build)(config)
+    prompts = generating.build(config) if terms.generate else []
+    return made + [c for c in prompts if not c.costly or terms.generating or c.name in terms.cases]
 
 
 def work(terms: Terms, targets: Iterable[Target], cases_of: Callable[[Config], list[Case]] | None = None) -> Work:
@@ -98,7 +115,7 @@ def work(terms: Terms, targets: Iterable[Target], cases_of: Callable[[Config], l
     Args:
         cases_of: makes the cases for a geometry; None for those of the catalogue.
     """
-    made, build = tuple(targets), cases_of or (catalogue.build_rows if terms.rows else catalogue.build)
+    made, build = tuple(targets), cases_of or partial(cases, terms)
     built = [(t, case) for t in made for case in build(t.config) if t is made[0] or not case.costly]
     plan = [(t, case) for t, case in built if catalogue.select([case], list(terms.cases))]
     return Work(terms, made, built, plan, cases_of is None)

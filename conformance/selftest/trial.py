@@ -11,9 +11,12 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.cases import catalogue as case_list
+from conformance.cases import generating
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, valid_tokens
 from conformance.defects.injection import Fault
+from conformance.judge.generated import judge_generated, unlike
+from conformance.judge.hypotheses.diagnosis import diagnosed
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import SingleLane
@@ -24,6 +27,7 @@ from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
 from conformance.selftest.faulty_peer import FaultyPeer
+from conformance.selftest.speaking_peer import SpeakingPeer
 from conformance.target import Target
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
@@ -84,7 +88,8 @@ class Bench:
         return chosen if config == chosen.config else replace(chosen, config=config)
 
     def cases(self, fault: Fault) -> list[Case]:
-        return case_list.build(self.target(fault).config)
+        config = self.target(fault).config
+        return [*case_list.build(config), *generating.build(config)]
 
     def try_out(self, fault: Fault, where: Where) -> Trial:
         """Try the fault in its own case and, as `where` says, in others: in half types only if they declare it."""
@@ -102,15 +107,27 @@ class Bench:
 
     def judged(self, fault: Fault, target: Target, case: Case) -> Judgement:
         """The whole judgement of the peer with this fault."""
+        if case.prompts:
+            speaking = SpeakingPeer(fault, backend=target.backend)
+            speaking.open(target)
+            return judge_generated(cast(Any, speaking), target, case, repeat=False)
         peer = FaultyPeer(fault.inject, target.backend, cast(DType, fault.lane), later=fault.later)
         peer.open(target)
         return judge(cast(Any, peer), target, case, repeat=fault.later)
+
+    def _diagnosed(self, target: Target, found: Judgement) -> set[str]:
+        """What hypotheses name of a peer's own generation, where they leave no choice."""
+        if found.made is None or found.evidence is None:
+            return set()
+        told = diagnosed(found.peer, target, "float32", [found.made], [found.evidence]).found
+        return set(told[0]) if len(told) == 1 else set()
 
     def _own(self, trial: Trial, fault: Fault, target: Target, case: Case) -> Trial:
         result = self.judged(fault, target, case)
         culprit = result.culprit
         trial.injected = self._injected(fault, target, case)
-        trial.error, trial.named = result.error, sorted({s.defect for s in result.named if s.named})
+        named = {s.defect for s in result.named if s.named} | self._diagnosed(target, result)
+        trial.error, trial.named = result.error, sorted(named)
         trial.failing = [(f.tap, f.call, f.status, f.judged) for f in result.local if not f.passed]
         if culprit is not None:
             trial.culprit, trial.ratio = (culprit.tap, culprit.status, culprit.call), culprit.judged
@@ -119,6 +136,11 @@ class Bench:
 
     def _injected(self, fault: Fault, target: Target, case: Case) -> bool:
         """Whether the fault changes what the peer shows. One that does not says nothing about the judge."""
+        if case.prompts:
+            healthy, peer = (SpeakingPeer(f, backend=target.backend) for f in (None, fault))
+            for one in (healthy, peer):
+                one.open(target)
+            return any(unlike([healthy.generate(p)], [peer.generate(p)]) for p in case.prompts)
         watched = _Watched(fault, target, case, self.healthy(target, case, fault.lane), whole=False)
         with _shown(watched, target, case):
             return watched.unlike is not None
@@ -129,12 +151,14 @@ class Bench:
         if other not in self.targets:
             return found
         target = self.target(fault, other)
-        case = next(c for c in case_list.build(target.config) if c.name == name)
+        case = next(c for c in self.cases(fault) if c.name == name)
         return min(found, self._cell(fault, target, case), key=STRONGER.index)
 
     def _cell(self, fault: Fault, target: Target, case: Case) -> str:
-        if fault.lane != "float32":
+        if fault.lane != "float32" or case.prompts:
             result = self.judged(fault, target, case)
+            if case.prompts and not result.deviates and not self._injected(fault, target, case):
+                return NOTHING
             return _letter(fault, result.culprit if result.deviates else None)
         healthy = self.healthy(target, case)
         for whole in (False, True):

@@ -7,17 +7,22 @@ from dataclasses import replace
 from typing import Any, cast
 
 from conformance.cases import catalogue as case_list
+from conformance.cases import generating
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.defects import all as catalogue
+from conformance.defects.injection import HEALTHY
+from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import LEGAL
+from conformance.selftest.speaking_peer import SpeakingPeer
 from conformance.selftest.trial import Bench, Where
 from conformance.sweep.pool import done
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import find
 from t5g2ref.dtypes import DType
+from t5g2ref.numerics import Profile
 
 FEW_CASES = ("short", "padded-left-cached", "image")  # of legal runs in half types: they have each kind of tap
 
@@ -61,4 +66,18 @@ def _conforming(target: Target, name: str, lane: DType) -> list[tuple[str, str, 
             result = judge(cast(Any, peer), target, case, repeat=False)
             blame = "" if result.culprit is None else f"{result.culprit.tap} {result.culprit.status}"
             found.append((name, lane, target.name, case.name, blame or result.error))
+    if lane == generating.TYPE and injection is HEALTHY:
+        found += _generated(target, name, profile)
+    return found
+
+
+def _generated(target: Target, name: str, profile: Profile) -> list[tuple[str, str, str, str, str]]:
+    """The same of a legal run's own generation, in each case that takes no while."""
+    peer = SpeakingPeer(backend=target.backend, profile=profile)
+    peer.open(target)
+    found = []
+    for case in (c for c in generating.build(target.config) if not c.costly):
+        result = judge_generated(cast(Any, peer), target, case, repeat=False)
+        blame = "" if result.culprit is None else f"{result.culprit.tap} {result.culprit.status}"
+        found.append((name, generating.TYPE, target.name, case.name, blame or result.error))
     return found

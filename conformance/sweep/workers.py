@@ -108,7 +108,7 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     worker.sitting = Sitting(
         peer,
         target,
-        asked(worker.work.judged, target, peer),
+        asked(worker.work.judged, target, peer, generating=terms.generating),
         Manner(terms.asked, len(terms.peers) == 1, terms.repeat, terms.required),
         worker.beside,
         other=other,

@@ -99,9 +99,10 @@ def test_unknown_peer(run: Run) -> None:
     status, lines, err = run("--peer", "nobody")
     assert (status, lines) == (2, [])
     forms = (
-        "transformers:eager|sdpa[-static][:float32|bfloat16|float16[:cpu|cuda|cuda:1]], t5g2ref:numpy|cupy[:1]:float32|"
+        "transformers:eager|sdpa[-static|-compile][:float32|bfloat16|float16[:cpu|cuda|cuda:1]], "
+        "t5g2ref:numpy|cupy[:1]:float32|"
     )
-    others = "ctranslate2[:translate|score][@PYTHON], keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON], "
+    others = "onnxruntime, ctranslate2[:translate|score][@PYTHON], keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON], "
     others += "mlx_audio[:irodori|breeze][:DTYPE][@PYTHON], "
     others += "process:[DTYPE:]COMMAND, dir:FOLDER, FILE.py[:FUNCTION], ENTRY[:ARGUMENT]"
     assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16, {others}\n"

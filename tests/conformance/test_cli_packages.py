@@ -96,7 +96,7 @@ def test_transformers_conforms(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     status, lines, _ = run("--ckpt", "tiny-even", "--case", "short", "--json", str(file))
     assert status == 0
-    assert lines[-1] == "VERDICT: CONFORMS (on 1 of 25 cases)"
+    assert lines[-1] == "VERDICT: CONFORMS (on 1 of 30 cases)"
     narrow(lines)
     document = strictly(file)
     assert {"t5g2ref", "numpy", "python", "transformers", "torch"} == set(document["environment"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from built_cases import GEOMETRIES, built, geometry
 
+from conformance.cases import generating
 from conformance.cases.catalogue import select
 from conformance.defects.catalogue import DEFECTS
 from conformance.defects.exposure import hidden
@@ -23,8 +24,9 @@ SLOTS = {"D57", "D75"}  # of a preallocated cache
 
 def test_every_defect_is_exposed_or_has_a_reason() -> None:
     configs = [geometry("tiny"), geometry("tiny-even")]
-    reasons = hidden(configs, built("tiny"))
-    shown = {d for c in built("tiny") for d in c.exposes}
+    every = [*built("tiny"), *generating.build(geometry("tiny"))]
+    assert set(hidden(configs, built("tiny"))) - set(hidden(configs, every)) == {"D78"}, "the generation lane's own"
+    reasons, shown = hidden(configs, every), {d for c in every for d in c.exposes}
     assert set(reasons) == {"D02", "D11", "D12", "D13", "D63", "D58", "D49", "D57", "D75", "D76", "D77"}
     assert set(reasons) & shown == SLOTS, "a case shows them, in a peer whose cache has them"
     assert all(reasons.values())

@@ -17,14 +17,18 @@ pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's th
 
 from conformance.activations import Dump
 from conformance.cases import catalogue as cases
+from conformance.cases import generating
+from conformance.cases.least import LOGITS
 from conformance.cases.plan import plan_of
 from conformance.checkpoints import resolve
 from conformance.defects.all import FAULTS, find
 from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.defects.injection import Fault
 from conformance.defects.rounding import ROUNDING, erf, grid, twins
+from conformance.judge import choices
 from conformance.peers.reference import ReferencePeer
 from conformance.selftest.faulty_peer import FaultyPeer
+from conformance.selftest.speaking_peer import SpeakingPeer
 from t5g2ref import attention, embedding, ops, rope
 from t5g2ref.backend import NUMPY
 from t5g2ref.config import Rope
@@ -158,7 +162,10 @@ def targets() -> dict[str, Any]:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.key)
 def test_expected_tap_is_declared(fault: Fault, targets: dict[str, Any]) -> None:
     config = targets.get(fault.target, targets["tiny"]).config
-    (case,) = cases.select(cases.build(config), [fault.case])
+    (case,) = cases.select([*cases.build(config), *generating.build(config)], [fault.case])
+    if fault.spoken:
+        assert fault.tap in (LOGITS, *choices.JUDGED)
+        return
     assert any(call == fault.call and fnmatchcase(tap.name, fault.tap) for call, tap in plan_of(config, case))
 
 
@@ -199,7 +206,12 @@ def test_faults_run_where_the_arrays_are(fault: Fault) -> None:
     """On a device library's arrays none of them falls back on NumPy's."""
     backend = Device()
     target = resolve("tiny", synthetic=False, backend=backend)[0]
-    (case,) = cases.select(cases.build(target.config), [fault.case])
+    (case,) = cases.select([*cases.build(target.config), *generating.build(target.config)], [fault.case])
+    if fault.spoken:
+        speaking = SpeakingPeer(fault, backend)
+        speaking.open(target)
+        assert all(speaking.generate(prompt).ids.size for prompt in case.prompts)
+        return
     peer = FaultyPeer(fault.inject, backend, cast(DType, fault.lane))
     peer.open(target)
     with Dump(backend) as dump:

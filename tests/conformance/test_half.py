@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,12 @@ from conformance.measure.half import Measured, judged, limit_of, yardstick
 from conformance.measure.limits import LIMITS
 from conformance.measure.logits import LogitTest
 from conformance.measure.sums import Moments, moments
+from conformance.oracle.run_case import legal
+from t5g2ref.attention import Keys, attend
 from t5g2ref.backend import NUMPY
+from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import to_grid
+from t5g2ref.numerics import EAGER, TIES, Numerics
 from t5g2ref.taps import Tap
 
 TAP = Tap("decoder.layers.3.mlp.act_fn", "B T F", "decoder", "")
@@ -308,3 +312,45 @@ def test_moments_of_part_of_the_tokens() -> None:
     assert isinstance(some, Moments)
     assert (some.norm.size, some.errors.shape, some.gram.shape, some.features) == (3, (3, 3), (4, 4, 1, 3), 64)
     assert half.yardstick(some, "bfloat16").shape == (3,)
+
+
+# Ties
+
+
+@dataclass(frozen=True)
+class Ordered(Numerics):
+    """Sums in float32, term by term: from the first, or from the last."""
+
+    last_first: bool = False
+
+    def _sums(self, a: Any, b: Any, dtype: Any) -> Any:
+        a, b, terms = self.wide(a), self.wide(b), range(a.shape[-1])
+        found = np.zeros((), np.float32)
+        for i in reversed(terms) if self.last_first else terms:
+            found = found + a[..., i : i + 1] * b[..., i : i + 1, :]
+        return found.astype(dtype)
+
+
+def test_a_score_that_falls_on_the_other_side_of_a_tie_is_legal() -> None:
+    # Between 64 and 128 float16 numbers are 2⁻⁴ apart, float32's 2⁻¹⁷. The second score is 64 + 2⁻⁵, a tie, and
+    # two terms of 0.75 · 2⁻¹⁸: each is lost beside 64, both together are not.
+    q, small = np.ones((1, 1, 1, 4)), 0.75 * 2.0**-18
+    k = np.asarray([[[[64, 2.0**-6, 0, 0], [64, 2.0**-5, small, small]]]])
+    v = np.ones((1, 1, 2, 32))
+    v[..., 1, 16:] = -1
+
+    def run(nx: Numerics) -> Any:
+        return attend(nx, nx.array(q), [Keys(KeyValue(nx.array(k), nx.array(v)))], scale=1.0)[:, 0]
+
+    def finding(profiles: Any) -> Any:
+        controls = [run(Ordered("float16", profile)) for profile in profiles]
+        peer = run(Ordered("float16", EAGER, last_first=True))
+        found = moments(NUMPY, (0, 1), run(Numerics()), peer, controls, None, [], 2.0**-24)
+        return judged([Measured(TAP, 0, found, np.zeros((1, 2), int))], "float16")[0][0]
+
+    profiles = legal("float16")
+    assert finding(profiles).worst == pytest.approx(1, rel=0.01)
+    assert finding(profiles).passed
+    before = finding([profile for profile in profiles if profile is not TIES])
+    assert before.worst > 2.9  # 2⁻⁵ + 2⁻⁶ over 2⁻⁵ − 2⁻⁶ is 3
+    assert before.status == "values"

@@ -18,8 +18,10 @@ from processes import ROOT, python
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
 from conformance.activations import Dump
+from conformance.cases import generating
 from conformance.errors import PeerUnavailable
 from conformance.exchange.reading import DumpError
+from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.peers.process import ProcessPeer, create
@@ -60,6 +62,31 @@ for line in sys.stdin:
         writing.tensors(Path(asked["out"], str(number) + ".safetensors"), call)
         names.append(str(number) + ".safetensors")
     print(json.dumps({{"done": names}}), flush=True)
+"""
+
+GENERATING = """\
+import json, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from safetensors.numpy import load_file
+from conformance.cases.prompt import Prompt
+from conformance.exchange import writing
+from conformance.selftest.speaking_peer import SpeakingPeer
+from dumping import tiny
+
+peer = SpeakingPeer()
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "hello" in asked:
+        peer.open(tiny(asked["checkpoint"]))
+        print(json.dumps({hello!r} | {{"generates": {generates}}}), flush=True)
+        continue
+    given = load_file(asked["inputs"])
+    answer = peer.generate(Prompt(**given, new=asked["new"], beams=asked["beams"], stop=tuple(asked["stop"])))
+    tensors = {{n: v for n, v in vars(answer).items() if v is not None}}
+    tensors = ({change})(tensors)
+    writing.tensors(Path(asked["out"], "a.safetensors"), tensors)
+    print(json.dumps({{"done": ["a.safetensors"]}}), flush=True)
 """
 
 Start = Callable[..., ProcessPeer]
@@ -336,3 +363,47 @@ def test_a_process_that_shows_logits_alone(start: Start, target: Target) -> None
 def test_a_process_that_lacks_what_nobody_knows(start: Start) -> None:
     with pytest.raises(PeerUnavailable, match=r"lacks is .*, expected a list of words among images, cache"):
         start(honest(OUTSIDE, taps=["logits"], lacks=["pictures"]))
+
+
+# Its own generation
+
+
+def generating_program(change: str = "lambda tensors: tensors", generates: object = True) -> str:
+    return GENERATING.format(
+        paths=[str(ROOT), str(ROOT / "tests" / "support")], hello=HELLO, change=change, generates=generates
+    )
+
+
+def generated(peer: ProcessPeer, target: Target, name: str) -> Judgement:
+    (case,) = (case for case in generating.build(target.config) if case.name == name)
+    return judge_generated(peer, target, case, repeat=False)
+
+
+@pytest.mark.parametrize("name", ["generate-second", "generate-stop", "generate-beams"])
+def test_a_process_that_generates_is_judged(start: Start, target: Target, name: str) -> None:
+    found = generated(start(generating_program()), target, name)
+    assert found.passed, (found.culprit, found.error)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("lambda t: t | {'ids': t['ids'] * 0 + 33}", "generate.choice"),
+        ("lambda t: t | {'more': t['ids']}", "has 'more', expected only ids, logits, log_probs, scores"),
+        ("lambda t: {'logits': t['logits']}", "has no ids"),
+    ],
+)
+def test_what_a_process_answers_wrongly_is_said(start: Start, target: Target, change: str, said: str) -> None:
+    found = generated(start(generating_program(change)), target, "generate")
+    assert not found.passed
+    assert said in (found.error or (found.culprit.tap if found.culprit else ""))
+
+
+def test_a_process_that_does_not_generate_is_skipped(start: Start, target: Target) -> None:
+    found = generated(start(generating_program(generates=False)), target, "generate-second")
+    assert found.skipped == "it has no generate()"
+
+
+def test_a_greeting_says_in_true_or_false_whether_it_generates(start: Start) -> None:
+    with pytest.raises(PeerUnavailable, match="generates is 'yes', expected true or false"):
+        start(generating_program(generates="'yes'"))

@@ -13,6 +13,7 @@ from judging import judged
 from conformance.activations import Dump
 from conformance.cases.case import Case
 from conformance.cases.catalogue import build
+from conformance.judge.judgement import Judgement
 from conformance.judge.session import Session
 from conformance.judge.steady import BETWEEN, between, steadiness
 from conformance.peers.find import other_type

@@ -277,3 +277,36 @@ def test_three_lines_under_pytest(tmp_path: Path) -> None:
     assert '>       assert_conforms(peer, lane="fp32", cases=["short"])' in done.stdout
     assert "E         first bad tap   decoder.layers.2 " in done.stdout
     assert "result_of(" not in done.stdout
+
+
+# The pytest plugin
+
+
+PORT = """\
+from conformance.selftest.faulty_peer import FaultyPeer
+from conformance.defects.all import FAULTS
+
+
+def test_right(conforms):
+    conforms(FaultyPeer(), ckpt={ckpt!r}, lane="fp32", cases=["short"])
+
+
+def test_wrong(conforms):
+    conforms(FaultyPeer(next(f.inject for f in FAULTS if f.id == "D01")), ckpt={ckpt!r}, lane="fp32", cases=["short"])
+"""
+
+
+def test_the_fixture_of_the_plugin_is_the_assertion(tmp_path: Path) -> None:
+    (tmp_path / "test_port.py").write_text(PORT.format(ckpt=str(bundled("tiny"))))
+    given = ("-p", "t5g2ref", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path))
+    done = python("-m", "pytest", *given, str(tmp_path / "test_port.py"))
+    assert done.returncode == 1, done.stderr
+    assert "1 failed, 1 passed" in done.stdout
+    assert "D01 embedding scale omitted" in done.stdout
+
+
+def test_the_plugin_costs_nothing_where_it_is_not_used() -> None:
+    program = (
+        "import sys, conformance.commands.pytest_plugin; print([m for m in ('numpy', 'rich') if m in sys.modules])"
+    )
+    assert python("-c", program).stdout.strip() == "[]"

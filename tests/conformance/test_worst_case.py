@@ -21,14 +21,14 @@ from t5g2ref.attention import attention_weights
 from t5g2ref.backend import NUMPY
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
-from t5g2ref.numerics import EAGER, FLASH, RUNNING, SDPA, Numerics
+from t5g2ref.numerics import EAGER, FLASH, RUNNING, SDPA, TIES, Numerics
 from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm, softcap
 from t5g2ref.rope import rotate, tables
 
 pytestmark = pytest.mark.slow  # minutes in all
 
 TYPES: list[DType] = ["bfloat16", "float16"]
-PROFILES = [SDPA, EAGER, RUNNING, FLASH]
+PROFILES = [SDPA, EAGER, RUNNING, FLASH, TIES]
 
 
 def operands(name: str, half: DType, *shape: int, scale: float = 1.0) -> Any:

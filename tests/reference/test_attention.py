@@ -14,10 +14,10 @@ from helpers import ROUNDOFF, U64, Array, close, frozen, generator, normal, on_g
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5g2ref.attention import Keys, attend, dense_mask, merge_heads, split_heads
+from t5g2ref.attention import Keys, attend, attention_weights, dense_mask, merge_heads, split_heads
 from t5g2ref.cache import KeyValue
 from t5g2ref.masks import Band
-from t5g2ref.numerics import EAGER, SDPA, Numerics
+from t5g2ref.numerics import EAGER, SDPA, TIES, Numerics
 
 ORACLE = Numerics("float64")
 CAUSAL = Band(None, 0)
@@ -185,6 +185,24 @@ def test_eager_rounds_scores_before_and_after_the_scale_and_sdpa_does_not() -> N
         close(attend(Numerics("bfloat16", profile), q, kv, scale=scale), expected[profile.name], rtol=rtol, atol=atol)
     apart = np.abs(expected["eager"] - expected["sdpa"])
     assert (apart > rtol * np.abs(expected["sdpa"]) + atol).any(), "the two profiles are one here"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_score_near_a_tie_is_rounded_to_its_other_side(dtype: Any) -> None:
+    # Between 64 and 128 float16 numbers are 1/16 apart and bfloat16's 1/2. Each score is exact in float32.
+    step = {"float16": 2.0**-4, "bfloat16": 2.0**-1}[dtype]
+    away = {"tie": 0.0, "just above": 2.0**-16, "just below": -(2.0**-16), "clearly above": step / 16}
+    q = np.ones((1, 1, 1, 3), np.float32)
+    k = np.asarray([[[[64, step / 2, a] for a in away.values()]]], np.float32)
+    near = {"tie": 64.0, "just above": 64 + step, "just below": 64.0, "clearly above": 64 + step}
+    other = {"tie": 64 + step, "just above": 64.0, "just below": 64 + step, "clearly above": 64 + step}
+    for profile, scores in (EAGER, near), (TIES, other):
+        expected = np.exp(np.asarray([*scores.values()]) - 64)
+        found = attention_weights(Numerics(dtype, profile), frozen(q), frozen(k), 1.0, None, None, (1, 1, 1, 1, 4))
+        close(found.reshape(-1), expected / expected.sum(), rtol=1.01 * ROUNDOFF[dtype], dtype="float32")
+    same_bits(
+        *(attention_weights(Numerics("float32", p), q, k, 1.0, None, None, (1, 1, 1, 1, 4)) for p in (EAGER, TIES))
+    )
 
 
 # Blocks

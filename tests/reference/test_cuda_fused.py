@@ -21,7 +21,7 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import HALF, DType
 from t5g2ref.masks import EVERYTHING, Band
-from t5g2ref.numerics import EAGER, EXACT, FLASH, SDPA, Numerics, Profile
+from t5g2ref.numerics import EAGER, EXACT, FLASH, SDPA, TIES, Numerics, Profile
 from t5g2ref.trace import OFF
 
 HALVES = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -73,7 +73,7 @@ KERNELS = {"visible": visible_kernel, "masked_softmax": softmax_kernel}
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that `fused.py` launched on a CuPy that has NumPy's arrays; those of KERNELS compute."""
     cupy: Any = ModuleType("cupy")
-    cupy.ndarray, cupy.ascontiguousarray = np.empty, np.ascontiguousarray
+    cupy.ndarray, cupy.ascontiguousarray = np.zeros, np.ascontiguousarray  # what no kernel wrote may overflow later
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     for name in ("kernels", "fused"):  # imported anew, and forgotten afterwards
         monkeypatch.setattr(t5g2ref.backend.cuda, name, None, raising=False)
@@ -270,8 +270,9 @@ def test_softcap_does_not_round_its_cap(dtype: DType, cap: float) -> None:
 
 @HALVES
 @pytest.mark.parametrize("cap", [None, 50.3])
-def test_unfused_attention_does_not_round_its_scale(dtype: DType, cap: float | None) -> None:
-    here, there = Numerics(dtype, EAGER), Numerics(dtype, EAGER, Native())
+@pytest.mark.parametrize("profile", [EAGER, TIES], ids=lambda p: p.name)
+def test_unfused_attention_does_not_round_its_scale(dtype: DType, cap: float | None, profile: Profile) -> None:
+    here, there = Numerics(dtype, profile), Numerics(dtype, profile, Native())
     q, k = (generator(name).normal(0, 4, (2, 1, 5, 16)) for name in ("queries", "keys"))
     scale = 10**-0.5  # not a power of two, as 256 ** -0.5 is in the releases
 

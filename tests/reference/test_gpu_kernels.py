@@ -14,7 +14,7 @@ from t5g2ref.attention import EVERYTHING, Keys
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import DTYPES, HALF, DType
 from t5g2ref.masks import Band
-from t5g2ref.numerics import EAGER, SDPA, Numerics
+from t5g2ref.numerics import EAGER, SDPA, TIES, Numerics, Profile
 from t5g2ref.trace import OFF
 
 pytestmark = pytest.mark.gpu
@@ -113,9 +113,10 @@ def within_one_rounding(device: Any, found: Any, expected: np.ndarray[Any, Any],
 
 
 @pytest.mark.parametrize("dtype", list(HALF))
-def test_scalars_are_not_rounded_beside_half_arrays(device: Any, rng: Any, dtype: DType) -> None:
+@pytest.mark.parametrize("profile", [EAGER, TIES], ids=lambda p: p.name)
+def test_scalars_are_not_rounded_beside_half_arrays(device: Any, rng: Any, dtype: DType, profile: Profile) -> None:
     """The unfused path has the numbers of NumPy's emulation; tanh's last bits, and so a rare rounding, may differ."""
-    there, here = Numerics(dtype, EAGER, device), Numerics(dtype, EAGER)
+    there, here = Numerics(dtype, profile, device), Numerics(dtype, profile)
     x = rng.integers(-8, 9, (2, 1, 5, 16)) / 4.0  # products that are exact in any order
     args = 10**-0.5, None, None, (2, 1, 1, 5, 5)
     found, expected = (attention.attention_weights(nx, nx.array(x), nx.array(x), *args) for nx in (there, here))

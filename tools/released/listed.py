@@ -9,6 +9,7 @@ FEW = ("short", "window", "padded-left-cached", "decoder-split", "eoi-cached", "
 """Cases that a release is judged on where all of them would take hours: windows, padding, caches, pictures."""
 SHORT = ("short", "window", "decoder-window")
 SCORED = ("short", "window")
+GENERATED = tuple(f"generate{kind}" for kind in ("", "-second", "-stop", "-beams", "-images", "-long"))
 ENCODED = ("short", "window", "padded-right", "padded-left", "eoi")
 
 
@@ -60,8 +61,20 @@ PACKAGES = {
     "transformers": Package(
         "transformers",
         tuple(TRANSFORMERS.split()),
-        (Way("sdpa, fp32", "transformers:sdpa", "fp32", "tiny-even", FEW),),
+        (
+            Way("sdpa, fp32", "transformers:sdpa", "fp32", "tiny-even", FEW),
+            Way("generate", "transformers:sdpa", "generate", "tiny-even", GENERATED),
+            Way("generate, static cache", "transformers:sdpa-static", "generate", "tiny-even", GENERATED),
+        ),
         judges=True,
+        report="findings/transformers_t5gemma2_generate.md",
+    ),
+    "onnxruntime": Package(
+        "onnxruntime",
+        ("1.32.0",),
+        (Way("eager graphs, fp32", "onnxruntime", "fp32", "tiny-even", FEW),),
+        judges=True,
+        beside=("onnx", "onnxscript"),
     ),
     "ctranslate2": Package(
         "ctranslate2",

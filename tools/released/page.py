@@ -14,7 +14,7 @@ Verdict = dict[str, Any]
 TITLE = "What released peers were found to do"
 INTRODUCTION = (
     "Made by `python tools/releases.py`; each verdict is a file in `verdicts/`. Few cases were judged, which each file "
-    "names, and each once. A verdict says nothing of `generate`, of other inputs, or of speed.",
+    "names, and each once. A verdict says nothing of other inputs, or of speed.",
     "A cell has the verdict, the first bad tap with its case, and the defects by their names in the catalogue "
     "(`python -m conformance list faults`). `findings/` has reports to paste, each with a script that needs the peer "
     "alone.",
@@ -33,7 +33,7 @@ def cell(verdict: Verdict | None, code: Callable[[str], str]) -> str:
     where = f" at {code(at['tap'])}, case {code(at['case'])}" if at else ""
     defects = "; ".join(" or ".join(each) for each in verdict["defects"])
     defects = defects or ", or ".join(" with ".join(each) for each in verdict["diagnosis"])
-    errors = f"; {len(verdict['errors'])} cases raise" if verdict["errors"] else ""
+    errors = f"; raises in {', '.join(map(code, verdict['errors']))}" if verdict["errors"] else ""
     return f"{verdict['verdict']}{where}{f': {defects}' if defects else ''}{errors}"
 
 

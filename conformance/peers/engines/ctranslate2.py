@@ -48,8 +48,48 @@ class Engine:
         taps = ["logits"] if self._way == "translate" else ["log_probs", "log_prob_ids"]
         versions = {"ctranslate2": ctranslate2.__version__, "ctranslate2 computes in": self._translator.compute_type}
         lacks = LACKS if self._way == "translate" else ["cache", *LACKS]
-        name = "ctranslate2" if self._way == "translate" else "ctranslate2:score"
-        return {"name": name, "dtype": "float32", "versions": versions, "taps": taps, "lacks": lacks}
+        name, generates = ("ctranslate2", True) if self._way == "translate" else ("ctranslate2:score", False)
+        self._begin, self._pad = str(config["decoder"]["bos_token_id"]), int(config["decoder"]["pad_token_id"])
+        said = {"name": name, "dtype": "float32", "versions": versions, "taps": taps, "lacks": lacks}
+        return said | {"generates": generates}
+
+    def generate(self, prompt: wire.Prompt) -> dict[str, Array]:
+        """`translate_batch` without a forced end: greedy, or beams, which are returned with their scores."""
+        if "pixel_values" in prompt.inputs:
+            raise wire.Skipped("CTranslate2 takes text alone")
+        sources = rows(prompt.inputs["input_ids"], prompt.inputs.get("attention_mask"), anywhere=True)
+        start = rows(prompt.inputs["start"], None) if "start" in prompt.inputs else [[self._begin]] * len(sources)
+        results = self._translator.translate_batch(
+            sources,
+            target_prefix=start,
+            beam_size=prompt.beams,
+            num_hypotheses=prompt.beams,
+            max_decoding_length=len(start[0]) - 1 + prompt.new,  # an answer does not show the first id
+            min_decoding_length=0,
+            max_input_length=0,
+            end_token=[str(token) for token in prompt.stop] or None,
+            return_end_token=True,
+            return_scores=prompt.beams > 1,
+            return_logits_vocab=prompt.beams == 1,
+        )
+        return self._answer(results, prompt, start)
+
+    def _answer(self, results: list[Any], prompt: wire.Prompt, start: list[list[str]]) -> dict[str, Array]:
+        """ids, padded behind each row's end; of one beam the logits that they come from, of several the scores."""
+        begun, answers = len(start[0]), zip(start, results, strict=True)
+        found = [[int(token) for token in (own[0], *ids)] for own, result in answers for ids in result.hypotheses]
+        length = max(map(len, found))
+        answer: dict[str, Array] = {"ids": np.full((len(found), length), self._pad, np.int64)}
+        for row, ids in enumerate(found):
+            answer["ids"][row, : len(ids)] = ids
+        if prompt.beams > 1:
+            answer["scores"] = np.array([score for result in results for score in result.scores], np.float32)
+            return answer
+        logits = [np.stack([np.asarray(step, np.float32) for step in result.logits[0]]) for result in results]
+        answer["logits"] = np.zeros((len(found), length - begun, logits[0].shape[-1]), np.float32)
+        for row, each in enumerate(logits):
+            answer["logits"][row, : len(each) - begun + 1] = each[begun - 1 :]
+        return answer
 
     def run(self, case: wire.Case) -> list[dict[str, Array]]:
         done = {number: self._of_run(run) for number, run in enumerate(case.runs)}
@@ -93,10 +133,11 @@ class Engine:
         return {"log_probs": log_probs, "log_prob_ids": ids}
 
 
-def rows(ids: Array, mask: Array | None) -> list[list[str]]:
-    """Each row's tokens without its padding. Raises Skipped where that stands on the left."""
+def rows(ids: Array, mask: Array | None, *, anywhere: bool = False) -> list[list[str]]:
+    """Each row's tokens without its padding. Raises Skipped where that stands on the left, unless it may be anywhere: a
+    source's positions count from its first token then."""
     keep = np.ones(ids.shape, bool) if mask is None else mask.astype(bool)
-    if (np.diff(keep.astype(np.int8), axis=1) > 0).any():
+    if not anywhere and (np.diff(keep.astype(np.int8), axis=1) > 0).any():
         raise wire.Skipped(LEFT)
     return [[str(token) for token in row[kept]] for row, kept in zip(ids, keep, strict=True)]
 

@@ -39,6 +39,8 @@ class Engine(Protocol):
     def run(self, case: Case) -> list[dict[str, Array]]:
         """The arrays of each call of the case, by tap."""
 
+    # generate(prompt: Prompt) -> dict[str, Array], where its greeting says `generates`
+
 
 class Case:
     """One case as it was asked for.
@@ -58,6 +60,19 @@ class Case:
             for run in asked["runs"]
         ]
         self.calls = [(call["run"], *call["decoder"]) for call in asked["calls"]]
+
+
+class Prompt:
+    """One prompt for the engine's own generation.
+
+    Attributes:
+        inputs: input_ids, and where they are given attention_mask, pixel_values, start.
+        new, beams, stop: as in the message.
+    """
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self.inputs = read(Path(asked["inputs"]))
+        self.new, self.beams, self.stop = int(asked["new"]), int(asked["beams"]), [int(i) for i in asked["stop"]]
 
 
 def read(path: Path) -> dict[str, Array]:
@@ -135,6 +150,10 @@ def _answer(engine: Engine, asked: dict[str, Any]) -> dict[str, Any]:
     if "hello" in asked:
         own = Path(asked["folder"])
         return engine.open(*checkpoint(Path(asked["checkpoint"]), own), own)
+    if "generate" in asked:
+        generate: Any = getattr(engine, "generate")  # noqa: B009 - an engine may have none
+        write(Path(asked["out"], "answer.safetensors"), generate(Prompt(asked)))
+        return {"done": ["answer.safetensors"]}
     files = []
     for number, arrays in enumerate(engine.run(Case(asked))):
         files.append(f"{number}.safetensors")

@@ -15,17 +15,16 @@ from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig
 
 from conformance.activations import Dump
-from conformance.arrays import device_index, has_device
 from conformance.cases.case import Case, Run
+from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
-from conformance.peers.torch import static_cache
+from conformance.peers.torch import generating, static_cache
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
 from conformance.target import Target
 from t5g2ref import taps
-from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.params import EYES, TIED, canonical
 
@@ -108,6 +107,11 @@ class TransformersPeer(OptionalMembers):
         with torch.no_grad():
             for run in case.runs:
                 self._run(model, case, run, dump)
+
+    def generate(self, prompt: Prompt) -> Answer:
+        """Its own generation, with the cache that it makes itself; a preallocated one where it is asked for that."""
+        model = self.model(Case("generate", "", ()))
+        return generating.answered(model, prompt, self._device, self._torch_dtype, static=self._static)
 
     def _run(self, model: Any, case: Case, run: Run, dump: Dump) -> None:
         assert self._target is not None
@@ -225,23 +229,3 @@ class TransformersPeer(OptionalMembers):
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         return model
-
-
-def create(
-    attention: str, static: str | None, dtype: DType | None, device: str | None, backend: Backend
-) -> TransformersPeer:
-    """The peer. By default its device is the judge's if torch sees that, else the CPU.
-
-    Raises PeerUnavailable for a device that torch does not see.
-    """
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None:
-        index = device_index(backend) if has_device(backend) else there
-        device = "cpu" if index >= there else f"cuda:{index}" if index else "cuda"
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= there:
-        seen = f"sees {there} such device{'s' * (there != 1)}" if there else "sees no CUDA device"
-        raise PeerUnavailable(
-            f"transformers on {device}: torch {torch.__version__} {seen}; install a torch for CUDA if this one is for "
-            "the CPU, see whether nvidia-smi lists the card, or say cpu in the peer's name"
-        )
-    return TransformersPeer(attention, dtype or "float32", device.removesuffix(":0"), static is not None)

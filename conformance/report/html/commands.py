@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from conformance.cases.prompt import GENERATE
 from conformance.peers.find import DUMP
 from conformance.report.document import Document
 
@@ -32,8 +33,10 @@ def command(document: Document, judgement: Document) -> str:
         return ""
     folder = asked.removeprefix(DUMP)
     target = _checkpoint(str(judgement["target"]))
+    case = str(judgement["case"])
+    lane = ["--lane", GENERATE] if case.startswith(GENERATE) else []  # a process is asked by that name alone
     words = ["check", folder, *target] if folder != asked else [*target, "--peer", asked]
-    return shlex.join([*_START, *words, *_backend(document), "--case", str(judgement["case"]), "--detail"])
+    return shlex.join([*_START, *words, *lane, *_backend(document), "--case", case, "--detail"])
 
 
 _START = ("python", "-m", "conformance")
