@@ -48,7 +48,7 @@ conformance/defects: cached generating padding steps windows
 conformance/defects/uncatalogued: attention elements lengths outputs rows runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
+conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
 conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers
@@ -68,11 +68,11 @@ conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: pool | workers | __init__
+conformance/sweep: pool share | workers header record | kept | keeping merging | so_far | __init__
 conformance/selftest: faulty_peer legal | speaking_peer black_box false_alarms | trial | diagnoses matrix workers
 conformance/selftest: __init__
 conformance/commands: options required diagnose | request vectors explain listing black_boxes
-conformance/commands: run | check replay selftest export | command_line
+conformance/commands: run merged_result | check merge replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2

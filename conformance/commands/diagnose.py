@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -38,7 +38,16 @@ def diagnoses(
             say,
         )
         for target in targets
-        for peer in dict.fromkeys(j.peer for name, j in found if name == target.name and j.outside and _off(j))
+        for _, peer in puzzling([target.name], found)
+    ]
+
+
+def puzzling(targets: Iterable[str], found: Found) -> list[tuple[str, str]]:
+    """(checkpoint, peer) of every black box that deviates."""
+    return [
+        (target, peer)
+        for target in targets
+        for peer in dict.fromkeys(j.peer for name, j in found if name == target and j.outside and _off(j))
     ]
 
 

@@ -10,17 +10,16 @@ import argparse
 import os
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
-from conformance.judge.comparisons import Comparison, Found
-from conformance.judge.judgement import Judgement
+from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
-from conformance.judge.sitting import Beside
 from conformance.peers.find import create, other_type
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
@@ -29,6 +28,11 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
+from conformance.sweep.header import header_of
+from conformance.sweep.keeping import Keeping
+from conformance.sweep.kept import Ended, write
+from conformance.sweep.share import WHOLE, Share, part
+from conformance.sweep.so_far import SoFar
 from conformance.sweep.workers import Answer, Question, judged
 from conformance.target import Target
 from conformance.terminal import console
@@ -43,72 +47,104 @@ def run(options: argparse.Namespace) -> int:
 
 def judge_peers(request: Request) -> int:
     """Judge the peers on their checkpoints and cases, and report; returns the verdict's exit status."""
-    return reported(result_of(request), request)
+    made = _began(request)
+    with made.so_far:
+        _make(request, made)
+        result = _result(request, made)
+        if request.share is None:
+            return reported(result, request.outputs, detail=request.detail)
+        status = reported(result, {}, detail=request.detail)
+        if not made.interrupted:
+            _write_share(request.outputs["json"], request.share, made, result)
+        return status
+
+
+def _write_share(path: Path, share: Share, made: _Made, result: Result) -> None:
+    """The file that `merge` reads."""
+    records = made.so_far.records
+    ended = Ended(len(records), result.seconds, result.peak_bytes, made.so_far.beside)
+    write(path, header_of(made.work, share), records, ended)
 
 
 def result_of(request: Request) -> Result:
     """Judge the peers on their checkpoints and cases; an interruption is part of the result."""
-    began, interrupted = time.perf_counter(), False
-    with reporting(quiet=not request.progress) as reporter:
-        asked = _asked(request, reporter)
-        so_far = SoFar()
-        try:
-            _judged(request, asked, so_far, reporter)
-        except KeyboardInterrupt:
-            interrupted = True
-    result = concluded(asked, so_far.found, so_far.beside, request.known, request.command)
-    with reporting(quiet=not request.progress) as reporter:
-        told = [] if interrupted else diagnoses(list(asked.targets), result.judgements, reporter.say, request.build)
-    return replace(
-        result,
-        diagnoses=told,
-        seconds=time.perf_counter() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(so_far.peak.values()),
-        interrupted=f"{len(so_far.ended)} of {len(asked.every)} comparisons" if interrupted else "",
-    )
+    made = _began(request)
+    with made.so_far:
+        _make(request, made)
+        return _result(request, made)
 
 
 @dataclass
-class SoFar:
-    """What was found until now.
+class _Made:
+    """What became of a request: what there is to judge, what was found until now, and how long that took."""
 
-    Args:
-        ended: the comparisons that have ended.
-        peak: process → the most memory that it had, in bytes.
-    """
+    work: Work
+    so_far: SoFar
+    began: float
+    interrupted: bool = False
 
-    found: Found = field(default_factory=list)
-    beside: Beside = field(default_factory=Beside)
-    ended: list[Comparison] = field(default_factory=list)
-    peak: dict[int, int] = field(default_factory=dict)
+    @property
+    def peak_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(self.so_far.peak.values())
 
-    def add(self, one: Comparison, judgements: Sequence[Judgement], beside: Beside) -> None:
-        self.found += [(one.target, judgement) for judgement in judgements]
-        self.ended.append(one)
-        self.beside.add(beside)
+
+def _began(request: Request) -> _Made:
+    """What there is to judge, and what is kept of it from an earlier time."""
+    began = time.perf_counter()
+    with reporting(quiet=not request.progress) as reporter:
+        asked = _asked(request, reporter)
+    wanted = asked.every if request.share is None else part(asked, request.share)
+    keeping = Keeping(request.resume, header_of(asked, request.share or WHOLE), asked) if request.resume else None
+    return _Made(asked, SoFar(wanted, keeping), began)
+
+
+def _make(request: Request, made: _Made) -> None:
+    """Make the comparisons that are left, until somebody interrupts it."""
+    with reporting(quiet=not request.progress) as reporter:
+        try:
+            _judged(request, made.work, made.so_far, reporter)
+        except KeyboardInterrupt:
+            made.interrupted = True
+
+
+def _result(request: Request, made: _Made) -> Result:
+    asked, so_far = made.work, made.so_far
+    result = concluded(asked, so_far.found, so_far.beside, request.known, request.command)
+    whole, ended = not made.interrupted and request.share is None, f"{len(so_far.records)} of {len(asked.every)}"
+    with reporting(quiet=not request.progress) as reporter:
+        told = diagnoses(list(asked.targets), result.judgements, reporter.say, request.build) if whole else []
+    return replace(
+        result,
+        diagnoses=told,
+        seconds=time.perf_counter() - made.began,
+        peak_bytes=made.peak_bytes,
+        interrupted=f"{ended} comparisons" if made.interrupted else "",
+        share=f"shard {request.share}: {ended} comparisons" if request.share else "",
+    )
 
 
 def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
-    """Judge in this process, or in as many as were asked for."""
-    wanted = asked.every
-    processes = _processes(request, len(wanted))
+    """Judge what is left, in this process or in as many as were asked for."""
+    if not (left := so_far.left):
+        return
+    processes = _processes(request, len(left))
     if processes == 1:
         _judged_here(request, asked, so_far, reporter)
         return
-    targets = tuple(target.name for target in asked.judged_on)
+    targets = tuple(target.name for target in asked.targets)
     question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout)
-    reporter.start(len(wanted))
+    reporter.start(len(left))
 
     def ended(one: Comparison | None, answer: Answer) -> None:
         so_far.peak[answer.process] = answer.peak
         if one is None:
             so_far.beside.add(answer.beside)
             return
-        so_far.add(one, answer.judgements, answer.beside)
+        so_far.add(one, answer.judgements, answer.beside, lost=answer.lost)
         reporter.say(f"{one.case}: {one.peer}")
         reporter.step()
 
-    judged(question, wanted, processes, ended)
+    judged(question, left, processes, ended)
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
@@ -122,6 +158,7 @@ def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporte
         repeat=request.repeat,
         required=request.required,
         others=_others(request),
+        only=frozenset(so_far.left),
         ended=so_far.add,
     )
     try:
@@ -165,13 +202,13 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
     return targets
 
 
-def reported(result: Result, request: Request) -> int:
+def reported(result: Result, outputs: Mapping[str, Path], *, detail: bool) -> int:
     """Show and write a result; returns the verdict's exit status."""
     try:
-        report.show(result, console(), detail=request.detail)
+        report.show(result, console(), detail=detail)
         print(result.last_line(), flush=True)
     except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
-        files.write(result, request.outputs)
+        files.write(result, outputs)
         raise
-    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
+    files.write(result, outputs)  # after the verdict, which a full disk must not cost
     return result.status

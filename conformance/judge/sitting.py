@@ -61,10 +61,28 @@ class Beside:
         """Add notes, each once."""
         self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]
 
+    def copied(self) -> Beside:
+        """What is known now."""
+        return Beside(dict(self.versions), dict(self.called), list(self.notes))
+
+    def unlike(self, other: Beside) -> str:
+        """In what a peer was another one there, in words: "torch 2.13.0, not 2.12.1"; "" for nothing."""
+        for mine, theirs in ((self.versions, other.versions), (self.called, other.called)):
+            for peer in (name for name in mine if name in theirs and mine[name] != theirs[name]):
+                return f"{peer} in {_said(mine[peer], theirs[peer])}, not {_said(theirs[peer], mine[peer])}"
+        return ""
+
     def add(self, other: Beside) -> None:
         self.versions |= other.versions
         self.called |= other.called
         self.note(*other.notes)
+
+
+def _said(one: dict[str, str] | str, other: dict[str, str] | str) -> str:
+    """What is not the same in the other."""
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one)
+    return ", ".join(f"{name} {one[name]}" for name in one if other.get(name) != one[name]) or "no such version"
 
 
 class Sitting:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
-from conformance.judge.comparisons import Comparison, Plan, asks, comparisons
+from conformance.judge.comparisons import EXACT, Comparison, Plan, asks, comparisons
 from conformance.target import Target
 from t5g2ref.config import Config
 
@@ -96,6 +96,21 @@ class Work:
         """All comparisons, in the order of a report."""
         peers = {peer.name: partial(self.asks, peer) for peer in self.terms.peers}
         return comparisons([t.name for t in self.judged_on], peers, self.judged, exact=self.terms.exact)
+
+    @cached_property
+    def places(self) -> dict[Comparison, int]:
+        """Comparison → its place in the order of a report."""
+        return {comparison: i for i, comparison in enumerate(self.every)}
+
+    @cached_property
+    def _cases(self) -> dict[tuple[str, str], tuple[Target, Case]]:
+        return {(target.name, case.name): (target, case) for target, case in self.judged}
+
+    def of(self, comparison: Comparison) -> tuple[Target, Case | None]:
+        """The checkpoint and the case of a comparison; None for the exact lane."""
+        if comparison.case == EXACT:
+            return next(target for target in self.targets if target.name == comparison.target), None
+        return self._cases[comparison.target, comparison.case]
 
     def asks(self, peer: Asked, case: Case) -> bool:
         """Whether a peer is judged on a case."""
