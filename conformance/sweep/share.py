@@ -64,7 +64,7 @@ def cost(work: Work, one: Comparison) -> float:
 
 
 def _tokens(case: Case) -> int:
-    runs: int = sum(run.input_ids.size + run.decoder_input_ids.size for run in case.runs)
+    runs = sum(int(run.input_ids.size + run.decoder_input_ids.size) for run in case.runs)
     asked = sum(prompt.rows * (prompt.input_ids.shape[1] + prompt.new) for prompt in case.prompts)
     steps = len(case.calls) + sum(prompt.new for prompt in case.prompts)
     return runs + asked + CALL * steps
