@@ -31,7 +31,7 @@ from conformance.report.terms import Work, work
 from conformance.sweep.header import header_of
 from conformance.sweep.keeping import Keeping
 from conformance.sweep.kept import Ended, write
-from conformance.sweep.share import WHOLE, Share, part
+from conformance.sweep.share import WHOLE, Share, cost, part
 from conformance.sweep.so_far import SoFar
 from conformance.sweep.workers import Answer, Question, judged
 from conformance.target import Target
@@ -127,7 +127,7 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
     """Judge what is left, in this process or in as many as were asked for."""
     if not (left := so_far.left):
         return
-    processes = _processes(request, len(left))
+    processes = _processes(request, len(asked.every))  # of a share too: a product's bits follow from its threads
     if processes == 1:
         _judged_here(request, asked, so_far, reporter)
         return
@@ -144,7 +144,8 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
         reporter.say(f"{one.case}: {one.peer}")
         reporter.step()
 
-    judged(question, left, processes, ended)
+    longest_first = sorted(left, key=lambda one: -cost(asked, one))  # so that nobody is left alone with the last
+    judged(question, longest_first, min(processes, len(left)), ended)
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:

@@ -17,9 +17,9 @@ from conformance.report.terms import Work
 from t5g2ref.dtypes import HALF
 
 MOST = 10_000  # shares
-CALL = 60  # tokens that cost as much as a call does by itself, on a tiny checkpoint
-HALVES = 2.5  # times as long as in float32
-EXACTLY = 2000  # tokens that cost as much as the exact lane
+CALL = 20  # tokens that cost as much as a call, and as a case, do by themselves; measured on a tiny checkpoint
+HALVES = 1.5  # times as long as in float32
+EXACTLY = 200  # tokens that cost as much as the exact lane
 
 
 class Share(NamedTuple):
@@ -64,10 +64,10 @@ def cost(work: Work, one: Comparison) -> float:
 
 
 def _tokens(case: Case) -> int:
-    runs = sum(int(run.input_ids.size + run.decoder_input_ids.size) for run in case.runs)
-    asked = sum(prompt.rows * (prompt.input_ids.shape[1] + prompt.new) for prompt in case.prompts)
+    given = sum(int(run.input_ids.size + run.decoder_input_ids.size) for run in case.runs)
+    asked = sum(prompt.rows * (int(prompt.input_ids.shape[1]) + prompt.new) for prompt in case.prompts)
     steps = len(case.calls) + sum(prompt.new for prompt in case.prompts)
-    return runs + asked + CALL * steps
+    return given + asked + CALL * (1 + steps)
 
 
 def missing(wanted: Sequence[Comparison], found: Sequence[Comparison]) -> list[Comparison]:

@@ -133,8 +133,7 @@ def judged(
         failed = Judgement(one.peer, one.case, error=f"{how}, and so was the next that tried", dtype=types[one.peer])
         return Answer([failed], Beside(), lost=True)
 
-    longest_first = sorted(wanted, key=lambda one: "float16" not in types[one.peer])  # half types take longer
     for one, answer in done(
-        _start, (question,), _work, longest_first, processes, alike=lambda one: one[:2], lost=lost, last=_last
+        _start, (question,), _work, wanted, processes, alike=lambda one: one[:2], lost=lost, last=_last
     ):
         ended(one, answer)
