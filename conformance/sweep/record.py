@@ -151,7 +151,7 @@ def _arrays(raw: Any, where: str) -> dict[tuple[int, str], Array]:
 
 def _made(raw: Any, case: Case | None, config: Config, where: str) -> Case:
     """The case that follows from a peer's answers: their ids are enough, the rest is the suite's own."""
-    if case is None or not isinstance(raw, list) or len(raw) != len(case.prompts):
+    if case is None or not case.prompts or not isinstance(raw, list) or len(raw) != len(case.prompts):
         raise PlainError(f"{where}.made: expected an array of ids for each prompt of the case")
     runs = []
     for prompt, one in zip(case.prompts, raw, strict=True):
