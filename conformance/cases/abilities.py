@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conformance.cases.case import Case, Run
+from conformance.cases.prompt import Prompt
 from conformance.errors import UsageError
 
 ABILITIES = {
@@ -31,6 +32,7 @@ _BESIDE_TEXT = frozenset(("images", "classes"))
 def needs(case: Case) -> list[str]:
     """The abilities that a case asks for, in the order of the table."""
     found = {word for run in case.runs for word in _needs(run)} | ({"classes"} if case.task in _CLASSES else set())
+    found |= {word for prompt in case.prompts for word in _needs_of(prompt)}
     return [word for word in ABILITIES if word in found]
 
 
@@ -47,6 +49,16 @@ def _needs(run: Run) -> Iterable[str]:
         "rows": run.input_ids.shape[0] > 1,
         "labels": run.labels is not None or run.derived,
         "forcing": run.decoder_input_ids.shape[1] > 1 and not run.derived,
+    }
+    return (word for word, wanted in asked.items() if wanted)
+
+
+def _needs_of(prompt: Prompt) -> Iterable[str]:
+    """The abilities that a prompt for a peer's own generation asks for."""
+    asked = {
+        "images": prompt.pixel_values is not None,
+        "padding": prompt.attention_mask is not None and not prompt.attention_mask.all(),
+        "rows": prompt.input_ids.shape[0] > 1,
     }
     return (word for word, wanted in asked.items() if wanted)
 

@@ -66,7 +66,7 @@ def malformed(prompt: Prompt, answer: Answer, config: Config) -> str:
         ("scores", ids.shape[:1]),
     ):
         value = getattr(answer, name)
-        if value is not None and (value.shape != shape or value.dtype.kind not in "fV"):
+        if value is not None and (value.shape != shape or value.dtype.kind != "f"):
             return f"{name}: expected float {shape}, found {value.dtype} {tuple(value.shape)}"
     return ""
 

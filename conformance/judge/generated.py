@@ -16,7 +16,7 @@ import numpy as np
 from conformance.activations import Dump
 from conformance.arrays import on_device, to_host
 from conformance.cases.case import Case
-from conformance.cases.forced import forced, pictures
+from conformance.cases.forced import ended, forced, pictures
 from conformance.cases.least import LOG_PROB_IDS, LOG_PROBS, LOGITS, PAIR
 from conformance.cases.prompt import Answer, Prompt
 from conformance.judge.choices import IDS, Along, Choices, malformed
@@ -28,6 +28,7 @@ from conformance.oracle.run_case import models, program
 from conformance.peers.guard import PeerError, call, line
 from conformance.peers.protocol import OptionalMembers, Peer, Skip, optional
 from conformance.target import Target
+from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
 from t5g2ref.trace import Trace
@@ -92,18 +93,24 @@ def judge_generated(
     for n, (prompt, answer) in enumerate(zip(case.prompts, answers, strict=True)):
         if wrong := malformed(prompt, answer, target.config):
             return replace(failed, exact=[Finding(IDS, n, "exact", detail=f"prompt {n}: {wrong}")])
+    differ = unlike(answers, again)
+    answers = [_cut(p, a, target.config) for p, a in zip(case.prompts, answers, strict=True)]
     made = replace(
         case, runs=tuple(forced(p, a.ids, target.config) for p, a in zip(case.prompts, answers, strict=True))
     )
     found = replace(_judged(peer, target, made, answers, progress), made=made)
-    if again is not answers:
-        found = replace(found, repeated=len(found.local) or len(found.exact), unsteady=unlike(answers, again))
+    if repeat:
+        found = replace(found, repeated=len(found.local) or len(found.exact), unsteady=differ)
     return replace(found, seconds={"peer": ran - began, "reference": time.perf_counter() - ran})
 
 
 def _answers(peer: Peer, case: Case) -> list[Answer]:
     """The peer's answers on the host. Raises PeerError for what is no answer, and Skip as the peer does."""
-    return [_host(call("generate()", optional(peer, "generate"), p.copied(), passing=(Skip,))) for p in case.prompts]
+    found = [_host(call("generate()", optional(peer, "generate"), p.copied(), passing=(Skip,))) for p in case.prompts]
+    for name in ("logits", "log_probs"):
+        if len({getattr(answer, name) is None for answer in found}) > 1:  # what is there would not be judged
+            raise PeerError(f"generate() gives {name} for some prompts of a case and not for others: give all, or none")
+    return found
 
 
 def _host(answer: Any) -> Answer:
@@ -120,6 +127,17 @@ def _host(answer: Any) -> Answer:
     if found["ids"] is None:
         raise PeerError("generate() gave no ids")
     return Answer(**found)
+
+
+def _cut(prompt: Prompt, answer: Answer, config: Config) -> Answer:
+    """The answer up to where its last row ends. Pad behind that is what a program of fixed shapes gives; anything else
+    stays, and is found."""
+    n = prompt.begin(config).shape[1]
+    new = int((~ended(answer.ids, n, prompt.stop)[:, n - 1 : -1]).any(axis=0).sum())
+    if (answer.ids[:, n + new :] != config.decoder.pad_token_id).any():
+        return answer
+    logits, log_probs = (x if x is None else x[:, :new] for x in (answer.logits, answer.log_probs))
+    return Answer(answer.ids[:, : n + new], logits, log_probs, answer.scores)
 
 
 def _judged(peer: Peer, target: Target, made: Case, answers: list[Answer], progress: Progress) -> Judgement:

@@ -81,7 +81,7 @@ class Result:
     @property
     def _idle(self) -> list[str]:
         """Peers that were judged on nothing at all."""
-        judged = {j.peer for _, j in self.judgements if not j.skipped}
+        judged = {j.peer for _, j in self.judgements if not j.skipped and not (j.error and j.known)}
         return [peer for peer in dict.fromkeys(j.peer for _, j in self.judgements) if peer not in judged]
 
     @property

@@ -87,8 +87,9 @@ class Bench:
         config = fault.given(chosen.config)
         return chosen if config == chosen.config else replace(chosen, config=config)
 
-    def cases(self, fault: Fault) -> list[Case]:
-        config = self.target(fault).config
+    def cases(self, fault: Fault, name: str = "") -> list[Case]:
+        """Every case of the target that the fault is tried on."""
+        config = self.target(fault, name).config
         return [*case_list.build(config), *generating.build(config)]
 
     def try_out(self, fault: Fault, where: Where) -> Trial:
@@ -151,7 +152,7 @@ class Bench:
         if other not in self.targets:
             return found
         target = self.target(fault, other)
-        case = next(c for c in self.cases(fault) if c.name == name)
+        case = next(c for c in self.cases(fault, other) if c.name == name)
         return min(found, self._cell(fault, target, case), key=STRONGER.index)
 
     def _cell(self, fault: Fault, target: Target, case: Case) -> str:

@@ -12,7 +12,7 @@ from dumping import case_of, edit, tiny, write
 pytest.importorskip("rich", reason="needs rich: conformance reports with it")
 
 from conformance import examples
-from conformance.cases import catalogue
+from conformance.cases import catalogue, generating
 from conformance.cases.abilities import ABILITIES, Required, needs, unmet, why_skipped
 from conformance.commands import command_line as command
 
@@ -265,3 +265,14 @@ def test_quick_chooses_the_cases_itself(capsys: pytest.CaptureFixture[str], othe
 
 def test_quick_has_cases_that_there_are() -> None:
     assert set(catalogue.QUICK) <= {case.name for case in catalogue.build(tiny().config)}
+
+
+def test_a_prompt_asks_for_abilities_too() -> None:
+    every = {case.name: needs(case) for case in generating.build(tiny().config)}
+    assert every["generate-images"] == ["images", "padding", "rows"]
+    assert every["generate-stop"] == ["padding", "rows"]
+    assert every["generate-long"] == []
+    text = Required(None, "text")
+    assert [
+        name for name, case in zip(every, generating.build(tiny().config), strict=True) if not text.covers(case, ())
+    ] == ["generate-images"]

@@ -355,3 +355,40 @@ def test_it_is_judged_where_the_arrays_are(name: str) -> None:
     (target, _) = resolve("tiny", synthetic=False, backend=Device())
     found = judged(SpeakingPeer(backend=target.backend), target, name)
     assert found.passed, (found.culprit, found.error)
+
+
+def test_logits_for_some_prompts_alone_are_refused() -> None:
+    """They would be held against their own argmax, and against nothing else."""
+    seen: list[Answer] = []
+
+    def some(answer: Answer) -> Answer:
+        seen.append(answer)
+        return answer if len(seen) % 2 else Answer(answer.ids)
+
+    found = judged(Changed(some), tiny(), "generate-second")
+    assert "gives logits for some prompts of a case and not for others: give all, or none" in found.error
+    assert not found.passed
+
+
+def test_pads_behind_the_last_row_s_end_are_no_crash() -> None:
+    """A program of fixed shapes goes on with pad to the last step, where no row is left to be compared."""
+
+    def padded(answer: Answer) -> Answer:
+        more = 11 - answer.ids.shape[1]
+        ids = np.pad(answer.ids, ((0, 0), (0, more)), constant_values=tiny().config.decoder.pad_token_id)
+        return Answer(ids, np.pad(answer.logits, ((0, 0), (0, more), (0, 0))))
+
+    found = judged(Changed(padded), tiny(), "generate-stop")
+    assert found.passed, (found.culprit, found.error)
+    assert found.exact[0].tokens < 4 * 11
+
+
+def test_who_is_known_to_raise_everywhere_was_judged_on_nothing() -> None:
+    from conformance.report.result import Result
+
+    raised = Judgement(
+        "p", "generate", error="generate() raised RuntimeError: no", known="no beams (https://example.org)"
+    )
+    result = Result([("tiny", raised)], {}, {}, {}, 1, 1)
+    assert result.verdict == "INCOMPLETE"
+    assert "p was judged on nothing" in result.last_line()

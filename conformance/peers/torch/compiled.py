@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from conformance.activations import Dump
 from conformance.cases.case import Case, Run
@@ -47,7 +47,8 @@ class CompiledPeer(TransformersPeer):
         for first, last in run.bounds:
             inputs = self._inputs(case, run, first, last, {held: cache}, encoded)
             dump.new_call()
-            with torch._dynamo.config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):
+            config = importlib.import_module("torch._dynamo").config  # late: it takes a second to import
+            with config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):
                 out = compiled(**inputs)
             seen = {ENCODED: out.get("encoder_last_hidden_state") if encoded is None else None}
             seen |= {ENCODED: out.last_hidden_state} if case.task == "encoder" else {}

@@ -14,6 +14,7 @@ import transformers
 from conformance.activations import Dump
 from conformance.cases.case import Case, Run
 from conformance.cases.least import ENCODED, LOGITS
+from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers, Skip
 from conformance.peers.torch.onnx_graphs import exported
 from conformance.peers.torch.transformers import TransformersPeer
@@ -46,7 +47,9 @@ class OnnxPeer(OptionalMembers):
         """Export the graphs into a temporary folder: half a minute for a tiny checkpoint."""
         self.close()
         if not target.config.has_decoder:
-            raise Skip("an encoder alone is not exported")
+            raise PeerUnavailable(
+                "peer onnxruntime: an encoder alone is not exported; give a checkpoint with a decoder"
+            )
         source = TransformersPeer("eager")
         source.open(target)
         self._folder = tempfile.TemporaryDirectory(prefix="conformance-onnx-")
