@@ -74,11 +74,14 @@ OWN = ("seconds", "peak_bytes", "command")  # of a run, and not of its verdict
 
 
 def command(*arguments: str | Path) -> tuple[int, str, str]:
-    """The command in this process: its exit status, stdout and stderr."""
+    """The command in this process: its exit status, stdout and stderr. The bits of a product follow from its threads,
+    so it has one, as a worker has."""
+    from threadpoolctl import threadpool_limits
+
     from conformance import __main__ as suite
 
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), threadpool_limits(1):
         status = suite.main([*map(str, arguments), "--no-progress"])
     return status, out.getvalue(), err.getvalue()
 
