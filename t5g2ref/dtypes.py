@@ -14,6 +14,10 @@ RUN_IN: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 """The types that an implementation runs in; float64 is the oracle's."""
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 """The half types, and what NumPy knows them by."""
+LOST = np.uint64((1 << 29) - 1)
+"""The bits of a float64 that float32 has no room for."""
+SUBNORMAL = np.uint64(((1023 - 126) << 53) - 1)
+"""2⁻¹²⁶, float32's smallest normal number, as the bits of a float64 without its sign, less one."""
 
 
 def unit_roundoff(dtype: str) -> float:
@@ -34,6 +38,21 @@ def to_grid(x: Array, dtype: str) -> Array:
 def to_odd(x: Array) -> Array:
     """float64 to float32, an inexact value to its odd neighbour: ml_dtypes goes to bfloat16 by way of float32, and two
     roundings to nearest are not one (1 + 2⁻⁸ + 2⁻⁴⁰ becomes 1). Source: Boldo and Melquiond, 2008."""
-    y = np.asarray(x.astype(np.float32))
-    y = np.where(np.abs(y) > np.abs(x), np.nextafter(y, np.float32(0)), y)  # truncated
-    return (y.view(np.uint32) | (np.isfinite(x) & (y != x))).view(np.float32)
+    bits = np.asarray(x).view(np.uint64)
+    beyond = bits & LOST  # what float32 has no room for; it also keeps a NaN from becoming an infinity
+    with np.errstate(over="ignore"):
+        y = np.asarray((bits ^ beyond).view(np.float64).astype(np.float32))  # truncated, unless it is subnormal
+    odd = (y.view(np.uint32) | (beyond != 0)).view(np.float32)
+    small, large = (bits << 1) - 1 < SUBNORMAL, np.isinf(y)  # without the sign; 0 becomes the largest
+    if small.any():
+        odd = np.where(small, _subnormal_to_odd(x), odd)
+    if large.any():  # the largest number is odd
+        odd = np.where(large & np.isfinite(x), np.copysign(np.finfo(np.float32).max, y), odd)
+    return odd
+
+
+def _subnormal_to_odd(x: Array) -> Array:
+    """`to_odd` where float32 has fewer bits: in steps of its smallest number."""
+    steps = np.where(np.abs(x) < 2.0**-126, x, 0.0) * 2.0**149
+    whole = np.trunc(steps)
+    return np.asarray(((whole + np.sign(steps) * ((whole != steps) & (whole % 2 == 0))) * 2.0**-149).astype(np.float32))

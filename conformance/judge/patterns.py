@@ -20,7 +20,7 @@ from conformance.defects.rounding import twins
 from conformance.measure import limits
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
-from conformance.measure.regression import Fit, clustered, fit, fits
+from conformance.measure.regression import Fit, clustered, coefficients, fit, fits
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EXACT, Numerics
@@ -98,10 +98,18 @@ def _collect(found: dict[str, list[Signature]], place: str, members: Sequence[Me
     here = regression(defects, place, grams)
     if place.endswith("self_attn.attention") and not any(s.named for s in here):
         for head in range(grams[0].shape[2]):
-            alone = regression(defects, place, [gram[:, :, head] for gram in grams])
-            here += [replace(s, head=head) for s in alone if s.named]
+            own = [gram[:, :, head] for gram in grams]
+            if _may_name(len(defects), own):
+                here += [replace(s, head=head) for s in regression(defects, place, own) if s.named]
     for signature in here:
         found[signature.defect].append(signature)
+
+
+def _may_name(defects: int, grams: Sequence[Any]) -> bool:
+    """Whether a coefficient is as large as that of a named defect has to be. The errors take ten times as long."""
+    gram = clustered(grams).sum(axis=2)
+    found = coefficients(gram, range(1, len(gram)))[-defects:]
+    return bool((found >= limits.PATTERN_AKIN[0]).any())
 
 
 def regression(defects: Sequence[str], place: str, grams: Sequence[Any]) -> list[Signature]:

@@ -162,8 +162,10 @@ class Walk:
         What only walks along (bounds, oracles with defects) then goes on with the truth's.
         """
         if usable:
-            given = [self._dump.backend.xp.asarray(meeting.peer, dtype=value.dtype) for value in values]
-            if wider(meeting.tap, meeting.peer, self._lane.dtype):  # a control rounds what is handed to it
+            peer, xp = meeting.peer, self._dump.backend.xp
+            types = {value.dtype: xp.asarray(peer, dtype=value.dtype) for value in values}
+            given = [types[value.dtype] for value in values]
+            if wider(meeting.tap, peer, self._lane.dtype):  # a control rounds what is handed to it
                 given[1 : self._own] = map(self._rounded, given[1 : self._own])
             return given
         return [*values[: self._own], *[meeting.truth] * len(meeting.others)]

@@ -42,6 +42,13 @@ def clustered(grams: Sequence[Host]) -> Host:
     return np.asarray(np.add.reduceat(together, np.linspace(0, count, MOST + 1).astype(int)[:-1], axis=2))
 
 
+def coefficients(gram: Host, columns: Sequence[int]) -> Host:
+    """Of the first row on the rows `columns`, as in `fit`; gram (rows, rows) is the sum over all clusters."""
+    turned = _basis(gram[np.ix_(columns, columns)])
+    within, along = turned.T @ gram[np.ix_(columns, columns)] @ turned, turned.T @ gram[columns, 0]
+    return np.asarray(turned @ np.linalg.solve(within, along))
+
+
 def fit(gram: Host, target: int, columns: Sequence[int]) -> Fit:
     """Row `target` on rows `columns`. Columns that are alike share a coefficient; of one cluster nothing is known."""
     return fits(gram, [target], columns)[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conformance.judge.patterns import regression
-from conformance.measure.regression import MOST, clustered, fit
+from conformance.measure.regression import MOST, clustered, coefficients, fit
 
 
 def made(rows: Any) -> Any:
@@ -32,6 +32,7 @@ def test_it_is_least_squares_and_its_jackknife() -> None:
     without = np.array([solved(np.arange(40) != k) for k in range(40)])
     np.testing.assert_allclose(found.coefficients, whole, rtol=1e-9)
     np.testing.assert_allclose(found.errors, np.sqrt(39 / 40 * ((without - without.mean(0)) ** 2).sum(0)), rtol=1e-6)
+    np.testing.assert_allclose(coefficients(made(rows).sum(axis=2), range(1, 4)), whole, rtol=1e-9)
     rest = rows[0].reshape(-1) - rows[1:].reshape(3, -1).T @ whole
     assert found.left == pytest.approx(rest @ rest, rel=1e-9)
     assert found.whole == pytest.approx((rows[0] ** 2).sum(), rel=1e-12)
