@@ -32,12 +32,14 @@ class Searched:
         scores: (R,) float64, log-probability over length to the power of the penalty, in nats.
         log_probs: (R, L) float64, of each new id after processing; 0 behind an answer's end.
         logits: (R, L, V) of each choice along the answer's own path, as the model gave them; on its backend.
+        lengths: (R,) integers, the new ids of each answer, what ended it included.
     """
 
     ids: Host
     scores: Host
     log_probs: Host
     logits: Array
+    lengths: Host
 
 
 def beam_search(model: T5Gemma2, input_ids: Any, search: Search, **options: Unpack[Options]) -> Searched:
@@ -130,4 +132,5 @@ def _joined(model: T5Gemma2, start: Host, best: Sequence[Beam], steps: list[Arra
     sources = np.array([beam.sources + (0,) * (longest - len(beam.ids)) for beam in best])
     along = xp.stack([steps[t][xp.asarray(sources[:, t])] for t in range(longest)], axis=1)
     scores = np.array([beam.score(penalty) for beam in best])
-    return Searched(np.concatenate([start, ids], axis=1), scores, log_probs, along)
+    lengths = np.array([len(beam.ids) for beam in best])
+    return Searched(np.concatenate([start, ids], axis=1), scores, log_probs, along, lengths)

@@ -23,11 +23,13 @@ class Generated:
         ids: (B, n + L) with the start in front and pad behind a row's end.
         logits: (B, L, V) of each choice, as the model gave them.
         log_probs: (B, L) float64, of each new id after processing, in nats; 0 behind a row's end.
+        lengths: (B,) integers, the new ids of each row, what ended it included.
     """
 
     ids: Array
     logits: Array
     log_probs: Array
+    lengths: Array
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def generated(model: T5Gemma2, begun: Begun, way: Way, tell: Tell | None) -> Gen
     xp, pad, ends = model.nx.xp, model.config.decoder.pad_token_id, begun.ends
     cache, new, ids = begun.cache, begun.ids, begun.ids
     began, running = ids.shape[1], xp.ones(ids.shape[0], dtype=bool)
-    logits, log_probs = [], []
+    logits, log_probs, lengths = [], [], xp.zeros(ids.shape[0], dtype=int)
     for step in range(ends.most):
         hidden, cache = model.decode(new, cache)
         logits.append(model.logits(hidden[:, -1:]))
@@ -51,7 +53,7 @@ def generated(model: T5Gemma2, begun: Begun, way: Way, tell: Tell | None) -> Gen
         scores = way.narrow(scores)
         token = xp.where(running, way.pick(scores), pad)
         log_probs.append(xp.where(running, chosen(xp, log_softmax(xp, scores), token), 0.0))
-        new = token[:, None]
+        new, lengths = token[:, None], lengths + running
         ids = xp.concatenate([ids, new], axis=1)
         if tell is not None:
             tell(token)
@@ -59,7 +61,7 @@ def generated(model: T5Gemma2, begun: Begun, way: Way, tell: Tell | None) -> Gen
             running = running & ~ends.ended(model.nx, ids[:, began:])
             if not bool(running.any()):  # a device is waited for here, so not where no row can end
                 break
-    return Generated(ids, xp.concatenate(logits, axis=1), xp.stack(log_probs, axis=1))
+    return Generated(ids, xp.concatenate(logits, axis=1), xp.stack(log_probs, axis=1), lengths)
 
 
 def allowed(nx: Numerics, raw: Array, ids: Array, begun: Begun, step: int, running: Array) -> Array:
