@@ -46,6 +46,7 @@ class Stream:
         print()
 
     def _show(self, text: str) -> None:
+        """Print what the text has more than what is shown."""
         print(text.removeprefix(self._shown), end="", flush=True)
         self._shown = text
 
@@ -75,6 +76,7 @@ def show(prompts: Prompts, answers: list[list[Answer]], *, as_json: bool) -> Non
 
 
 def _answer(ids: Any, log_probs: Any, length: Any, score: Any = None) -> Answer:
+    """One answer from its row of arrays, cut at its length."""
     last, value = int(length), None if score is None else float(score)
     return Answer([int(i) for i in ids[:last]], [float(x) for x in log_probs[:last]], value)
 

@@ -78,6 +78,7 @@ def _lines(name: str) -> list[str]:
 
 
 def _tokenizer(folder: Path, *, needed: bool) -> Any:
+    """The folder's tokenizer, or None without one. ValueError where it is needed."""
     from t5g2ref.processor.text import Tokenizer
 
     if (folder / "tokenizer.json").is_file():

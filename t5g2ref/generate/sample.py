@@ -23,18 +23,18 @@ def sample(
     on_token: Tell | None = None,
     **options: Unpack[Options],
 ) -> Generated:
-    """An id drawn at each step, until every row has ended.
+    """An id drawn at each step, until every row has ended. Arguments and errors are `greedy`'s but for these.
 
-    The host draws one uniform number a row and step, also for rows that have ended. So every array library and every
-    machine draws alike.
+    The host draws one uniform number a row and step, also for ended rows: the same for every array library.
 
     Args:
+        sampling: how the distribution is narrowed.
         seed: of NumPy's generator, or a generator, which goes on from where it is.
-        others: as for `greedy`. Raises what that raises.
     """
     xp, generator = model.nx.xp, np.random.default_rng(seed)
 
     def pick(logits: Array) -> Array:
+        """(B,) ids by the next B numbers."""
         return drawn(xp, logits, xp.asarray(generator.random(len(logits))))
 
     way = Way(lambda logits: narrowed(xp, logits, sampling), pick)

@@ -71,6 +71,7 @@ class Ends:
         return found
 
     def _said(self, new: Any) -> bool:
+        """Whether the text of these new ids has one of the strings."""
         if not self.strings or self.decode is None:
             return False
         text = self.decode([int(i) for i in new])

@@ -9,21 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generating import common, ragged
+from generating import common, host_and_device, ragged
 from helpers import Array, close
 from hypothesis import given
 from hypothesis import strategies as st
-from strict_arrays import StrictBackend
 
 import t5g2ref
-from conformance.checkpoints import resolve
 from conformance.oracle.beams import searched
 from t5g2ref.cache import Cache
 from t5g2ref.generate.beam import beam_search
 from t5g2ref.generate.hypotheses import Beam, Row, Search, advanced
 from t5g2ref.generate.rules import Rules
 from t5g2ref.model import T5Gemma2
-from t5g2ref.numerics import Numerics
 
 STEPS = 10
 
@@ -177,14 +174,11 @@ def test_kept_are_the_best(scores: list[tuple[int, float]], penalty: float, earl
 
 
 @pytest.mark.parametrize("stop", [(), (44, 70, 84, 171)])
-def test_on_another_array_library(stop: tuple[int, ...], model: T5Gemma2) -> None:
+def test_on_another_array_library(stop: tuple[int, ...]) -> None:
     """CuPy's rules, NumPy's numbers: the same bits. The host waits for what is kept of the vocabulary, and no more."""
-    nx = Numerics(backend=StrictBackend())
-    weights = resolve("tiny", synthetic=False)[0].weights
-    with nx.scope():
-        device = T5Gemma2(model.config, t5g2ref.params.tree({n: nx.array(w) for n, w in weights.items()}), nx)
-    host = replace(model, weights=t5g2ref.params.tree({n: model.nx.array(w) for n, w in weights.items()}))
-    source, rules = ragged(model, 30), Rules(1.2, 3, ((5,), (84, 84)))
+    host, device = host_and_device()
+    nx = device.nx
+    source, rules = ragged(host, 30), Rules(1.2, 3, ((5,), (84, 84)))
     expected = beam_search(host, **source, search=Search(3), max_new_tokens=6, min_new_tokens=2, stop=stop, rules=rules)
     found = beam_search(device, **source, search=Search(3), max_new_tokens=6, min_new_tokens=2, stop=stop, rules=rules)
     waits = set(nx.xp.waits)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generating import ragged
+from generating import host_and_device, ragged
 from helpers import close, same_bits
 
 import t5g2ref
@@ -97,6 +97,19 @@ def test_other_rows_change_nothing_but_the_numbers_drawn(model: T5Gemma2) -> Non
         last = min(int(ends[0]) + 2 if len(ends) else STEPS + 1, found.shape[1])
         assert np.array_equal(found[row, :last], free[row, :last])
         assert (found[row, last:] == model.config.decoder.pad_token_id).all()
+
+
+def test_on_another_array_library() -> None:
+    """CuPy's rules, NumPy's numbers: the same bits, under every rule and end."""
+    host, device = host_and_device()
+    source = ragged(host, 14)
+    options: Any = {"max_new_tokens": 8, "min_new_tokens": 2, "stop": (84, 70), "stop_strings": ["<25"], "decode": text}
+    options["rules"] = Rules(1.2, 3, ((5,), (84, 84)))
+    for call in (greedy, lambda m, **o: sample(m, sampling=Sampling(0.9, 80, 0.9, 0.01), seed=4, **o)):
+        expected, found = (call(m, **source, **options) for m in (host, device))  # type: ignore[operator]
+        for name in ("ids", "logits", "log_probs", "lengths"):
+            same_bits(device.nx.backend.host(getattr(found, name)), getattr(expected, name))
+        assert expected.lengths.min() < expected.lengths.max()
 
 
 # Rules and scores

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from helpers import Array, generator
+from strict_arrays import StrictBackend
 
+import t5g2ref
+from conformance.checkpoints import resolve
 from t5g2ref.generate.beam import beam_search
 from t5g2ref.generate.hypotheses import Search
 from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import Numerics
 
 STEPS = 10
 
@@ -41,3 +45,12 @@ def common(model: T5Gemma2, given: dict[str, Array], count: int) -> tuple[int, .
     free = beam_search(model, **given, search=Search(4), max_new_tokens=STEPS, stop=())
     found, times = np.unique(free.ids[:, 3:], return_counts=True)
     return tuple(int(i) for i in found[np.argsort(-times, kind="stable")][1 : 1 + count])
+
+
+def host_and_device() -> tuple[T5Gemma2, T5Gemma2]:
+    """tiny on NumPy, and on an array library with CuPy's rules; both in float64."""
+    target, made = resolve("tiny", synthetic=False)[0], []
+    for nx in (Numerics(), Numerics(backend=StrictBackend())):
+        weights = {name: nx.array(weight) for name, weight in target.weights.items()}
+        made.append(T5Gemma2(target.config, t5g2ref.params.tree(weights), nx))
+    return made[0], made[1]
