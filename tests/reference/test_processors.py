@@ -201,8 +201,11 @@ OURS: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def words(ids: Array) -> list[list[int]]:
-    """Words of one to four ids, some of which a row ends in all but the last of."""
-    ends = [[*ids[row, -n:].tolist(), 20 + n] for row, n in ((0, 1), (1, 2), (2, 3))]
+    """Words of one to four ids, some of which a row ends in all but the last of.
+
+    None is longer than the rows: older releases, 5.17 among them, let such a one come.
+    """
+    ends = [[*ids[row, -n:].tolist(), 20 + n] for row, n in ((0, 1), (1, 2), (2, 3)) if n < ids.shape[1]]
     return [[5], [11], *ends, [6, 7, 8], [ids.shape[1]] * 60]
 
 
