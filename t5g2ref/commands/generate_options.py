@@ -68,7 +68,7 @@ def _beams(group: Any) -> None:
     group.add_argument(
         "--early-stopping",
         choices=("yes", "no", "never"),
-        help="end with the first N answers; when better ones are unlikely (no, the default); when there can be none",
+        help="yes: end with the first N answers; no: once better ones are unlikely (default); never: once impossible",
     )
 
 

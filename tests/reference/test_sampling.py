@@ -301,6 +301,14 @@ def test_options_that_are_refused(message: str, given: dict[str, Any], model: T5
         assert str(error.value) == message
 
 
+def test_numpy_s_numbers_are_numbers(model: T5Gemma2) -> None:
+    rules = Rules(np.float32(1.5), np.int64(2), ((np.int64(5), 6),))  # type: ignore[arg-type]
+    count: Any = np.int64(3)
+    found = greedy(model, [[5]], max_new_tokens=count, min_new_tokens=count, stop=np.array([84]), rules=rules)  # type: ignore[arg-type]
+    assert found.ids.shape == (1, 4)
+    assert Sampling(np.float64(0.5), np.int32(4)) == Sampling(0.5, 4)  # type: ignore[arg-type]
+
+
 def test_an_unknown_option(model: T5Gemma2) -> None:
     with pytest.raises(TypeError, match="max_tokens"):
         greedy(model, [[5]], max_tokens=5)  # type: ignore[call-arg]
