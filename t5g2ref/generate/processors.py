@@ -80,10 +80,8 @@ def top_p(xp: Any, logits: Array, mass: float) -> Array:
     order = xp.argsort(-logits, axis=1, kind="stable")
     likely = xp.exp(log_softmax(xp, xp.take_along_axis(logits, order, axis=1)))
     before = xp.cumsum(likely, axis=1) - likely  # what the likelier ones have
-    kept = before < mass
-    kept[:, 0] = True
     here = xp.zeros(logits.shape, dtype=bool)
-    here[xp.arange(len(logits))[:, None], order] = kept
+    here[xp.arange(len(logits))[:, None], order] = before < mass  # true of the first, which has 0 before it
     return xp.where(here, logits, -xp.inf)
 
 

@@ -152,8 +152,22 @@ def test_when_a_source_is_done() -> None:
         row = advanced(Row(kept=tuple(kept)), step, ends, search, 5)
         assert row.done is done, search
         assert [beam.ids for beam in row.kept] == [beam.ids for beam in kept]
+    equal = advanced(Row(kept=tuple(kept)), beams_of((3, -2.0), (4, -4.0)), ends, Search(2), 5)
+    assert equal.done, "as good as the worst kept is no better"
     assert not advanced(Row(), step, ends, Search(2, 1.0, True), 5).done
     assert advanced(Row(), beams_of((9, -1.0), (9, -2.0)), ends, Search(2), 5).done, "nothing grows"
+
+
+def test_so_many_are_looked_at_that_enough_grow_on() -> None:
+    """Each answer may end in as many ways as there are ends, all likelier than what grows."""
+    assert [Search(3).width(ends) for ends in (0, 1, 2, 5)] == [6, 6, 9, 18]
+
+
+def test_a_string_ends_no_beam_before_the_least(model: T5Gemma2) -> None:
+    how: dict[str, Any] = {"stop_strings": ["x"], "decode": lambda ids: "x" * len(ids), "stop": ()}
+    for least, length in ((0, 1), (4, 4)):
+        found = beam_search(model, [[33, 17, 42]], Search(2), max_new_tokens=6, min_new_tokens=least, **how)
+        assert found.lengths.tolist() == [length] * 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(-50, 0)), max_size=12), st.floats(-3, 3), st.booleans())

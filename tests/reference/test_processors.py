@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,17 @@ def test_drawing_is_the_inverse_distribution_function() -> None:
     x = np.log([[0.125, 0.5, 0.125, 0.25]])
     for u, token in ((0.0, 0), (0.124, 0), (0.126, 1), (0.624, 1), (0.626, 2), (0.749, 2), (0.751, 3), (1 - 2**-53, 3)):
         assert p.drawn(np, x, np.array([u])).tolist() == [token]
+
+
+def test_a_boundary_belongs_to_the_next_id() -> None:
+    assert p.drawn(np, np.zeros((1, 4)), np.array([0.5])).tolist() == [2]
+
+
+def test_sums_that_do_not_rise_draw_nothing_forbidden() -> None:
+    """A device sums in parallel: what is cumulated may be a rounding above what stands behind it."""
+    library = SimpleNamespace(exp=np.exp, cumsum=lambda x, axis: np.cumsum(x, axis=axis) + np.array([0, 0.1, 0, 0]))
+    x = np.array([[0.0, NONE, 0.0, 0.0]])
+    assert p.drawn(library, x, np.array([0.35])).tolist() == [2]
 
 
 def test_frequencies_are_the_probabilities() -> None:
