@@ -78,10 +78,13 @@ def top_p(xp: Any, logits: Array, mass: float) -> Array:
     Source: Holtzman et al., 2020, section 3.1.
     """
     order = xp.argsort(-logits, axis=1, kind="stable")
-    likely = xp.exp(log_softmax(xp, xp.take_along_axis(logits, order, axis=1)))
-    before = xp.cumsum(likely, axis=1) - likely  # what the likelier ones have
+    weights = _weights(xp, xp.take_along_axis(logits, order, axis=1))
+    sums = xp.cumsum(weights, axis=1)
+    before = sums - weights  # what the likelier ones have
     here = xp.zeros(logits.shape, dtype=bool)
-    here[xp.arange(len(logits))[:, None], order] = before < mass  # true of the first, which has 0 before it
+    here[xp.arange(len(logits))[:, None], order] = (
+        before < mass * sums[:, -1:]
+    )  # true of the first, which has 0 before it
     return xp.where(here, logits, -xp.inf)
 
 
@@ -103,8 +106,7 @@ def drawn(xp: Any, logits: Array, uniform: Array) -> Array:
 
     In float64, so that every array library draws the same.
     """
-    wide = logits.astype(np.float64, copy=False)
-    weights = xp.exp(wide - wide.max(axis=1, keepdims=True))
+    weights = _weights(xp, logits)
     below = xp.cumsum(weights, axis=1)
     above = below > uniform[:, None] * below[:, -1:]
     return (above & (weights > 0)).argmax(axis=1)  # an id of no weight is never drawn, however sums round
@@ -113,6 +115,12 @@ def drawn(xp: Any, logits: Array, uniform: Array) -> Array:
 def chosen(xp: Any, values: Array, tokens: Array) -> Array:
     """(B,): of each row of values (B, V) the one at its id, tokens (B,)."""
     return values[xp.arange(len(values)), tokens]
+
+
+def _weights(xp: Any, logits: Array) -> Array:
+    """(B, V) float64 probabilities relative to the likeliest one's."""
+    wide = logits.astype(np.float64, copy=False)
+    return xp.exp(wide - wide.max(axis=1, keepdims=True))
 
 
 def _marked(xp: Any, logits: Array, ids: Array, spare: int = 0) -> Array:

@@ -76,6 +76,10 @@ def test_narrowing_by_hand() -> None:
         assert support(p.min_p(np, x, share)) == [kept]
 
 
+def test_a_mass_that_is_reached_is_enough() -> None:
+    assert support(p.top_p(np, np.zeros((1, 4)), 0.5)) == [[0, 1]]
+
+
 def test_forbidden_ids_stay_forbidden() -> None:
     x = np.array([[NONE, 1.0, NONE, 0.0]])
     ids = np.array([[0, 1]])
