@@ -83,7 +83,7 @@ def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> T
             config = Config.load(name)
     else:
         raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
-    _judgeable(name, config)
+    judgeable(name, config)
     wanted = shapes(config)
     if (size := 4 * sum(map(prod, wanted.values()))) > (there := _memory()):
         remedy = "give a smaller geometry, or a machine with more memory"
@@ -109,7 +109,7 @@ def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str,
             yield name, ahead.popleft().result()
 
 
-def _judgeable(name: str, config: Config) -> None:
+def judgeable(name: str, config: Config) -> None:
     """Raises CheckpointError for numbers that the cases' lengths follow and that no tensor bears out."""
     vision = config.vision
     for field, found, most in (
@@ -142,7 +142,7 @@ def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Ta
             names = check(checkpoint, config)
         if any(n.startswith("score.") for n in names):
             raise CheckpointError(f"{folder}: this is a classifier's checkpoint; give the language model's")
-        _judgeable(name, config)
+        judgeable(name, config)
         _require(backend, name, names)
         weights = {}
         for done, tensor in enumerate(names):

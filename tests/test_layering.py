@@ -49,7 +49,7 @@ conformance/defects: cached generating padding steps windows
 conformance/defects/uncatalogued: attention elements lengths outputs rows runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
-conformance/exchange: channel geometry reading replay writing staged | manifest layouts case_words
+conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function
 conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers
@@ -58,21 +58,22 @@ conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
 conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
 conformance/peers/engines: __init__
-conformance/judge: apart evidence | faulty_walk judgement meeting | name_pair operations patterns
+conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
 conformance/judge: steady together walk choices | judge pooled | generated
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
-conformance/judge: session | __init__
-conformance/report: called candidates cards diagnoses explain log_probs result known spread | document
+conformance/judge: sitting | session | __init__
+conformance/report: called candidates cards coverage diagnoses explain log_probs result known spread terms
+conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: pool | shards | __init__
+conformance/sweep: pool share | workers header record | kept | keeping merging | so_far | __init__
 conformance/selftest: faulty_peer legal | speaking_peer black_box false_alarms | trial | diagnoses matrix workers
 conformance/selftest: __init__
 conformance/commands: options required diagnose | request vectors explain listing black_boxes
-conformance/commands: run | check replay selftest export | command_line
+conformance/commands: run merged_result | check merge replay selftest export | command_line
 conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2

@@ -22,7 +22,7 @@ from t5g2ref.config import ConfigError
 from t5g2ref.streams import OutputError, stopped
 
 CONFORMS, DEVIATES, USAGE, INCOMPLETE = 0, 1, 2, 3
-JUDGING = (None, "run", "check", "replay", "selftest")  # commands that end with a verdict
+JUDGING = (None, "run", "check", "merge", "replay", "selftest")  # commands that end with a verdict
 
 HELP = f"""\
 Hold an implementation of T5Gemma 2 against the float64 reference, tap by tap, and say who is wrong
@@ -48,6 +48,8 @@ examples
   python -m conformance --peer t5g2ref:cupy:bfloat16  the reference's own CUDA path against NumPy's truth
   python -m conformance --peer port.py:create       a port in a Python file
   python -m conformance --lane bf16 --html report.html  one lane, and a page to paste into a bug report
+  python -m conformance --shard 1/4 --json 1.json   a quarter, on any machine; then: merge *.json
+  python -m conformance --resume kept.jsonl         what ends is kept there, and an interrupted run goes on
   python -m conformance selftest                    the judge judged: every known fault must be found
   python -m conformance export DIR                  the cases as files, for a port in any language
   python -m conformance export --vectors DIR        test vectors, for a port that tests itself
@@ -68,6 +70,7 @@ MODULES = {
     "selftest": ("conformance.commands.selftest", "inject every known fault and demand that each is found where it is"),
     "export": ("conformance.commands.export", "write the cases as files, for a program in any language"),
     "check": ("conformance.commands.check", "judge a folder that such a program wrote"),
+    "merge": ("conformance.commands.merge", "one report and one verdict of what every --shard wrote"),
     "replay": ("conformance.commands.replay", "judge log-probabilities that a server gave for a file of prompts"),
     "explain": (
         "conformance.commands.explain",
@@ -123,6 +126,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.backend(target)
     shared.timeout(target)
     shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
+    shared.shares(target)
     shared.outputs(target)
     target.add_argument("--once", action="store_true", help=ONCE)
     target.add_argument("--quick", action="store_true", help=QUICK)

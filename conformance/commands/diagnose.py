@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 
 from conformance.cases import catalogue
 from conformance.cases.case import Case
+from conformance.judge.comparisons import Found
 from conformance.judge.evidence import Evidence
 from conformance.judge.hypotheses.diagnosis import Diagnosis, diagnosed
 from conformance.judge.judgement import Judgement
-from conformance.judge.session import Found
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
@@ -38,7 +38,16 @@ def diagnoses(
             say,
         )
         for target in targets
-        for peer in dict.fromkeys(j.peer for name, j in found if name == target.name and j.outside and _off(j))
+        for _, peer in puzzling([target.name], found)
+    ]
+
+
+def puzzling(targets: Iterable[str], found: Found) -> list[tuple[str, str]]:
+    """(checkpoint, peer) of every black box that deviates."""
+    return [
+        (target, peer)
+        for target in targets
+        for peer in dict.fromkeys(j.peer for name, j in found if name == target and j.outside and _off(j))
     ]
 
 

@@ -54,6 +54,16 @@ def outputs(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
 
 
+def shares(parser: argparse.ArgumentParser) -> None:
+    """Runs that are cut in parts: over machines, or by an interruption."""
+    parser.add_argument(
+        "--shard", metavar="I/N", help="make the I-th of N parts of the comparisons; `merge` makes one report of them"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE", help="keep comparisons there as they end, and make none that it holds"
+    )
+
+
 def timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help=f"for each answer of a process: peer (default: {TIMEOUT:g})"

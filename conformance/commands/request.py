@@ -23,6 +23,9 @@ from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
+from conformance.report.result import environment
+from conformance.report.terms import Asked, Terms, cases
+from conformance.sweep.share import Share, parse
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
 
@@ -57,6 +60,8 @@ class Request:
         required: what the verdict has to cover; None for every case.
         first: whether the first checkpoint alone is judged on.
         rows: whether batches are given a row at a time.
+        share: which part of the comparisons is made; None for all.
+        resume: the file where comparisons are kept as they end; None for none.
         cases_of: makes the cases for a geometry; None for those of the catalogue.
     """
 
@@ -85,16 +90,38 @@ class Request:
     first: bool = False
     rows: bool = False
     cases_of: Callable[[Config], list[Case]] | None = None
+    share: Share | None = None
+    resume: Path | None = None
 
     def build(self, config: Config) -> list[Case]:
         """The cases for a geometry."""
-        made = (self.cases_of or (catalogue.build_rows if self.rows else catalogue.build))(config)
-        prompts = generating.build(config) if self.generate else []
-        return made + [c for c in prompts if not c.costly or self.generating or c.name in self.cases]
+        return self.cases_of(config) if self.cases_of else cases(self.terms(), config)
 
-    def asks(self, case: Case) -> bool:
-        """Whether a lane that is wanted has the case."""
-        return self.generate if case.prompts else self.values
+    def terms(self) -> Terms:
+        """What was asked, in a form that a file can hold."""
+        return Terms(
+            tuple(self._asked(peer) for peer in self.peers),
+            environment(self.backend),
+            self.ckpt,
+            synthetic=self.synthetic,
+            calm=self.calm,
+            cases=self.cases,
+            exact=self.exact,
+            asked=self.asked,
+            values=self.values,
+            generate=self.generate,
+            generating=self.generating,
+            repeat=self.repeat,
+            required=self.required,
+            rows=self.rows,
+            notes=self.notes,
+            known=self.known.mark,
+        )
+
+    def _asked(self, peer: Peer) -> Asked:
+        preallocated, probed = (bool(optional(peer, name)) for name in ("preallocated", "probed"))
+        generates = optional(peer, "generate") is not None
+        return Asked(peer.name, peer.dtype, self.names.get(peer.name), preallocated, probed, generates)
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -167,8 +194,10 @@ def _request(
     notes: tuple[str, ...] = (),
 ) -> Request:
     """The request, with the options that both commands share. Output files are checked first."""
-    outputs = {kind: path for kind in files.FILES if (path := getattr(given, kind)) is not None}
+    outputs = files.chosen(given)
     files.check(outputs)
+    files.check_writable("--resume", resume := getattr(given, "resume", None))
+    share = _share(getattr(given, "shard", None), outputs)
     return Request(
         peers=tuple(peers),
         backend=backend,
@@ -194,7 +223,19 @@ def _request(
         first=getattr(given, "quick", False),
         repeat=not getattr(given, "once", False),
         required=required(given),
+        share=share,
+        resume=resume,
     )
+
+
+def _share(given: str | None, outputs: Mapping[str, Path]) -> Share | None:
+    """What `--shard` asks for. Raises UsageError where nothing would come of it."""
+    share = None if given is None else parse(given)
+    if share is not None and set(outputs) != {"json"}:
+        others = ", ".join(f"--{kind}" for kind in outputs if kind != "json")
+        what = f"leave out {others}, which merge writes" if others else "give --json FILE, which merge reads"
+        raise UsageError(f"--shard {share}: {what}")
+    return share
 
 
 def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> dict[str, Peer]:

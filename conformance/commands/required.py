@@ -1,21 +1,15 @@
-"""The option `--require`: what the verdict has to cover, and what it says that it covers."""
+"""The option `--require`: what the verdict has to cover."""
 
 from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from conformance.cases.abilities import TEXT, Required
 from conformance.errors import UsageError
-from conformance.judge.judgement import Judgement
 from t5g2ref.config.fields import short
 from t5g2ref.files import opened
-
-if TYPE_CHECKING:  # the session needs rich, and `list` does not
-    from conformance.judge.session import Found, Plan
 
 MAX_BYTES = 1 << 16
 HELP = """\
@@ -60,46 +54,3 @@ def _names(path: str) -> tuple[str, ...]:
     if set(raw) != {"cases"} or not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise UsageError(f'{where}: has {short(raw)}, expected cases = ["short", "window"] and nothing else')
     return tuple(dict.fromkeys(names))
-
-
-def coverage(asked: Required | None, plan: Plan, found: Found) -> str:
-    """What the verdict covers, for its line: "logits alone, text cases alone: short, window; not covered: image".
-
-    "" where every peer shows its inside, and no cases were required.
-    """
-    judged = [j for _, j in inside(found) if j.local]
-    parts = [_outside(judged)]
-    if asked is not None:
-        parts += [_cases(asked, plan, judged)]
-    return ", ".join(filter(None, parts))
-
-
-def inside(found: Found) -> Found:
-    """The judgements without those of a peer's own generation, where it was judged on other cases too: there it shows
-    less than it does elsewhere."""
-    others = {j.peer for _, j in found if j.local and j.made is None}
-    return [(target, j) for target, j in found if j.made is None or j.peer not in others]
-
-
-def _outside(judged: Sequence[Judgement]) -> str:
-    """What black boxes show; with their names, where other peers show more or others less."""
-    seen = {j.peer: j.outside for j in judged}
-    words = set(seen.values())
-    if len(words) == 1:
-        return next(iter(words))
-    return ", ".join(f"{what} of {peer}" for peer, what in seen.items() if what)
-
-
-def _cases(asked: Required, plan: Plan, judged: Sequence[Judgement]) -> str:
-    """Which cases every peer was judged on, and which some peer was not."""
-    every = {j.peer for j in judged}
-    each = {peer: {j.case for j in judged if j.peer == peer} for peer in every}
-    names = list(dict.fromkeys(case.name for _, case in plan))
-    covered = [name for name in names if every and all(name in cases for cases in each.values())]
-    left = [name for name in names if name not in covered]
-    kind = "text cases alone" if asked.names is None else "required cases alone"
-    return f"{kind}: {_listed(covered)}; not covered: {_listed(left)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"

@@ -8,41 +8,35 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import resource
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from conformance.cases import catalogue as case_list
-from conformance.cases.case import Case
-from conformance.cases.plan import plan_of
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
-from conformance.commands.required import coverage, inside
-from conformance.defects.catalogue import DEFECTS
-from conformance.defects.exposure import hidden, reach
-from conformance.judge.pooled import pooled
-from conformance.judge.session import Found, Plan, Session
-from conformance.judge.steady import steadiness
-from conformance.judge.together import TOGETHER, together
-from conformance.measure.causes import layer_types
+from conformance.judge.comparisons import Comparison
+from conformance.judge.session import Session
 from conformance.peers.find import create, other_type
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
 from conformance.report import files
 from conformance.report import text as report
-from conformance.report.called import labels, renamed
-from conformance.report.log_probs import farthest
-from conformance.report.result import Result, environment
-from conformance.sweep import shards
+from conformance.report.conclusion import concluded
+from conformance.report.result import Result
+from conformance.report.terms import Work, work
+from conformance.sweep.header import header_of
+from conformance.sweep.keeping import Keeping
+from conformance.sweep.kept import Ended, write
+from conformance.sweep.share import WHOLE, Share, cost, part
+from conformance.sweep.so_far import SoFar
+from conformance.sweep.workers import Answer, Question, judged
 from conformance.target import Target
 from conformance.terminal import console
-from t5g2ref.backend import Backend
-from t5g2ref.dtypes import HALF
 
-NOT_OURS = "what these prompts reach is not known: they are no cases of the suite's own"
 WORTH = 40  # comparisons, from which on processes pay
 
 
@@ -53,85 +47,125 @@ def run(options: argparse.Namespace) -> int:
 
 def judge_peers(request: Request) -> int:
     """Judge the peers on their checkpoints and cases, and report; returns the verdict's exit status."""
-    result = result_of(request)
-    try:
-        report.show(result, console(), detail=request.detail)
-        print(result.last_line(), flush=True)
-    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
-        files.write(result, request.outputs)
-        raise
-    files.write(result, request.outputs)  # after the verdict, which a full disk must not cost
-    return result.status
+    made = _began(request)
+    with made.so_far:
+        _make(request, made)
+        result = _result(request, made)
+        if request.share is None:
+            return reported(result, request.outputs, detail=request.detail)
+        status = reported(result, {}, detail=request.detail)
+        if not made.interrupted:
+            _write_share(request.outputs["json"], request.share, made, result)
+        return status
+
+
+def _write_share(path: Path, share: Share, made: _Made, result: Result) -> None:
+    """The file that `merge` reads."""
+    records = made.so_far.records
+    ended = Ended(len(records), result.seconds, result.peak_bytes, made.so_far.beside)
+    write(path, header_of(made.work, share), records, ended)
 
 
 def result_of(request: Request) -> Result:
     """Judge the peers on their checkpoints and cases; an interruption is part of the result."""
-    began, found, interrupted = time.perf_counter(), Found(), False
+    made = _began(request)
+    with made.so_far:
+        _make(request, made)
+        return _result(request, made)
+
+
+@dataclass
+class _Made:
+    """What became of a request: what there is to judge, what was found until now, and how long that took."""
+
+    work: Work
+    so_far: SoFar
+    began: float
+    interrupted: bool = False
+
+    @property
+    def peak_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(self.so_far.peak.values())
+
+
+def _began(request: Request) -> _Made:
+    """What there is to judge, and what is kept of it from an earlier time."""
+    began = time.perf_counter()
     with reporting(quiet=not request.progress) as reporter:
-        targets = _targets(request, reporter)
-        plan = _plan(request, targets)
-        if request.required is not None:
-            request.required.check(case.name for _, case in plan)
-        judged_on = list({id(target): target for target, _ in plan}.values())
-        session = Session(
-            judged_on,
-            [(target, case) for target, case in plan if request.asks(case)],
-            found,
-            reporter,
-            exact=request.exact,
-            asked=request.asked,
-            generating=request.generating,
-            repeat=request.repeat,
-            required=request.required,
-            others=_others(request),
-        )
-        answer = shards.Answer(session.versions, session.called, session.notes)
+        asked = _asked(request, reporter)
+    wanted = asked.every if request.share is None else part(asked, request.share)
+    keeping = Keeping(request.resume, header_of(asked, request.share or WHOLE), asked) if request.resume else None
+    return _Made(asked, SoFar(wanted, keeping), began)
+
+
+def _make(request: Request, made: _Made) -> None:
+    """Make the comparisons that are left, until somebody interrupts it."""
+    with reporting(quiet=not request.progress) as reporter:
         try:
-            _judged(request, plan, session, found, answer, reporter)
+            _judged(request, made.work, made.so_far, reporter)
         except KeyboardInterrupt:
-            interrupted = True
-    result = _result(request, targets, plan, session, found)
+            made.interrupted = True
+
+
+def _result(request: Request, made: _Made) -> Result:
+    asked, so_far = made.work, made.so_far
+    result = concluded(asked, so_far.found, so_far.beside, request.known, request.command)
+    whole, ended = not made.interrupted and request.share is None, f"{len(so_far.records)} of {len(asked.every)}"
     with reporting(quiet=not request.progress) as reporter:
-        told = [] if interrupted else diagnoses(targets, result.judgements, reporter.say, request.build)
+        told = diagnoses(list(asked.targets), result.judgements, reporter.say, request.build) if whole else []
     return replace(
         result,
         diagnoses=told,
-        seconds=time.perf_counter() - began,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(answer.peak.values()),
-        interrupted=f"{len(found)} of {session.total(list(request.peers))} comparisons" if interrupted else "",
+        seconds=time.perf_counter() - made.began,
+        peak_bytes=made.peak_bytes,
+        interrupted=f"{ended} comparisons" if made.interrupted else "",
+        share=f"shard {request.share}: {ended} comparisons" if request.share else "",
     )
 
 
-def _judged(
-    request: Request, plan: Plan, session: Session, found: Found, answer: shards.Answer, reporter: Reporter
-) -> None:
-    """Judge in this process, or in as many as were asked for, which then give what comes beside the judgements."""
-    total = session.total(list(request.peers))
-    processes = _processes(request, total)
-    if processes == 1:
-        session.judge(list(request.peers))
+def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
+    """Judge what is left, in this process or in as many as were asked for."""
+    if not (left := so_far.left):
         return
-    pieces = shards.shards(plan, dict(request.names), processes, exact=request.exact, asks=request.asks)
-    question = shards.Question(
-        ckpt=request.ckpt,
-        synthetic=request.synthetic,
-        calm=request.calm,
-        backend=request.backend.name,
-        timeout=request.timeout,
-        asked=request.asked,
-        alone=len(request.peers) == 1,
-        repeat=request.repeat,
-        required=request.required,
-        rows=request.rows,
-        generating=request.generating,
-    )
-    reporter.start(total)
+    processes = _processes(request, len(asked.every))  # of a share too: a product's bits follow from its threads
+    if processes == 1:
+        _judged_here(request, asked, so_far, reporter)
+        return
+    targets = tuple(target.name for target in asked.targets)
+    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout)
+    reporter.start(len(left))
 
-    def told(what: str) -> None:
-        reporter.say(what)
+    def ended(one: Comparison | None, answer: Answer) -> None:
+        so_far.peak[answer.process] = answer.peak
+        if one is None:
+            so_far.beside.add(answer.beside)
+            return
+        so_far.add(one, answer.judgements, answer.beside, lost=answer.lost)
+        reporter.say(f"{one.case}: {one.peer}")
         reporter.step()
 
-    shards.judged(question, pieces, processes, found, answer, told)
+    longest_first = sorted(left, key=lambda one: -cost(asked, one))  # so that nobody is left alone with the last
+    judged(question, longest_first, min(processes, len(left)), ended)
+
+
+def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
+    session = Session(
+        asked.judged_on,
+        asked.judged,
+        reporter,
+        exact=request.exact,
+        asked=request.asked,
+        generating=request.generating,
+        repeat=request.repeat,
+        required=request.required,
+        others=_others(request),
+        only=frozenset(so_far.left),
+        ended=so_far.add,
+    )
+    try:
+        session.judge(list(request.peers))
+    finally:
+        so_far.beside.add(session.beside)
 
 
 def _others(request: Request) -> dict[str, Peer]:
@@ -150,6 +184,15 @@ def _processes(request: Request, comparisons: int) -> int:
     return min(most, comparisons) if many else 1
 
 
+def _asked(request: Request, reporter: Reporter) -> Work:
+    """What there is to judge. Raises UsageError for cases or known deviations that no checkpoint has."""
+    made = work(request.terms(), _targets(request, reporter), request.cases_of)
+    check_cases(request.cases, (case.name for _, case in made.built))
+    if request.required is not None:
+        request.required.check(case.name for _, case in made.plan)
+    return made
+
+
 def _targets(request: Request, reporter: Reporter) -> list[Target]:
     """The checkpoints that every peer accepts; if there is none, all of them."""
     made = {"synthetic": request.synthetic, "calm": request.calm}
@@ -160,133 +203,13 @@ def _targets(request: Request, reporter: Reporter) -> list[Target]:
     return targets
 
 
-def _result(request: Request, targets: list[Target], plan: Plan, session: Session, found: Found) -> Result:
-    """The judgements in the order of the checkpoints, with everything else that a report says."""
-    found = [*found, *together(found), *pooled(found)]
-    versions, peers = session.versions, list(request.peers)
-    targets_, peers_ = [list(dict.fromkeys(names)) for names in ([t.name for t, _ in plan], [p.name for p in peers])]
-    order = dict.fromkeys(case.name for _, case in plan)
-    places = {"exact": -1, TOGETHER: len(order), **{name: i for i, name in enumerate(order)}}
-    ordered = sorted(found, key=lambda f: (targets_.index(f[0]), peers_.index(f[1].peer), places[f[1].case]))
-    known = [(t, request.known.applied(j, versions.get(j.peer, {}))) for t, j in ordered]
-    called = labels(peers_, session.called)
-    found = [(target, replace(j, peer=called[j.peer])) for target, j in known]
-    few = _few(plan, found)
-    return Result(
-        judgements=found,
-        exposes={case.name: case.exposes for _, case in plan},
-        titles={case.name: case.title for _, case in plan},
-        hidden=dict.fromkeys(DEFECTS, NOT_OURS)
-        if request.cases_of
-        else hidden(
-            [t.config for t in targets],
-            _compared(plan, found, peers),
-            _powers(found),
-            {d for d, *_ in few},
-            outside={j.dtype for _, j in inside(found) if j.outside},
-            quantised={j.dtype for _, j in found if j.scheme},
-            single=_in_single(found),
-            repeated=all(j.repeated and not j.unmixed for _, j in found if j.local),
-            preallocated=all(optional(peer, "preallocated") for peer in peers),
-        ),
-        versions={k: v for said in versions.values() for k, v in said.items()},
-        selected=sum(request.asks(case) for _, case in plan),
-        available=len(_built(request, targets)),
-        environment=environment(request.backend),
-        peers={called.get(name, name): given for name, given in request.names.items()},
-        known=request.known.states(),
-        notes=[
-            *request.notes,
-            *(note for target in targets for note in target.notes),
-            *_notes(peers, found, request.backend),
-            *dict.fromkeys(note for _, note in few),
-            *_wider(found),
-            *reach(_judged_on(plan, found)),
-            *farthest(found),
-            *steadiness(found, {called[p.name] for p in peers if not (request.repeat and optional(p, "probed"))}),
-            *(renamed(note, called) for note in session.notes),
-        ],
-        command=request.command,
-        covers=coverage(request.required, plan, found),
-        layers={t.name: layer_types(t.config) for t in targets},
-    )
-
-
-def _notes(peers: list[Peer], found: Found, backend: Backend) -> list[str]:
-    """Caveats printed beside the verdict."""
-    as_good = "CONFORMS says as good as this quantisation allows, beside legal runs whose linear layers are rounded so"
-    yet = dict.fromkeys(f"{j.peer} declares {j.scheme}: {as_good}" for _, j in found if j.scheme)
-    own = [peer.name for peer in peers if peer.name.startswith(f"t5g2ref:{backend.name}:")]
-    same = "is the judge's own code on the judge's own backend: this shows its rounding, and nothing of its correctness"
-    return [*yet, *(f"{name} {same}" for name in own)]
-
-
-def _built(request: Request, targets: list[Target]) -> Plan:
-    """Every case of every checkpoint; the costly ones of the first alone."""
-    return [(t, case) for t in targets for case in request.build(t.config) if t is targets[0] or not case.costly]
-
-
-def _plan(request: Request, targets: list[Target]) -> Plan:
-    built, patterns = _built(request, targets), list(request.cases)
-    check_cases(patterns, (case.name for _, case in built))
-    return [(t, case) for t, case in built if case_list.select([case], patterns)]
-
-
-def _compared(plan: Plan, found: Found, peers: list[Peer]) -> list[Case]:
-    """The cases that every peer was judged on that they ask for; the others exposed nothing."""
-    judged = [
-        (target, j.case) for target, j in found if not j.error and not j.skipped and j.case not in ("exact", TOGETHER)
-    ]
-    asked = {id(case): sum(case.asks(peer.dtype) for peer in peers) for _, case in plan}
-    return [case for t, case in plan if judged.count((t.name, case.name)) == asked[id(case)] > 0]
-
-
-def _judged_on(plan: Plan, found: Found) -> list[tuple[str, Case]]:
-    """(type, case) of every peer that was judged on a case."""
-    cases = {(target.name, case.name): case for target, case in plan}
-    return [(j.dtype, j.made or cases[target, j.case]) for target, j in found if j.local]
-
-
-def _few(plan: Plan, found: Found) -> list[tuple[str, str]]:
-    """(type, note) of each peer that did not show every tap of a case."""
-    cases = {(target.name, case.name): (target, case) for target, case in plan}
-    few = dict[str, tuple[str, str]]()
-    for target_name, j in inside(found):
-        if j.local and j.peer not in few:
-            target, case = cases[target_name, j.case]
-            if j.outside:
-                few[j.peer] = j.dtype, f"{j.peer} shows {j.outside}: where a mistake is inside cannot be seen"
-            elif len(j.local) < (declared := len(plan_of(target.config, case))):
-                shown = f"{j.peer} shows {len(j.local)} of {declared} taps (case {case.name})"
-                few[j.peer] = j.dtype, f"{shown}: a mistake can only be placed between two of them"
-    return list(few.values())
-
-
-def _wider(found: Found) -> list[str]:
-    """A note for each peer with values of more bits than it declares."""
-    taps = dict[tuple[str, str], dict[str, str]]()
-    for _, j in found:
-        if j.wider:
-            taps.setdefault((j.peer, j.dtype), {}).update(j.wider)
-    return [
-        f"{peer} declares {dtype} and shows {', '.join(sorted(set(wide.values())))} at {len(wide)} taps, first "
-        f"{next(iter(wide))}: judged as shown; more bits are no mistake"
-        for (peer, dtype), wide in taps.items()
-    ]
-
-
-def _in_single(found: Found) -> bool:
-    """Whether all peers were judged in float32; of one that was not, what is below a half type's rounding is open."""
-    types: dict[str, set[str]] = {}
-    for _, j in found:
-        if j.local:
-            types.setdefault(re.sub(r":(bfloat16|float16|float32)\b.*", "", j.peer), set()).add(j.dtype)
-    return all("float32" in seen for seen in types.values())
-
-
-def _powers(found: Found) -> dict[str, bool]:
-    """Defect id → whether every peer in half precision had an input that would have shown its pattern."""
-    peers = {(t, j.peer) for t, j in found if j.dtype in HALF and j.local}
-    able = {(j.peer, s.defect) for _, j in found for s in j.named if s.verdict in ("named", "absent")}
-    defects = {s.defect for _, j in found for s in j.named}
-    return {d: bool(peers) and all((peer, d) in able for _, peer in peers) for d in defects}
+def reported(result: Result, outputs: Mapping[str, Path], *, detail: bool) -> int:
+    """Show and write a result; returns the verdict's exit status."""
+    try:
+        report.show(result, console(), detail=detail)
+        print(result.last_line(), flush=True)
+    except (OSError, KeyboardInterrupt):  # a reader who has gone must not cost the files
+        files.write(result, outputs)
+        raise
+    files.write(result, outputs)  # after the verdict, which a full disk must not cost
+    return result.status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -19,6 +20,11 @@ RENDERERS = {
     "markdown": "conformance.report.html.markdown",
     "badge": "conformance.report.badge",
 }
+
+
+def chosen(options: argparse.Namespace) -> dict[str, Path]:
+    """Kind of file → its path, of those that were asked for."""
+    return {kind: path for kind in FILES if (path := getattr(options, kind)) is not None}
 
 
 def check(outputs: Mapping[str, Path]) -> None:

@@ -18,11 +18,13 @@ names, so that it cannot hide a new deviation.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,12 @@ class Known:
     entries: tuple[Deviation, ...] = ()
     _seen: set[int] = field(default_factory=set)
     _passed: set[int] = field(default_factory=set)
+
+    @property
+    def mark(self) -> str:
+        """A checksum of the entries; "" for none. Whoever has the same one excuses the same."""
+        text = json.dumps([asdict(entry) for entry in self.entries], sort_keys=True)
+        return sha256(text.encode()).hexdigest() if self.entries else ""
 
     def match(self, judgement: Judgement, versions: Mapping[str, str]) -> Deviation | None:
         """The entry of the judgement's culprit, if entries cover everything that fails in it; else None.

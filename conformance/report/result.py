@@ -32,6 +32,7 @@ class Result:
         selected, available: how many cases were chosen (0 for the exact lane alone) and how many there are, on all
             targets together.
         seconds, peak_bytes: of the whole command.
+        share: which part of a run this is, in words; "" for a whole one.
         interrupted: how far the run came before someone stopped it; "" for a whole run.
         titles: case name → what it is.
         peers: peer name → how it was asked for.
@@ -61,6 +62,7 @@ class Result:
     covers: str = ""
     diagnoses: list[Diagnosis] = field(default_factory=list)
     layers: dict[str, LayerTypes] = field(default_factory=dict)
+    share: str = ""
 
     @property
     def verdict(self) -> str:
@@ -107,6 +109,7 @@ class Result:
         scope = scope if self.selected else " (exact lane alone)"
         if self.covers:
             scope = f" on {self.covers}{'' if 'not covered' in self.covers else scope}"
+        scope += f" ({self.share})" if self.share else ""
         excused = len({j.known for _, j in self.judgements if j.known and not j.skipped and not j.error})
         known = f" with {excused} known deviation{'s' * (excused > 1)}" if excused else ""
         return line(f"VERDICT: {self.verdict}{known}{self._left_out()}{scope}{self._blame()}")

@@ -1,58 +1,182 @@
-"""Does jobs in several processes: each makes its state once, has a core of its own, and ends with its parent."""
+"""Does jobs in several processes: each makes its state once, has a core of its own, and ends with its parent.
+
+A process that dies costs the job that it had in hand and nothing else. Another takes its place and tries that job once
+more. Each has a pipe of its own: a lock that all of them share would stay locked by the one that died.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import traceback
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-WAIT = 0.05  # seconds between two looks at what workers tell while they work
-_STATE: list[Any] = []  # of a worker process
+TRIES = 2  # of a job whose process dies
+PATIENCE = 5.0  # seconds for a process that is told to end
+
+LAST = -1  # the number of what a process does at the end
+State = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any, Any], Any], Callable[[Any], Any] | None]
+"""`start`, what it is given, `work` and `last`; see `done`."""
+
+
+class ProcessDied(RuntimeError):
+    """The process that had a job died, and the next one as well. The message says how."""
 
 
 def done(
     start: Callable[..., Any],
     given: tuple[Any, ...],
     work: Callable[[Any, Any], Any],
-    jobs: list[Any],
+    jobs: Sequence[Any],
     processes: int,
-    heard: Callable[[], None] = lambda: None,
+    alike: Callable[[Any], Hashable] = lambda _: None,
+    lost: Callable[[Any, str], Any] | None = None,
+    last: Callable[[Any], Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """(job, result) as they come. `work(state, job)` is called where `state = start(*given)` was made.
 
     Args:
         start, work: functions of a module, which a process can import.
-        given: what can be pickled, or a queue of CONTEXT.
-        heard: called again and again while workers work, and once more when a result has come.
+        given: what can be pickled, as jobs can; no job is None.
+        alike: jobs of one value are best done by one process, one after the other.
+        lost: gives the result of a job that ended two processes, from the job and how the second one ended. Without it
+            ProcessDied is raised.
+        last: what a process does when there are no more jobs; that gives (None, `last(state)`).
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="conformance-") as folder,
-        ProcessPoolExecutor(
-            processes, CONTEXT, _start, (folder, CONTEXT.Value("i", 0), processes, start, given)
-        ) as pool,
-    ):
-        with deaf():
-            waiting: dict[Future[Any], Any] = {pool.submit(_there, work, job): job for job in jobs}
+    waiting = _Waiting(jobs, alike)
+    with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+        workers = [_Worker(i, processes, folder, (start, given, work, last)) for i in range(min(processes, len(jobs)))]
         try:
-            while waiting:
-                finished = wait(waiting, timeout=WAIT, return_when=FIRST_COMPLETED).done
-                heard()
-                for future in finished:
-                    yield waiting.pop(future), future.result()
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
+            yield from _done(workers, waiting, lost)
+            for worker in workers:
+                worker.dismiss()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for worker in workers:
+                worker.end()
+
+
+def _done(
+    workers: Sequence[_Worker], waiting: _Waiting, lost: Callable[[Any, str], Any] | None
+) -> Iterator[tuple[Any, Any]]:
+    for worker in workers:
+        worker.take(waiting)
+    tries = dict[int, int]()
+    while busy := {worker.pipe: worker for worker in workers if worker.number is not None}:
+        for pipe in wait(list(busy)):
+            worker = busy[pipe]  # type: ignore[index]  # wait gives what it was given
+            number, job = worker.number, worker.job
+            assert number is not None
+            try:
+                error, result = worker.pipe.recv()
+            except (EOFError, OSError):
+                how = worker.died()
+                if number == LAST:
+                    worker.number = None
+                    continue
+                worker.start()
+                tries[number] = tries.get(number, 1) + 1
+                if tries[number] <= TRIES:
+                    worker.give(number, job)
+                    continue
+                if lost is None:
+                    raise ProcessDied(f"{how}, twice, at the same job") from None
+                error, result = None, lost(job, how)
+            if error is not None:
+                raise error
+            worker.take(waiting)
+            yield job, result
+
+
+class _Waiting:
+    """Jobs that nobody has taken. They lie in heaps of those that are alike."""
+
+    def __init__(self, jobs: Sequence[Any], alike: Callable[[Any], Hashable]) -> None:
+        self._heaps: dict[Hashable, deque[tuple[int, Any]]] = {}
+        for number, job in enumerate(jobs):
+            self._heaps.setdefault(alike(job), deque()).append((number, job))
+        self._hands: dict[int, Hashable] = {}  # process → the heap that it takes from
+
+    def next(self, process: int) -> tuple[int, Any] | None:
+        """The next job of the heap that the process is at; then of one that nobody is at; then of the largest."""
+        heaps = {key: heap for key, heap in self._heaps.items() if heap}
+        if not heaps:
+            return None
+        if process not in self._hands or self._hands[process] not in heaps:
+            others = {key for who, key in self._hands.items() if who != process}
+            free = [key for key in heaps if key not in others]
+            self._hands[process] = free[0] if free else max(heaps, key=lambda key: len(heaps[key]))
+        return self._heaps[self._hands[process]].popleft()
+
+
+class _Worker:
+    """A process, the pipe to it, and the job that it has in hand; `number` is None where there is none."""
+
+    pipe: Connection
+
+    def __init__(self, index: int, processes: int, folder: str, state: State) -> None:
+        self._index, self._given = index, (index, processes, folder, *state)
+        self.number: int | None = None
+        self.job: Any = None
+        self.start()
+
+    def start(self) -> None:
+        self.pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(theirs, *self._given))
+        with deaf():
+            self._process.start()
+        theirs.close()  # so that the pipe ends when the process does
+
+    def take(self, waiting: _Waiting) -> None:
+        """Give it the next job, if there is one, or what comes last, if it has not done that."""
+        found, ended = waiting.next(self._index), self.number == LAST or self._given[-1] is None
+        self.number, self.job = None, None
+        if found is not None:
+            self.give(*found)
+        elif not ended:
+            self.give(LAST, None)
+
+    def give(self, number: int, job: Any) -> None:
+        self.number, self.job = number, job
+        with suppress(BrokenPipeError):  # it has died: that is found when its answer is read
+            self.pipe.send(job)
+
+    def died(self) -> str:
+        """How the process ended, in words."""
+        self.end()
+        code = self._process.exitcode or 0
+        return f"its process was ended by {_signal(-code)}" if code < 0 else f"its process ended with status {code}"
+
+    def dismiss(self) -> None:
+        """Let it end by itself."""
+        self.pipe.close()
+        self._process.join(PATIENCE)
+
+    def end(self) -> None:
+        """See to it that it has ended."""
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join(PATIENCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} (out of memory, it may be)" if name == "SIGKILL" else name
 
 
 @contextmanager
@@ -66,22 +190,51 @@ def deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(folder: str, turn: Any, processes: int, start: Callable[..., Any], given: tuple[Any, ...]) -> None:
+def _serve(
+    pipe: Connection,
+    index: int,
+    processes: int,
+    folder: str,
+    start: Callable[..., Any],
+    given: tuple[Any, ...],
+    work: Callable[[Any, Any], Any],
+    last: Callable[[Any], Any] | None,
+) -> None:
+    """What a process does: it answers each job with (error, result), until its parent closes the pipe."""
     tempfile.tempdir = folder  # deleted by the parent, also when this process is ended
-    _own_core(turn, processes)
+    _own_core(index, processes)
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # torch comes later
     threadpool_limits(1)
-    _STATE[:] = [start(*given)]
+    with suppress(EOFError, ConnectionError):
+        try:
+            state = start(*given)
+        except BaseException as error:
+            pipe.send((_sendable(error), None))
+            return
+        while True:
+            job = pipe.recv()
+            try:
+                result = last(state) if job is None and last is not None else work(state, job)
+                answer: tuple[BaseException | None, Any] = None, result
+            except BaseException as error:
+                answer = _sendable(error), None
+            pipe.send(answer)
 
 
-def _own_core(turn: Any, processes: int) -> None:
-    """Each process on cores of its own, in turn: then its threads do not wait for those of another."""
-    with suppress(AttributeError, OSError), turn.get_lock():  # some systems cannot, or do not let
+def _sendable(error: BaseException) -> BaseException:
+    """The error with its traceback, or where it does not survive the way, its words."""
+    told = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(told)
+    error.add_note(told)
+    return error
+
+
+def _own_core(index: int, processes: int) -> None:
+    """Each process on cores of its own: then its threads do not wait for those of another."""
+    with suppress(AttributeError, OSError):  # some systems cannot, or do not let
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) >= processes:
-            os.sched_setaffinity(0, cores[turn.value % processes :: processes])
-        turn.value += 1
-
-
-def _there(work: Callable[[Any, Any], Any], job: Any) -> Any:
-    return work(_STATE[0], job)
+            os.sched_setaffinity(0, cores[index % processes :: processes])

@@ -68,8 +68,31 @@ def parsed(arguments: list[str]) -> None:
     parser().parse_args(arguments)
 
 
+def recipes() -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def test_a_matrix_makes_every_part_and_one_verdict() -> None:
+    """Each job takes what its number says, and what they keep is what `merge` is given."""
+    part, verdict = steps(recipes()[2])["jobs"].values()  # type: ignore[call-overload]
+    parts = part["strategy"]["matrix"]["part"]
+    (judged,) = (step for step in part["steps"] if "-m conformance" in step.get("run", ""))
+    commands = [judged["run"].replace("${{ matrix.part }}", str(number)).split()[3:] for number in parts]
+    for number, command in enumerate(commands, 1):
+        parsed(command)
+        assert f"{number}/{len(parts)}" in command
+        assert command[-1] == f"part-{number}.json"
+    assert judged["continue-on-error"] is True
+    assert part["strategy"]["fail-fast"] is False
+    (kept,) = (step for step in part["steps"] if "upload-artifact" in step.get("uses", ""))
+    assert kept["with"]["path"] == "part-*.json"
+    assert verdict["needs"] == "part"
+    parsed(verdict["steps"][-1]["run"].split()[3:])
+    assert "part-*.json" in verdict["steps"][-1]["run"]
+
+
 def test_its_recipes_are_yaml_and_call_what_there_is() -> None:
-    first, second = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    first, second, _ = recipes()
     assert len(first.splitlines()) <= 10
     (used,) = (step for step in steps(first)["jobs"]["conformance"]["steps"] if "with" in step)  # type: ignore[call-overload]
     assert used["uses"].split("@")[0] == f"OWNER/t5g2ref/{ACTION.parent.relative_to(ROOT)}"

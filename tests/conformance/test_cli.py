@@ -18,7 +18,7 @@ from conformance import __main__ as command
 from conformance.cases import catalogue as case_list
 from conformance.commands import run as judging
 from conformance.defects.catalogue import DEFECTS
-from conformance.judge import session
+from conformance.judge import sitting
 from conformance.measure.finding import Finding
 from conformance.measure.limits import LIMITS
 from t5g2ref import bundled, taps
@@ -137,7 +137,7 @@ def test_json_that_cannot_be_written(
         raise AssertionError("work was begun")
 
     monkeypatch.setattr(judging, "resolve", work)
-    monkeypatch.setattr(session, "judge", work)
+    monkeypatch.setattr(sitting, "judge", work)
     status, lines, err = run("--json", str(tmp_path / path), peers=[Ours()])
     assert (status, lines) == (2, [])
     assert message in err

@@ -17,7 +17,7 @@ from command_line import Change, Ours, Run, at, narrow, raising, strictly
 from conformance.commands import command_line
 from conformance.commands import run as judging
 from conformance.defects.catalogue import DEFECTS
-from conformance.judge import session
+from conformance.judge import sitting
 from conformance.measure.limits import LIMITS
 from t5g2ref import bundled
 from t5g2ref.backend import BackendError
@@ -175,7 +175,7 @@ def test_checkpoint_path_is_printed_as_it_is(run: Run, tmp_path: Path, monkeypat
 
 def test_an_interruption_loses_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was judged before Ctrl-C is shown and written; the verdict claims no more than that."""
-    judge, calls = session.judge, []
+    judge, calls = sitting.judge, []
 
     def twice(*arguments: Any, **more: Any) -> Any:
         calls.append(arguments)
@@ -183,7 +183,7 @@ def test_an_interruption_loses_nothing(run: Run, tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         return judge(*arguments, **more)
 
-    monkeypatch.setattr(session, "judge", twice)
+    monkeypatch.setattr(sitting, "judge", twice)
     status, lines, _ = run("--case", "s[he]*", "--json", str(tmp_path / "out.json"), peers=[Ours()])
     assert status == 3
     assert lines[-1].startswith("VERDICT: INCOMPLETE")
@@ -203,7 +203,7 @@ def test_an_interruption_before_any_case(run: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_no_memory_for_one_case_costs_that_case_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge, calls = session.judge, []
+    judge, calls = sitting.judge, []
 
     def full(*arguments: Any, **more: Any) -> Any:
         calls.append(arguments)
@@ -211,7 +211,7 @@ def test_no_memory_for_one_case_costs_that_case_alone(run: Run, monkeypatch: pyt
             raise BackendError("not enough memory on cupy: needed 9 GiB, free 1 GiB")
         return judge(*arguments, **more)
 
-    monkeypatch.setattr(session, "judge", full)
+    monkeypatch.setattr(sitting, "judge", full)
     status, lines, _ = run("--case", "s[he]*", peers=[Ours()])
     assert status == 3
     assert len(calls) > 1
@@ -225,7 +225,7 @@ def test_a_failure_of_the_suite_is_not_the_peer_s(run: Run, monkeypatch: pytest.
     def judge(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the reference never reached 3 declared taps")
 
-    monkeypatch.setattr(session, "judge", judge)
+    monkeypatch.setattr(sitting, "judge", judge)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines) == (3, ["VERDICT: INCOMPLETE - the suite itself failed"])
     assert "RuntimeError: the reference never reached 3 declared taps" in err
@@ -236,7 +236,7 @@ def test_out_of_memory_is_no_verdict_on_a_peer(run: Run, monkeypatch: pytest.Mon
     def judge(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(session, "judge", judge)
+    monkeypatch.setattr(sitting, "judge", judge)
     status, lines, err = run("--case", "short", peers=[Ours()])
     assert (status, lines) == (3, ["VERDICT: INCOMPLETE - out of memory"])
     assert "conformance: out of memory; give a smaller --ckpt, or fewer cases with --case" in err

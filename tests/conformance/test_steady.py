@@ -13,7 +13,8 @@ from judging import judged
 from conformance.activations import Dump
 from conformance.cases.case import Case
 from conformance.cases.catalogue import build
-from conformance.judge.session import Found, Session
+from conformance.judge.judgement import Judgement
+from conformance.judge.session import Session
 from conformance.judge.steady import BETWEEN, between, steadiness
 from conformance.peers.find import other_type
 from conformance.peers.reference import ReferencePeer
@@ -176,11 +177,18 @@ def test_a_table_kept_from_another_type_is_found_in_either_order(tiny: Target, f
 
     peers = {name: Keeping(_one(0.0, set()), name) for name in ("float32", "bfloat16")}
     peer, other = peers.pop(first), *peers.values()
-    found = Found()
+    found: list[Judgement] = []
     case = case_of(tiny, "short")
     with reporting(quiet=True) as reporter:
-        Session([tiny], [(tiny, case)], found, reporter, exact=False, others={peer.name: other}).judge([peer])
-    assert found[0][1].deviates
+        Session(
+            [tiny],
+            [(tiny, case)],
+            reporter,
+            exact=False,
+            others={peer.name: other},
+            ended=lambda _, judgements, __: found.extend(judgements),
+        ).judge([peer])
+    assert found[0].deviates
 
 
 def test_inputs_between_are_shorter_and_longer(tiny: Target) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pytest
 pytest.importorskip("rich", reason="needs rich: the progress bar is made with it")
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's threads share the cores by it")
 
-from dumping import case_of, tiny
+from dumping import tiny
 
-from conformance.judge.session import Found
-from conformance.sweep.shards import Answer, Question, judged, shards
+from conformance.judge.comparisons import Comparison
+from conformance.report.terms import Asked, Terms, work
+from conformance.sweep.pool import ProcessDied, _Waiting, done
+from conformance.sweep.workers import Answer, Question, judged
 from t5g2ref import bundled
 
 PORT = """
@@ -22,13 +26,12 @@ from conformance.peers.reference import ReferencePeer
 class Port(ReferencePeer):
     notes, timeout, called = ("it is slow",), 600.0, "mine"
     def versions(self): return {"port": f"waits {self.timeout:g} s"}
+    def close(self): raise ValueError("it will not")
 
 def create(_, backend): return Port(backend, "float32")
 """
 EVEN = str(bundled("tiny-even"))
-QUESTION = Question(
-    EVEN, synthetic=False, calm=False, backend="numpy", timeout=7.0, asked=False, alone=True, repeat=True
-)
+Told = list[tuple[Comparison | None, Answer]]
 
 
 @pytest.fixture
@@ -37,30 +40,88 @@ def peers(tmp_path: Path) -> dict[str, str]:
     return {"port": str(tmp_path / "port.py")}
 
 
-def plan(*names: str) -> Any:
-    target = tiny(EVEN)
-    return [(target, case_of(target, name)) for name in names]
+def asked(peers: dict[str, str], *cases: str, exact: bool = False, values: bool = True) -> tuple[Question, Any]:
+    terms = Terms(
+        tuple(Asked(name, "float32", given) for name, given in peers.items()),
+        {},
+        EVEN,
+        cases=cases,
+        exact=exact,
+        values=values,
+    )
+    what = work(terms, [tiny(EVEN)])
+    return Question(terms, peers, (EVEN,), "numpy", 7.0), what.every
 
 
 def test_an_interruption_keeps_what_was_told(peers: dict[str, str]) -> None:
-    pieces = shards(plan("short", "eoi", "loss"), peers, 2, exact=False, asks=lambda _: True)
-    found, answer = Found(), Answer()
+    question, every = asked(peers, "short", "eoi", "loss")
+    told = Told()
 
-    def stop(_: str) -> None:
+    def stop(one: Comparison | None, answer: Answer) -> None:
+        told.append((one, answer))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judged(QUESTION, pieces, 2, found, answer, stop)
-    assert len(found) == 1
-    assert answer.versions == {"port": {"port": "waits 7 s"}}
-    assert answer.called == {"port": "mine"}
-    assert "it is slow" in answer.notes
-    assert all(peak > 0 for peak in answer.peak.values())
-    assert answer.peak
+        judged(question, every, 2, stop)
+    ((one, answer),) = told
+    assert one in every
+    assert answer.beside.versions == {"port": {"port": "waits 7 s"}}
+    assert answer.beside.called == {"port": "mine"}
+    assert "it is slow" in answer.beside.notes
+    assert answer.process != os.getpid()
+    assert answer.peak > 0
 
 
 def test_the_exact_lane_alone_has_no_case(peers: dict[str, str]) -> None:
-    pieces = shards(plan("short"), peers, 2, exact=True, asks=lambda _: False)
-    found, answer = Found(), Answer()
-    judged(QUESTION, pieces, 2, found, answer, lambda _: None)
-    assert [(target, j.case, j.passed) for target, j in found] == [(EVEN, "exact", True)]
+    question, every = asked(peers, "short", exact=True, values=False)
+    told = Told()
+    judged(question, every, 2, lambda *of: told.append(of))
+    (first, answer), (last, closing) = told
+    assert first == (EVEN, "port", "exact")
+    assert [(j.case, j.passed) for j in answer.judgements] == [("exact", True)]
+    assert last is None  # the peer's end is told too
+    assert [note for note in closing.beside.notes if "close() raised" in note]
+
+
+def _folder(folder: str) -> Path:
+    return Path(folder)
+
+
+def _dying(folder: Path, job: str) -> str:
+    """`times` of a job's name: how often it ends its process."""
+    name, times = job.split()
+    with (folder / name).open("a") as file:
+        file.write("x")
+    if len((folder / name).read_text()) <= int(times):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+def test_a_dead_process_costs_its_job_alone_and_that_is_tried_again(tmp_path: Path) -> None:
+    """Broken by a pool that is broken as a whole: every job that waits is lost with it."""
+    jobs = ["a 0", "b 1", "c 0", "d 2", "e 0"]
+    found = dict(done(_folder, (str(tmp_path),), _dying, jobs, 2, lost=lambda job, how: f"{job} lost: {how}"))
+    how = "its process was ended by SIGKILL (out of memory, it may be)"
+    assert found == {"a 0": "a", "b 1": "b", "c 0": "c", "d 2": f"d 2 lost: {how}", "e 0": "e"}
+    assert {path.name: len(path.read_text()) for path in tmp_path.iterdir()} == {"a": 1, "b": 2, "c": 1, "d": 2, "e": 1}
+
+
+def test_without_a_word_for_the_lost_it_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ProcessDied, match=r"SIGKILL .*twice"):
+        list(done(_folder, (str(tmp_path),), _dying, ["a 9"], 1))
+
+
+def _raising(folder: Path, job: str) -> None:
+    raise ValueError(f"of {job}")
+
+
+def test_an_error_comes_with_where_it_arose(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of a") as caught:
+        list(done(_folder, (str(tmp_path),), _raising, ["a"], 1))
+    assert "in _raising" in caught.value.__notes__[0]
+
+
+def test_what_is_alike_stays_with_one_process_while_others_have_work() -> None:
+    waiting = _Waiting(["a0", "b0", "a1", "c0", "c1", "c2"], lambda job: job[0])
+    turns = [waiting.next(process) for process in (0, 1, 0, 0, 1, 1, 0)]
+    assert [turn and turn[1] for turn in turns] == ["a0", "b0", "a1", "c0", "c1", "c2", None]

@@ -6,7 +6,6 @@ import torch
 
 from conformance.arrays import device_index, has_device
 from conformance.errors import PeerUnavailable
-from conformance.peers.torch.compiled import CompiledPeer
 from conformance.peers.torch.transformers import TransformersPeer
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
@@ -31,5 +30,7 @@ def create(
         )
     dtype, device = dtype or "float32", device.removesuffix(":0")
     if way == "-compile":
+        from conformance.peers.torch.compiled import CompiledPeer  # its compiler takes as long to load as torch does
+
         return CompiledPeer(attention, dtype, device)
     return TransformersPeer(attention, dtype, device, static=way == "-static")

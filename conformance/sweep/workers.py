@@ -1,0 +1,139 @@
+"""Judges in several processes, one comparison after another, which are told as they end.
+
+A worker reads the checkpoint and makes the peer itself, by the name that it was asked for. It keeps a peer open as long
+as the next comparison is of the same one on the same checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from conformance.checkpoints import resolve
+from conformance.judge.comparisons import Comparison
+from conformance.judge.judgement import Judgement
+from conformance.judge.session import asked
+from conformance.judge.sitting import Beside, Manner, Sitting, closed
+from conformance.peers.find import create, other_type
+from conformance.peers.guard import warnings_kept
+from conformance.peers.protocol import Peer, give_time
+from conformance.report.terms import Terms, Work, work
+from conformance.sweep.pool import done
+from t5g2ref.backend import find
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a worker has to know; all else is in the comparison that it gets.
+
+    Args:
+        peers: a peer's name → what `--peer` has to be given for it.
+        targets: names of the checkpoints that are judged on, of those that `terms.ckpt` stands for.
+        timeout: seconds for each answer of a process.
+    """
+
+    terms: Terms
+    peers: Mapping[str, str]
+    targets: tuple[str, ...]
+    backend: str
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker found in one comparison.
+
+    Args:
+        beside: all that it knows beside the judgements.
+        process, peak: its id, and the most memory that it had, in bytes.
+        lost: whether this stands for an answer that never came.
+    """
+
+    judgements: Sequence[Judgement]
+    beside: Beside
+    process: int = 0
+    peak: int = 0
+    lost: bool = False
+
+
+@dataclass
+class _Worker:
+    question: Question
+    work: Work
+    beside: Beside = field(default_factory=Beside)
+    at: tuple[str, str] = ("", "")
+    peer: Peer | None = None
+    sitting: Sitting | None = None
+
+
+def _start(question: Question) -> _Worker:
+    terms = question.terms
+    made = resolve(terms.ckpt, synthetic=terms.synthetic, calm=terms.calm, backend=find(question.backend))
+    return _Worker(question, work(terms, [target for target in made if target.name in question.targets]))
+
+
+def _work(worker: _Worker, comparison: Comparison) -> Answer:
+    return _answer(worker, _sitting(worker, comparison).judged(comparison.case))
+
+
+def _answer(worker: _Worker, judgements: Sequence[Judgement]) -> Answer:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Answer(judgements, worker.beside, os.getpid(), peak)
+
+
+def _last(worker: _Worker) -> Answer:
+    """Close the peer that is open."""
+    if worker.peer is not None:
+        closed(worker.peer, worker.beside)
+    return _answer(worker, [])
+
+
+def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
+    """The peer of the comparison on its checkpoint, open."""
+    if worker.sitting is not None and worker.at == comparison[:2]:
+        return worker.sitting
+    if worker.peer is not None:
+        closed(worker.peer, worker.beside)
+    question, terms = worker.question, worker.question.terms
+    (target,) = (target for target in worker.work.targets if target.name == comparison.target)
+    given = question.peers[comparison.peer]
+    like = other_type(given, question.peers.values())
+    with warnings_kept("", []):  # said where the parent made it
+        peer, other = create(given, target.backend), create(like, target.backend) if like else None
+    peer.name = comparison.peer
+    give_time(peer, question.timeout)
+    worker.at, worker.peer = comparison[:2], peer
+    worker.sitting = Sitting(
+        peer,
+        target,
+        asked(worker.work.judged, target, peer, generating=terms.generating),
+        Manner(terms.asked, len(terms.peers) == 1, terms.repeat, terms.required),
+        worker.beside,
+        other=other,
+    ).opened()
+    return worker.sitting
+
+
+def judged(
+    question: Question,
+    wanted: Sequence[Comparison],
+    processes: int,
+    ended: Callable[[Comparison | None, Answer], None],
+) -> None:
+    """Make the comparisons. `ended` is called as each ends: what it was told before an interruption is not lost.
+    Each worker gives one answer more, for no comparison, when it has closed its last peer.
+
+    One that ends its process is tried once more, and then has an error: its peer could not be judged there.
+    """
+    types = {peer.name: peer.dtype for peer in question.terms.peers}
+
+    def lost(one: Comparison, how: str) -> Answer:
+        failed = Judgement(one.peer, one.case, error=f"{how}, and so was the next that tried", dtype=types[one.peer])
+        return Answer([failed], Beside(), lost=True)
+
+    for one, answer in done(
+        _start, (question,), _work, wanted, processes, alike=lambda one: one[:2], lost=lost, last=_last
+    ):
+        ended(one, answer)

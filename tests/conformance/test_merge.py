@@ -1,0 +1,338 @@
+"""`--shard I/N` and `merge`: the verdict of one process, or one line that says why there is none."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rich", reason="needs rich: the report is made with it")
+pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's threads share the cores by it")
+
+from sharing import MANY, command, told, verdict
+
+from conformance.commands.merged_result import merged_result
+from conformance.errors import UsageError
+from conformance.sweep.header import header_of
+from conformance.sweep.kept import read
+from conformance.sweep.share import Share, missing, parse, part
+from t5g2ref.config.fields import MAX_SIZE
+
+Lines = list[Any]
+CASES = ("short", "eoi", "padded-left-cached")
+PEERS = ("window", "half", "box", "loud")
+
+
+class Runs:
+    """One run in this process, and the same in two shards; `few` is a healthy one, for files that are spoilt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "many.py").write_text(MANY)
+        self.asked = [f"--peer={folder}/many.py:{peer}" for peer in PEERS] + [f"--case={case}" for case in CASES]
+        self.asked.append("--ckpt=tiny-even")
+        self.whole = command(*self.asked, "--json", folder / "whole.json")
+        self.parts = [folder / f"{i}.json" for i in (1, 2)]
+        self.shares = [command(*self.asked, f"--shard={i}/2", "--json", self.parts[i - 1]) for i in (1, 2)]
+        self.few = [self.shard(i, folder / f"few{i}.json") for i in (1, 2)]
+
+    def shard(self, number: int, path: Path, *more: str, of: int = 2) -> Path:
+        asked = more or ("--peer=t5g2ref:numpy:float32", "--ckpt=tiny-released", "--lane=fp32")
+        status, _, err = command(*asked, "--case=short", "--case=eoi", f"--shard={number}/{of}", "--json", path)
+        assert status in (0, 3), err  # 3 of a known skip that is not seen
+        return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("shards"))
+
+
+def spoilt(runs: Runs, folder: Path, change: Callable[[Lines], Any], number: int = 2) -> list[Path]:
+    """The files of `few`, the second with its lines changed."""
+    lines = [json.loads(line) for line in runs.few[number - 1].read_text().splitlines()]
+    change(lines)
+    (folder / "spoilt.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [runs.few[2 - number], folder / "spoilt.json"]
+
+
+def refused(*files: Path) -> str:
+    """The one line that says why nothing was merged."""
+    status, out, err = command("merge", *files)
+    assert (status, out, err.count("\n")) == (2, "", 1), (status, out, err)
+    assert err.startswith("conformance: ")
+    return err
+
+
+# The same verdict
+
+
+def test_shards_give_the_verdict_of_one_process(runs: Runs, tmp_path: Path) -> None:
+    """Broken by anything that is computed over all comparisons from what a shard has: patterns pooled over cases,
+    exposure, steadiness, warnings, the diagnosis of a black box."""
+    status, out, err = command("merge", *reversed(runs.parts), "--json", tmp_path / "merged.json")
+    assert err == ""
+    assert status == runs.whole[0] == 1
+    assert verdict(tmp_path / "merged.json") == verdict(runs.folder / "whole.json")
+    assert told(out) == told(runs.whole[1])
+    whole = json.loads((runs.folder / "whole.json").read_text())
+    assert [d["found"] for d in whole["diagnoses"]] == [[["D46"]]]  # so that what is equal is not empty
+    assert [j["case"] for j in whole["judgements"] if j["case"] == "together"]
+
+
+def test_a_lone_shard_is_no_whole_run(runs: Runs) -> None:
+    for number, (status, out, _) in enumerate(runs.shares, 1):
+        assert status == 1
+        assert f"(shard {number}/2: 8 of 16 comparisons)" in out.splitlines()[-1]
+
+
+def test_generation_is_merged_and_so_are_shards_of_several_processes(runs: Runs, tmp_path: Path) -> None:
+    asked = (f"--peer={runs.folder}/many.py:speaking", "--lane=generate", "--case=generate*", "--ckpt=tiny-even")
+    few = ("--case=generate-stop", "--case=generate-second", *asked[:2], asked[3])
+    command(*few, "--json", tmp_path / "whole.json")
+    command(*few, "--shard=1/2", "--json", tmp_path / "1.json", "--jobs=2")
+    command(*few, "--shard=2/2", "--json", tmp_path / "2.json")
+    status, _, err = command("merge", tmp_path / "1.json", tmp_path / "2.json", "--json", tmp_path / "merged.json")
+    assert (status, err) == (1, "")
+    assert verdict(tmp_path / "merged.json") == verdict(tmp_path / "whole.json")
+
+
+def test_every_kind_of_report_is_written(runs: Runs, tmp_path: Path) -> None:
+    kinds = ("json", "junit", "html", "markdown", "badge")
+    status, _, err = command("merge", *runs.parts, "--detail", *(f"--{k}={tmp_path / k}" for k in kinds))
+    assert (status, err) == (1, "")
+    assert all((tmp_path / kind).stat().st_size for kind in kinds)
+
+
+def test_known_deviations_are_those_of_the_shards(runs: Runs, tmp_path: Path) -> None:
+    known = tmp_path / "known.toml"
+    known.write_text('[[deviation]]\npeer = "*"\ncase = "eoi"\nstatus = "skipped"\nreason = "r"\nlink = "https://x"\n')
+    asked = ("--peer=t5g2ref:numpy:float32", "--ckpt=tiny-released", "--lane=fp32", f"--known={known}")
+    files = [runs.shard(i, tmp_path / f"{i}.json", *asked) for i in (1, 2)]
+    assert "--known is missing: the shards were judged with another file" in refused(*files)
+    status, out, _ = command("merge", *files, f"--known={known}")
+    assert status == 3  # the skip is not seen, which the merged report says
+    assert "a known skip is no longer seen" in out
+    status, out, err = command("merge", *runs.few, f"--known={known}")
+    assert (status, out) == (2, "")
+    assert "were judged with no known deviations" in err
+
+
+@pytest.mark.peer
+def test_shards_of_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("torch")  # before a limit is set on the threads of the libraries that are there
+    asked = ("--peer=transformers:sdpa", "--case=short", "--case=eoi", "--case=image", "--lane=exact", "--lane=fp32")
+    command(*asked, "--json", tmp_path / "whole.json")
+    for i in (1, 2):
+        command(*asked, f"--shard={i}/2", "--json", tmp_path / f"{i}.json")
+    status, _, err = command("merge", tmp_path / "1.json", tmp_path / "2.json", "--json", tmp_path / "merged.json")
+    assert (status, err) == (0, "")
+    assert verdict(tmp_path / "merged.json") == verdict(tmp_path / "whole.json")
+
+
+# The cut
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 50])
+def test_every_comparison_is_in_one_share(runs: Runs, of: int) -> None:
+    work = read(runs.parts[0]).work
+    shares = [part(work, Share(i, of)) for i in range(1, of + 1)]
+    assert sorted(one for share in shares for one in share) == sorted(work.every)
+    assert len(work.every) == 16
+    assert all(share == [one for one in work.every if one in share] for share in shares)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/2/3", "a/b", "1/100000", "٣/٤", "-1/2", ""])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(UsageError, match="expected I/N"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ((), "give --json FILE, which merge reads"),
+        (("--json=a.json", "--html=b.html"), "leave out --html, which merge writes"),
+    ],
+)
+def test_a_shard_that_nothing_would_come_of(more: tuple[str, ...], why: str) -> None:
+    status, out, err = command("--shard=1/2", "--peer=t5g2ref:numpy:float32", *more)
+    assert (status, out) == (2, "")
+    assert why in err
+
+
+# What does not fit together
+
+
+def test_a_shard_is_missing(runs: Runs) -> None:
+    assert "--shard 2 of 2: no file is of it" in refused(runs.few[0])
+
+
+def test_a_shard_is_given_twice(runs: Runs) -> None:
+    assert "is of --shard 1/2, and so is" in refused(runs.few[0], runs.few[1], runs.few[0])
+
+
+def test_another_number_of_shards(runs: Runs, tmp_path: Path) -> None:
+    assert "is of --shard 1/3, expected one of 2" in refused(runs.few[0], runs.shard(1, tmp_path / "a.json", of=3))
+
+
+def test_another_checkpoint(runs: Runs, tmp_path: Path) -> None:
+    other = runs.shard(2, tmp_path / "a.json", "--peer=t5g2ref:numpy:float32", "--ckpt=tiny-even", "--lane=fp32")
+    assert "--ckpt 'tiny-even', not 'tiny-released'" in refused(runs.few[0], other)
+
+
+def test_another_lane(runs: Runs, tmp_path: Path) -> None:
+    more = ("--ckpt=tiny-released", "--lane=exact", "--lane=fp32")
+    other = runs.shard(2, tmp_path / "a.json", "--peer=t5g2ref:numpy:float32", *more)
+    assert "--lane exact True, not False" in refused(runs.few[0], other)
+
+
+def test_another_peer(runs: Runs, tmp_path: Path) -> None:
+    other = runs.shard(2, tmp_path / "a.json", "--peer=t5g2ref:numpy:bfloat16", "--ckpt=tiny-released", "--lane=bf16")
+    assert "--peer t5g2ref:numpy:bfloat16, not t5g2ref:numpy:float32" in refused(runs.few[0], other)
+
+
+def put(*path: Any, value: Any) -> Callable[[Lines], None]:
+    """A change of one place in the lines."""
+
+    def change(lines: Lines) -> None:
+        place: Any = lines
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+
+    return change
+
+
+def twice(lines: Lines) -> None:
+    lines.insert(1, lines[1])
+
+
+def unknown(lines: Lines) -> None:
+    lines[1]["more"] = 1
+
+
+def foreign(lines: Lines) -> None:
+    """The other shard's comparison in this one's file."""
+    case = {"short": "eoi", "eoi": "short"}[lines[1]["comparison"][2]]
+    lines[1]["comparison"][2] = lines[1]["judgements"][0]["case"] = case
+
+
+TERMS = (0, "terms")
+JUDGED = (1, "judgements", 0)
+FINDING = (*JUDGED, "local", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (put(*TERMS, "environment", "numpy", value="1.0"), "numpy 1.0, not "),
+        (put(*TERMS, "environment", value={}), "t5g2ref none, not "),
+        (put(0, "checkpoints", 0, "mark", value="0" * 64), "other weights of checkpoint tiny-released"),
+        (put(0, "version", value=2), "has version 2, expected 1"),
+        (put(0, "format", value="x"), "of another format"),
+        (put(0, "share", value=[2, 10**9]), "is none"),
+        (put(0, "share", value=["2", 2]), "expected a whole number"),
+        (put(0, "checkpoints", value=[]), "expected a list of 1 to 16"),
+        (put(0, "checkpoints", 0, "config", value={}), "its checkpoint is refused"),
+        (put(0, "checkpoints", 0, "config", "encoder", "text_config", "sliding_window", value=MAX_SIZE), "refused"),
+        (put(*TERMS, "peers", value=[["a"] * 6] * 2000), "expected true or false"),
+        (put(*TERMS, "cases", value=[[]]), "expected printable text"),
+        (put(1, "beside", 0, "t5g2ref:numpy:float32", "numpy", value="0"), "numpy 0, not "),
+        (twice, "stands twice"),
+        (unknown, "expected an object with comparison, judgements, beside"),
+        (foreign, "which is not of --shard 2/2"),
+        (lambda lines: lines.pop(1), "was cut short, 1 of 1 comparisons of --shard 2/2 are not there"),
+        (lambda lines: lines.pop(), "was cut short, 0 of 1 comparisons"),
+        (lambda lines: lines.append(lines[1]), "something follows the end"),
+        (put(1, "comparison", value=["tiny", "nobody", "short"]), "is no comparison of this run"),
+        (put(1, "judgements", value=[1, 2, 3]), "expected two judgements at most"),
+        (put(*JUDGED, "peer", value="another"), "expected short of t5g2ref:numpy:float32 on tiny-released"),
+        (put(*JUDGED, "dtype", value="float16"), "expected short of"),
+        (put(*JUDGED, "error", value="\x1b[2J"), "expected printable text"),
+        (put(*JUDGED, "error", value="x" * 70_000), "expected printable text of at most 65536"),
+        (put(*JUDGED, "repeated", value=10**400), "expected a whole number"),
+        (put(*JUDGED, "seconds", value={"a": "soon"}), "expected a number"),
+        (put(*JUDGED, "logits", value={"rms": 1.0}), "which is no set of figures"),
+        (put(*JUDGED, "masks", value=[{"tap": "x"}]), "expected an object with tap, call"),
+        (put(*JUDGED, "made", value=[]), "expected an array of ids for each prompt"),
+        (put(*FINDING, 2, value="fine"), "is no finding"),
+        (put(*FINDING, 1, value=1 << 40), "is no finding"),
+        (put(*FINDING, 3, value="NaN"), "expected a number, or one of nan"),
+        (put(*FINDING, 6, value={}), "expected a JSON list"),
+        (put(*JUDGED, "local", 0, value=[]), "has 0 values, expected"),
+    ],
+)
+def test_a_file_that_is_spoilt(runs: Runs, tmp_path: Path, change: Callable[[Lines], Any], why: str) -> None:
+    assert why in refused(*spoilt(runs, tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "has no whole line"),
+        (b"{", "has no whole line"),
+        (b"[" * 1_000_000 + b"\n", "not JSON"),
+        (b'{"a":' * 100_000 + b"\n", "not JSON"),
+        (b"\xff\xfe\n", "not JSON"),
+        (b"[]\n", "expected an object"),
+        (b'{"verdict": "CONFORMS"}\n', "is a report"),
+        (b'{"format": 1, "format": 1}\n', "appears twice"),
+    ],
+)
+def test_what_is_no_shard_at_all(runs: Runs, tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "odd.json").write_bytes(content)
+    assert why in refused(runs.few[0], tmp_path / "odd.json")
+
+
+def test_a_line_without_an_end(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conformance.sweep.kept.MOST_BYTES", 1000)
+    assert "a line has more than 1000 bytes" in refused(*runs.few)
+
+
+@pytest.mark.parametrize("of", [0.3, 0.7, 0.99, -1])
+def test_a_file_that_was_cut(runs: Runs, tmp_path: Path, of: float) -> None:
+    content = runs.few[1].read_bytes()
+    (tmp_path / "cut.json").write_bytes(content[: int(len(content) * of) if of > 0 else -1])
+    assert "cut short" in refused(runs.few[0], tmp_path / "cut.json")
+
+
+def test_a_folder_and_no_file(runs: Runs, tmp_path: Path) -> None:
+    assert "cannot be read" in refused(runs.few[0], tmp_path)
+    assert "cannot be read" in refused(runs.few[0], tmp_path / "none.json")
+
+
+def test_changes_at_random_end_in_a_line_or_a_report(runs: Runs, tmp_path: Path) -> None:
+    """Broken by a field that is read and not checked: the suite itself then fails on a stranger's file."""
+    rng = random.Random(20261127)
+    strange = ["", "nan", -1, 10**30, 1e308, None, True, [], {}, "\x00", "short", "mask", [[1]], {"a": 1}]
+    told = list[str]()
+    for _ in range(150):
+
+        def change(lines: Lines) -> None:
+            place: Any = lines
+            while True:
+                keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+                key = rng.choice(keys)
+                if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.1:
+                    place[key] = rng.choice(strange)
+                    return
+                place = place[key]
+
+        try:
+            merged_result(spoilt(runs, tmp_path, change), None, "", progress=False).last_line()
+        except UsageError as error:
+            told.append(str(error))
+    assert len(told) > 75
+    assert all(error.count("\n") == 0 for error in told)
+
+
+def test_weights_have_a_mark(runs: Runs) -> None:
+    kept = read(runs.few[0])
+    assert kept.header.checkpoints[0].mark != read(runs.parts[0]).header.checkpoints[0].mark
+    assert header_of(kept.work, Share(1, 2)).checkpoints[0].config == kept.header.checkpoints[0].config
+    assert not missing(part(kept.work, Share(1, 2)), [one.comparison for one in kept.records])
