@@ -147,7 +147,8 @@ class Run:
                 total, since = torch.zeros_like(total), 0
             if time.monotonic() - self.kept > KEEP_EVERY:
                 self.keep()
-        self.evaluate(float(total) / max(since, 1))
+        if since:
+            self.evaluate(float(total) / since)
         self.keep()
 
     def one(self, done: float) -> torch.Tensor:
