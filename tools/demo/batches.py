@@ -14,7 +14,7 @@ import numpy as np
 import pictures
 import tokenizer
 import torch
-from geometry import IMAGE_SIZE, TOKENS_PER_IMAGE
+from settings import IMAGE_SIZE, TOKENS_PER_IMAGE
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional

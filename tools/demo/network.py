@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import batches
-import geometry
+import settings
 import tokenizer
 import torch
 from safetensors.torch import save_file
@@ -26,7 +26,7 @@ TIED = ("model.decoder.embed_tokens.", "lm_head.")
 
 def fresh(device: str) -> T5Gemma2ForConditionalGeneration:
     """An untrained model in float32. Transformers would start the projector and the row of EOI at zero."""
-    model = T5Gemma2ForConditionalGeneration(T5Gemma2Config.from_dict({**geometry.config(), "dtype": "float32"}))
+    model = T5Gemma2ForConditionalGeneration(T5Gemma2Config.from_dict({**settings.config(), "dtype": "float32"}))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("mm_input_projection_weight"):
@@ -42,7 +42,7 @@ def _encoder_masks(valid: Tensor) -> dict[str, Tensor]:
     """Both masks (B, 1, S, S) of the encoder for tokens (B, S) that are no pads."""
     place = torch.arange(valid.shape[1], device=valid.device)
     left, right = place[:, None] - place, place - place[:, None]
-    window = geometry.WINDOW
+    window = settings.WINDOW
     near = ((left >= 0) & (left < (window + 1) // 2)) | ((right > 0) & (right < window // 2 + 1))
     self, keys = left == 0, valid[:, None, None, :]
     return {"full_attention": keys | self, "sliding_attention": (keys & near) | self}
@@ -53,7 +53,7 @@ def _decoder_masks(count: int, size: int, device: torch.device) -> dict[str, Ten
     place = torch.arange(size, device=device)
     left = place[:, None] - place
     causal = (left >= 0).expand(count, 1, -1, -1)
-    return {"full_attention": causal, "sliding_attention": causal & (left < geometry.WINDOW)}
+    return {"full_attention": causal, "sliding_attention": causal & (left < settings.WINDOW)}
 
 
 def _embedded(table: Any, ids: Tensor) -> Tensor:
@@ -131,5 +131,5 @@ def write(model: T5Gemma2ForConditionalGeneration, folder: Path) -> None:
             plain = plain.replace("vision_tower.", "vision_tower.vision_model.")
         weights[plain] = weight.detach().to("cpu", torch.bfloat16).contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(geometry.config(), indent=2) + "\n", encoding="utf-8")
-    tokenizer.write(folder, geometry.IMAGE_SIZE, geometry.TOKENS_PER_IMAGE)
+    (folder / "config.json").write_text(json.dumps(settings.config(), indent=2) + "\n", encoding="utf-8")
+    tokenizer.write(folder, settings.IMAGE_SIZE, settings.TOKENS_PER_IMAGE)
