@@ -7,7 +7,8 @@ from pathlib import Path
 import t5g2ref
 from t5g2ref.config import PRESETS
 
-BUNDLED = ("tiny", "tiny-even", "tiny-released", "tiny-encoder")
+TRAINED = "demo"  # the one that has a tokenizer, and answers that mean something
+BUNDLED = (TRAINED, "tiny", "tiny-even", "tiny-released", "tiny-encoder")
 
 
 def folder(name: str) -> Path:

@@ -10,6 +10,7 @@ import t5g2ref
 from t5g2ref.backend import find
 from t5g2ref.commands.answers import Answer, Stream, beams_of, rows_of, show
 from t5g2ref.commands.choosing import options_of, sampling_of, search_of
+from t5g2ref.commands.example import filled
 from t5g2ref.commands.folders import folder
 from t5g2ref.commands.generate_options import add_to
 from t5g2ref.commands.prompts import Prompts, read
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     place, backend = folder(options.checkpoint), find(options.backend)
     sampling_of(options)
     search_of(options)
+    options = filled(options)
     prompts = read(options, place, Config.load(place))
     given = options_of(options, prompts)
     model = t5g2ref.load(place, options.dtype, backend=backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from t5g2ref.commands.folders import BUNDLED
+from t5g2ref.commands.folders import BUNDLED, TRAINED
 from t5g2ref.dtypes import DTYPES
 
 ABOUT = """\
@@ -13,11 +13,18 @@ Generate an answer to a text, token ids and pictures.
 
 Each step takes the likeliest id. --sample draws from the distribution instead, and --beams searches for the likeliest
 answer. One answer is printed as it comes; those to --batch, of --beams and with --json are printed at the end.
+
+The bundled demo is small and was trained on a few tasks: it names and adds digits, spells dates, and more; the
+README.md in its folder shows them. The other bundled checkpoints have random weights and no tokenizer.
 """
 EXAMPLES = """\
 examples
+  python -m t5g2ref generate
+      The demo adds the digits in two bundled pictures; the command is printed, too.
+  python -m t5g2ref generate --prompt "say 2024-03-17" --beams 3 --json
+      The demo says a date, in three ways and with their scores.
   python -m t5g2ref generate tiny --ids 5,17,42 --sample --temperature 0.8 --top-p 0.9 --seed 7
-      The bundled checkpoint has no tokenizer, so ids go in and come out. The same seed draws the same ids.
+      Without a tokenizer ids go in and come out. The same seed draws the same ids.
   python -m t5g2ref generate FOLDER --batch prompts.txt --beams 4 --stop "END" --json
       Four beams to each line of the file. A row ends behind END, or where the checkpoint says.
 """
@@ -29,7 +36,8 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "generate", help="an answer to text, ids and pictures", description=ABOUT, epilog=EXAMPLES, formatter_class=form
     )
-    parser.add_argument("checkpoint", help=f"a folder, {', '.join(BUNDLED)}")
+    names = f"a folder, {', '.join(BUNDLED)} (default: {TRAINED})"
+    parser.add_argument("checkpoint", nargs="?", default=TRAINED, help=names)
     _prompts(parser.add_argument_group("what is answered: one of the first three"))
     _sampling(parser.add_argument_group("drawing, in place of the likeliest id"))
     _beams(parser.add_argument_group("searching, in place of the likeliest id"))

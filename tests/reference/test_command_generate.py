@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -298,17 +299,16 @@ def test_files_of_prompts_that_are_refused(data: Any, message: str, tmp_path: Pa
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each of its two examples can be typed, but for the folder; every option is there, with what it does."""
+    """Each of its examples can be typed, but for the folder; every option is there, with what it does."""
     with pytest.raises(SystemExit) as left:
         command.main(["generate", "--help"])
     out = capsys.readouterr().out
     assert left.value.code == 0
-    examples = [
-        line.split("generate ", 1)[1] for line in out.splitlines() if line.startswith("  python -m t5g2ref generate ")
-    ]
-    assert len(examples) == 2
-    assert call(capsys, *examples[0].split(), "--max-new-tokens", "3")[0] == 0
-    known = command.parser().parse_args(["generate", *examples[1].replace('"', "").split()])
+    examples = [shlex.split(line)[4:] for line in out.splitlines() if line.startswith("  python -m t5g2ref generate")]
+    assert len(examples) == 4
+    for given in examples[:3]:
+        assert call(capsys, *given, "--max-new-tokens", "3")[0] == 0
+    known = command.parser().parse_args(["generate", *examples[3]])
     assert (known.beams, known.stop, known.json) == (4, ["END"], True)
 
 

@@ -1,7 +1,7 @@
 """What the demo gets right on inputs that it never saw: t5g2ref in NumPy, and transformers beside it.
 
     python tools/demo/measure.py FOLDER            a table
-    python tools/demo/measure.py FOLDER --card     the folder's README.md with the figures, too
+    python tools/demo/measure.py FOLDER --card     measured.json and README.md in the folder, too
 
 Both go from texts and pictures to words by greedy choice in float32. An answer counts if every character is right.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Figure:
-    """Of one task: how many inputs, the part that t5g2ref and transformers have right, and rows with the same ids.
+    """Of one task: how many inputs, how many t5g2ref and transformers have right, and how many get the same ids.
 
     The last two are None where transformers was not asked.
     """
 
     task: str
     inputs: int
-    exact: float
-    transformers: float | None
+    right: int
+    transformers: int | None
     same_ids: int | None
 
 
@@ -154,19 +153,8 @@ def figure(task: str, asked: list[Question], folder: Path, models: list[Referenc
         for at, rows in enumerate(answers):
             right[at] += sum(words.decode(row) == one.answer for row, one in zip(rows, batch, strict=True))
         same += sum(a == b for a, b in zip(answers[0], answers[-1], strict=True))
-    count = len(asked)
     peer = len(models) > 1
-    return Figure(task, count, right[0] / count, right[1] / count if peer else None, same if peer else None)
-
-
-def table(figures: list[Figure]) -> Iterator[str]:
-    """The lines of the table, in Markdown."""
-    yield "| task | held-out inputs | exact, t5g2ref | exact, transformers | same ids |"
-    yield "|---|---|---|---|---|"
-    for one in figures:
-        peer = "–" if one.transformers is None else f"{one.transformers:.1%}"
-        same = "–" if one.same_ids is None else f"{one.same_ids} of {one.inputs}"
-        yield f"| {one.task} | {one.inputs} | {one.exact:.1%} | {peer} | {same} |"
+    return Figure(task, len(asked), right[0], right[1] if peer else None, same if peer else None)
 
 
 def main() -> None:
@@ -178,7 +166,7 @@ def main() -> None:
     parser.add_argument("--digits", help="a file of pictures.keep, where there is no scikit-learn")
     parser.add_argument("--no-transformers", action="store_true", help="ask t5g2ref alone")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("--card", action="store_true", help="write the folder's README.md")
+    parser.add_argument("--card", action="store_true", help="write measured.json and README.md in the folder")
     chosen = parser.parse_args()
     held = pictures.split(pictures.load(chosen.digits))[1]
     models: list[Any] = [Reference(chosen.folder)] + ([] if chosen.no_transformers else [Peer(chosen.folder)])
@@ -186,9 +174,11 @@ def main() -> None:
         figure(task, questions(task, held, chosen.count, chosen.seed), chosen.folder, models)
         for task in (*data.PICTURE_TASKS, *data.TEXT_TASKS)
     ]
-    print(json.dumps([asdict(one) for one in figures], indent=2) if chosen.json else "\n".join(table(figures)))
+    found = [asdict(one) for one in figures]
+    print(json.dumps(found, indent=2) if chosen.json else "\n".join(card.table(found)))
     if chosen.card:
-        card.write(chosen.folder, "\n".join(table(figures)))
+        (chosen.folder / "measured.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (chosen.folder / "README.md").write_text(card.text(chosen.folder), encoding="utf-8")
 
 
 if __name__ == "__main__":

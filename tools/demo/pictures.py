@@ -4,16 +4,25 @@ The split goes by a hash of the pixels, so two pictures that are the same lie on
 installed, a file has them:
 
     python -c "import pictures; pictures.keep('digits.npz')"
+
+The pictures in the checkpoint's folder are held-out ones, enlarged so that a person sees them:
+
+    python -c "import pictures; pictures.draw('FOLDER')"
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import words
 from numpy.typing import NDArray
+
+CLEAR = (1, 0, 1, 6, 10, 0, 7, 5, 5, 5)  # of each digit's held-out pictures, in their order: one that is easy to read
+SIDE = 128  # pixels of a picture that is drawn
 
 
 @dataclass(frozen=True)
@@ -63,3 +72,18 @@ def split(digits: Digits) -> tuple[Digits, Digits]:
 def pairs(held: Digits, count: int, seed: int) -> NDArray[np.int64]:
     """(count, 2) indices of pictures to add, drawn from a seed."""
     return np.random.default_rng([seed, 2]).integers(0, len(held.labels), (count, 2))
+
+
+def enlarged(pixels: NDArray[np.uint8]) -> Any:
+    """One picture (8, 8) as Pillow's, in grey and as large as people like it."""
+    from PIL import Image
+
+    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+
+
+def draw(folder: str, file: str | None = None) -> None:
+    """Write a held-out picture of each digit into the folder, zero.png to nine.png."""
+    held = split(load(file))[1]
+    for digit, nth in enumerate(CLEAR):
+        chosen = np.flatnonzero(held.labels == digit)[nth]
+        enlarged(held.pixels[chosen]).save(Path(folder) / f"{words.english(digit)}.png", optimize=True)

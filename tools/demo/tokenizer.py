@@ -78,7 +78,7 @@ def tokenizer_config() -> dict[str, Any]:
         "image_token": data.IMAGE,
         "extra_special_tokens": {"boi_token": data.BOI, "eoi_token": data.EOI, "image_token": data.IMAGE},
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 512,
+        "model_max_length": 4096,
         "padding_side": "right",
     }
 
