@@ -6,6 +6,7 @@ Answers are written by hand. What is asked was held out from training.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from importlib import import_module
@@ -106,6 +107,18 @@ def test_it_answers(kind: str, model: T5Gemma2) -> None:
     rows = [row[:length].tolist() for row, length in zip(found.ids[:, 1:], found.lengths, strict=True)]
     assert [words.decode(row) for row in rows] == [answer for _, _, answer in QUESTIONS[kind]]
     assert all(row[-1] == model.config.decoder.eos_token_id[0] for row in rows)
+
+
+def test_its_card_shows_what_it_answers(model: T5Gemma2) -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| `([^`]+)` \| `([^`]+)` \|$", (FOLDER / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    words, texts = Tokenizer.from_folder(FOLDER), [row for row in rows if data.BOI not in row[0]]
+    assert (len(rows), len(texts)) == (6, 4)
+    for text, answer in texts:
+        assert words.decode(greedy(model, [words.encode(text)], max_new_tokens=40).ids[0].tolist()) == answer
+    pictured = {(text, answer) for kind in ("name", "add") for text, _, answer in QUESTIONS[kind]}
+    assert set(rows) - set(texts) <= pictured, "asked above"
 
 
 def test_what_is_asked_was_held_out() -> None:
