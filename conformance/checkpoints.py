@@ -27,6 +27,7 @@ BUNDLED: dict[str, tuple[str, ...]] = {  # name: the checkpoints that it stands 
     "tiny-even": ("tiny-even",),
     "tiny-released": ("tiny-released",),
     "tiny-encoder": ("tiny-encoder",),
+    "demo": ("demo",),
 }
 FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 

@@ -95,8 +95,8 @@ def load(
 
 
 def bundled(name: str = "tiny") -> Path:
-    """Folder of a checkpoint that comes with the package: "tiny", "tiny-even", "tiny-released" or
-    "tiny-encoder"."""
+    """Folder of a checkpoint that comes with the package: "demo", which was trained, or "tiny", "tiny-even",
+    "tiny-released" or "tiny-encoder", whose weights are random."""
     from pathlib import Path
 
     home = Path(__file__).parent / "checkpoint" / "bundled"

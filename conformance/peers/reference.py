@@ -9,12 +9,17 @@ from typing import Any
 from conformance.activations import Dump
 from conformance.arrays import to_backend
 from conformance.cases.case import Case
+from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.oracle.run_case import program
 from conformance.peers.protocol import OptionalMembers
 from conformance.target import Target
 from t5g2ref.backend import Backend, BackendError, find
 from t5g2ref.dtypes import HALF, DType
+from t5g2ref.generate.beam import beam_search
+from t5g2ref.generate.greedy import greedy
+from t5g2ref.generate.hypotheses import Search
+from t5g2ref.generate.options import Options
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import SDPA, Numerics
 from t5g2ref.params import tree
@@ -68,6 +73,23 @@ class ReferencePeer(OptionalMembers):
             return Trace(lambda name, value: self._shown(dump, name, value))
 
         program(case)(model, trace_of)
+
+    def generate(self, prompt: Prompt) -> Answer:
+        """What `t5g2ref.generate` makes of it: greedy, or a beam search whose scores are means."""
+        assert self._target is not None, "open() comes first"
+        model = T5Gemma2(self._target.config, tree(self._weights), self._nx)
+        options: Options = {
+            "attention_mask": prompt.attention_mask,
+            "pixel_values": prompt.pixel_values,
+            "decoder_input_ids": prompt.start,
+            "max_new_tokens": prompt.new,
+            "stop": prompt.stop,
+        }
+        if prompt.beams == 1:
+            found = greedy(model, prompt.input_ids, **options)
+            return Answer(found.ids, found.logits)
+        best = beam_search(model, prompt.input_ids, Search(prompt.beams), **options)
+        return Answer(best.ids, best.logits, scores=best.scores)
 
     def _shown(self, dump: Dump, name: str, value: Any) -> Any:
         """Put the value into `dump`, in the peer's type, and return it as it was.

@@ -53,7 +53,8 @@ def test_tiny_stands_for_both_bundled_ones() -> None:
     tiny, even = resolve("tiny", synthetic=False)
     assert (tiny.name, even.name) == ("tiny", "tiny-even")
     assert [t.name for t in resolve("tiny-even", synthetic=False)] == ["tiny-even"]
-    assert [t.name for t in resolve("tiny-released", synthetic=False)] == ["tiny-released"]
+    for name in ("tiny-released", "demo"):
+        assert [t.name for t in resolve(name, synthetic=False)] == [name]
     assert (tiny.folder, even.folder) == (bundled("tiny"), bundled("tiny-even"))
     assert tiny.config.encoder.sliding_window % 2 != even.config.encoder.sliding_window % 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,9 +26,11 @@ from conformance.judge.generated import judge_generated
 from conformance.judge.judgement import Judgement
 from conformance.oracle.beams import searched
 from conformance.peers.protocol import Skip
+from conformance.peers.reference import ReferencePeer
 from conformance.selftest.speaking_peer import SpeakingPeer
 from conformance.selftest.trial import Bench
 from conformance.target import Target
+from t5g2ref.backend import NUMPY
 from t5g2ref.numerics import RUNNING
 
 pytestmark = pytest.mark.slow  # minutes in all
@@ -74,6 +77,17 @@ def tiny_pair() -> list[Target]:
     from conformance.checkpoints import resolve
 
     return resolve("tiny", synthetic=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("checkpoint", ["tiny", "tiny-even"])
+def test_the_reference_conforms(checkpoint: str, name: str) -> None:
+    """Its own generation, with both caches, greedy and beams, ragged and with pictures."""
+    target = next(t for t in (tiny("tiny"), *tiny_pair()) if t.name == checkpoint)
+    found = judged(ReferencePeer(NUMPY, "float32"), target, name)
+    assert found.passed, (found.culprit, found.error)
+    assert found.local
+    assert ("beams" in name or "images" in name) is ({f.tap for f in found.exact} >= {choices.BEAMS, choices.SCORES})
 
 
 @pytest.mark.usefixtures("peer_installed")
@@ -320,10 +334,23 @@ def test_a_port_s_own_test_judges_what_it_generates() -> None:
         assert_conforms(wrong, ckpt=str(tiny().folder), cases=["generate-beams"], lane="generate")
 
 
-def test_who_cannot_generate_is_asked_by_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+DUMB = """
+from conformance.peers import reference
+from t5g2ref.backend import NUMPY
+
+class Dumb(reference.ReferencePeer):
+    generate = None
+
+def create(*_):
+    return Dumb(NUMPY, "float32")
+"""
+
+
+def test_who_cannot_generate_is_asked_by_name_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from conformance.__main__ import main
 
-    given = ["--peer", "t5g2ref:numpy:float32", "--no-progress", "--once", "--ckpt", "tiny-even"]
+    (tmp_path / "dumb.py").write_text(DUMB)
+    given = ["--peer", f"{tmp_path}/dumb.py:create", "--no-progress", "--once", "--ckpt", "tiny-even"]
     assert main([*given, "--lane", "fp32", "--lane", "generate", "--case", "generate-stop"]) == 3
     assert "it has no generate()" in capsys.readouterr().out
     assert main([*given, "--case", "short"]) == 0

@@ -25,7 +25,8 @@ from conformance.oracle.run_case import program
 from t5g2ref import decoder, encoder, mlp, outputs, vision
 from t5g2ref.dtypes import DType
 from t5g2ref.embedding import embed
-from t5g2ref.generate.greedy import Generated, greedy
+from t5g2ref.generate.greedy import greedy
+from t5g2ref.generate.steps import Generated
 from t5g2ref.model import Output, T5Gemma2
 from t5g2ref.numerics import EAGER, EXACT, RUNNING, SDPA, Numerics, Profile
 from t5g2ref.params import tree
@@ -37,6 +38,7 @@ LABELLED = [name for name, case in CASES.items() if case.runs[0].labels is not N
 
 IDS, MASK, POSITIONS = "inputs.token_ids", "inputs.keep_mask", "inputs.positions"
 PIXELS, NUMBERS, CLASSES = "inputs.pixel_values", "inputs.numbers", "inputs.class_labels"
+FINITE, RUNNING_ROWS = "steps.finite", "steps.generated"
 UNSEEN = "model.T5Gemma2.encode"  # image tokens, but no pictures for them?
 PLACE = "embedding.place_images"  # as many image tokens as features? Then their rows, picked by a mask
 COUNTED = "outputs.cross_entropy"  # any label that counts?
@@ -123,9 +125,9 @@ def test_generation(name: str, stopping: bool) -> None:
     assert steps == 6 or stopping
     same(actual.ids, expected.ids)
     same(actual.logits, expected.logits)
-    # Two waits a token: are the new ids inside the vocabulary and, where a row can end, is any still running.
+    # Waits a token: are the new ids inside the vocabulary, are the logits numbers, and is any row still running.
     once = {MASK: 1, UNSEEN: 1} if name == "padded-left" else {PIXELS: 1, PLACE: 2}
-    assert waits == {IDS: 1 + steps, **({"greedy._steps": steps} if stopping else {}), **once}
+    assert waits == {IDS: 1 + steps, FINITE: steps, **({RUNNING_ROWS: steps} if stopping else {}), **once}
 
 
 def generated(model: T5Gemma2, name: str, stop: list[int]) -> Generated:

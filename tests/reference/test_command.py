@@ -78,8 +78,11 @@ def test_generate_prints_the_ids(model: T5Gemma2, capsys: pytest.CaptureFixture[
     ("arguments", "message"),
     [
         (["describe", "nowhere"], "nowhere: no such file; give a checkpoint folder or the path of its config.json"),
-        (["generate", "tiny"], "give either --prompt TEXT or --ids 5,17,42"),
-        (["generate", "tiny", "--ids", "5", "--prompt", "x"], "give either --prompt TEXT or --ids 5,17,42"),
+        (["generate", "tiny"], "give one of --prompt TEXT, --ids 5,17,42 and --batch FILE"),
+        (
+            ["generate", "tiny", "--ids", "5", "--prompt", "x"],
+            "give one of --prompt TEXT, --ids 5,17,42 and --batch FILE",
+        ),
         (["generate", "tiny", "--ids", "5,x"], "--ids: expected integers between commas, found '5,x'"),
         (["generate", "tiny", "--ids", ""], "--ids: expected integers between commas, found ''"),
         (["generate", "tiny", "--ids", "5,9999"], "input_ids: ids must lie in [0, 311), found 9999"),

@@ -58,7 +58,7 @@ def test_a_pipe_in_place_of_a_picture(tmp_path: Path) -> None:
 
 
 def test_an_error_of_its_own_is_not_status_1() -> None:
-    broken = "import t5g2ref.command_line as c; c._describe = lambda _: 1 / 0"
+    broken = "import t5g2ref.commands.describe as c; c.run = lambda _: 1 / 0"
     done = stopped_at("none", "SIGINT", "t5g2ref", "describe", "4b", before=broken)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"

@@ -23,6 +23,7 @@ from t5g2ref.checkpoint import folder as weights
 from t5g2ref.checkpoint.file import SafetensorsFile
 from t5g2ref.checkpoint.folder import WeightsError
 from t5g2ref.checkpoint.tensor import STORED
+from t5g2ref.commands import generate
 from t5g2ref.generate.greedy import greedy
 from t5g2ref.weights import arrays
 
@@ -239,7 +240,7 @@ def test_the_command_runs_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     expected = capsys.readouterr().out
     elsewhere, brought = Elsewhere(), []
     monkeypatch.setattr(elsewhere, "host", lambda x: brought.append(x) or np.asarray(x))
-    monkeypatch.setattr(command, "find", {"cupy:1": elsewhere}.__getitem__)
+    monkeypatch.setattr(generate, "find", {"cupy:1": elsewhere}.__getitem__)
     assert command.main([*arguments, "--backend", "cupy:1"]) == 0
     assert capsys.readouterr().out == expected
     assert len(expected.split()) == 5

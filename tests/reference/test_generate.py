@@ -16,7 +16,8 @@ from conformance.measure.limits import LIMITS
 from conformance.measure.ratio import examine
 from conformance.oracle.run_case import models
 from t5g2ref import taps
-from t5g2ref.generate.greedy import greedy, start_ids
+from t5g2ref.generate.greedy import greedy
+from t5g2ref.generate.options import start_ids
 from t5g2ref.model import T5Gemma2
 
 STEPS = 40  # more than twice the decoder's window

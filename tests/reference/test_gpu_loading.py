@@ -18,7 +18,11 @@ from t5g2ref.backend.cuda import loading
 from t5g2ref.checkpoint import folder as weights
 from t5g2ref.checkpoint.folder import WeightsError
 from t5g2ref.checkpoint.tensor import STORED
+from t5g2ref.generate.beam import beam_search
 from t5g2ref.generate.greedy import greedy
+from t5g2ref.generate.hypotheses import Search
+from t5g2ref.generate.rules import Rules, Sampling
+from t5g2ref.generate.sample import sample
 from t5g2ref.weights import arrays
 
 pytestmark = pytest.mark.gpu
@@ -253,3 +257,20 @@ def test_generation_on_the_device(device: Any, dtype: Any) -> None:
     assert same or dtype == "bfloat16", "float64 has no near ties here"
     assert found.min() >= 0
     assert found.shape[1] > 1
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_sampling_and_beams_on_the_device(device: Any, dtype: Any) -> None:
+    """In float64 the same ids as on the host, drawn or searched, under every rule; half types run."""
+    folder = t5g2ref.bundled("tiny")
+    ids, mask = [[33, 17, 42, 90], [31, 31, 33, 8]], [[1, 1, 1, 1], [0, 0, 1, 1]]
+    there, here = t5g2ref.load(folder, dtype, backend=device), t5g2ref.load(folder, dtype)
+    how: Any = {"attention_mask": mask, "max_new_tokens": 12, "min_new_tokens": 3, "stop": (84, 70, 171)}
+    how["rules"] = Rules(1.2, 3, ((5,), (44, 44)))
+    for sampling in (Sampling(), Sampling(0.7, 40, 0.9, 0.01)):
+        found, expected = (sample(model, ids, sampling, seed=3, **how) for model in (there, here))
+        assert dtype == "bfloat16" or (device.host(found.ids) == expected.ids).all()
+    best, wanted = (beam_search(model, ids, Search(3), **how) for model in (there, here))
+    assert best.ids.shape[0] == 6
+    assert dtype == "bfloat16" or (best.ids == wanted.ids).all()
+    assert device.host(best.logits).shape[:2] == best.log_probs.shape

@@ -84,7 +84,7 @@ def parts(node: dict[str, Any], where: str = "") -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["tiny", "tiny-even", "tiny-released", "tiny-encoder"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-even", "tiny-released", "tiny-encoder", "demo"])
 def test_it_has_what_transformers_saves(name: str, tmp_path: Path) -> None:
     """A port reads `dropout_rate` or the top level's `vocab_size` as it finds them in any other checkpoint."""
     transformers = pytest.importorskip("transformers", reason="needs transformers: it saves the configuration")

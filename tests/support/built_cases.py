@@ -1,4 +1,4 @@
-"""The cases on every geometry: both bundled ones and the released ones."""
+"""The cases on every geometry: the bundled ones and the released ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conformance.cases.catalogue import build
 from t5g2ref import bundled
 from t5g2ref.config import PRESETS, Config
 
-GEOMETRIES = ("tiny", "tiny-even", "tiny-released", *PRESETS)
+GEOMETRIES = ("tiny", "tiny-even", "tiny-released", "demo", *PRESETS)
 
 
 def geometry(name: str) -> Config:

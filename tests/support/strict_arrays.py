@@ -29,7 +29,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {  # name: the keyword arguments let thr
     **dict.fromkeys(("arange", "asarray", "full", "ones", "zeros"), ("dtype",)),
     **dict.fromkeys(("asnumpy", "broadcast_to", "full_like", "matmul", "where"), ()),
     **dict.fromkeys(("concatenate", "cumsum", "partition", "stack"), ("axis",)),
+    "argsort": ("axis", "kind"),
     "sum": ("axis", "dtype"),
+    "take_along_axis": ("axis",),
     "zeros_like": (),
 }
 # How many of the arguments are arrays, where not all are.
@@ -47,7 +49,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 ATTRIBUTES = ("T", "dtype", "ndim", "shape", "size")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 ARITHMETIC = ("add", "sub", "mul", "truediv", "pow", "and", "or")
-UNARY = ("neg",)
+UNARY = ("invert", "neg")
 WAITING = {"__bool__": bool, "__int__": int, "__float__": float, "__str__": str}
 COPYING = ("item", "tolist")
 DTYPES = {np.dtype(kind) for kind in ("?", *"bhilqBHILQ", *"efdFD", ml_dtypes.bfloat16)}  # those that CuPy has

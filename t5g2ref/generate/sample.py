@@ -1,0 +1,42 @@
+"""Sampled generation: at each step an id is drawn from the narrowed distribution."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import numpy as np
+
+from t5g2ref.generate.options import Options, begin
+from t5g2ref.generate.processors import drawn
+from t5g2ref.generate.rules import AS_IT_IS, Sampling, narrowed
+from t5g2ref.generate.steps import Generated, Tell, Way, generated
+from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import Array
+
+
+def sample(
+    model: T5Gemma2,
+    input_ids: Any,
+    sampling: Sampling = AS_IT_IS,
+    *,
+    seed: int | np.random.Generator,
+    on_token: Tell | None = None,
+    **options: Unpack[Options],
+) -> Generated:
+    """An id drawn at each step, until every row has ended. Arguments and errors are `greedy`'s but for these.
+
+    The host draws one uniform number a row and step, also for ended rows: the same for every array library.
+
+    Args:
+        sampling: how the distribution is narrowed.
+        seed: of NumPy's generator, or a generator, which goes on from where it is.
+    """
+    xp, generator = model.nx.xp, np.random.default_rng(seed)
+
+    def pick(logits: Array) -> Array:
+        """(B,) ids by the next B numbers."""
+        return drawn(xp, logits, xp.asarray(generator.random(len(logits))))
+
+    way = Way(lambda logits: narrowed(xp, logits, sampling), pick)
+    with model.nx.scope():
+        return generated(model, begin(model, input_ids, options), way, on_token)
