@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,14 @@ from conformance.cases import catalogue, generating
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.cases.prompt import GENERATE
+from conformance.checkpoints import BUNDLED
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
 from conformance.errors import UsageError
-from conformance.peers.find import BUILT_IN, DUMP, create, names, typed
+from conformance.peers.find import BUILT_IN, DUMP, create, described, names, typed
 from conformance.peers.folder import DumpPeer
-from conformance.peers.guard import warnings_kept
+from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time, optional
 from conformance.report import files
 from conformance.report.known import Known
@@ -127,8 +129,8 @@ class Request:
 def of_run(given: argparse.Namespace) -> Request:
     """The request of the command `run`. Raises UsageError or PeerUnavailable for what cannot be judged."""
     given, backend, notes = _quick(given), find(given.backend), list[str]()
-    with warnings_kept("a peer's package", notes):
-        peers = _peers(given.peer, given.lane, backend)
+    with warnings_kept(PACKAGE, notes):
+        peers = _peers(given.peer, given.lane, backend, late=_in_processes(given))
     given = argparse.Namespace(**vars(given) | {"ckpt": given.ckpt or _usual(peers.values())})
     for peer in peers.values():
         give_time(peer, given.timeout)
@@ -238,13 +240,30 @@ def _share(given: str | None, outputs: Mapping[str, Path]) -> Share | None:
     return share
 
 
-def _peers(given: list[str] | None, lanes: list[str] | None, backend: Backend) -> dict[str, Peer]:
-    """The peers that were asked for, by the name given. A peer that was named twice, or in two forms, comes once."""
+def _in_processes(given: argparse.Namespace) -> bool:
+    """Whether other processes may be the ones that judge: then nothing is imported here that only they need."""
+    bundled = given.ckpt in (None, *BUNDLED) and not given.synthetic
+    return bundled and (shared.processes(given) or os.cpu_count() or 1) > 1
+
+
+def _peers(
+    given: list[str] | None, lanes: list[str] | None, backend: Backend, *, late: bool = False
+) -> dict[str, Peer]:
+    """The peers that were asked for, by the name given. A peer that was named twice, or in two forms, comes once.
+
+    Args:
+        late: whether a peer may be made when it is asked for something.
+    """
     types = list(dict.fromkeys(TYPES[lane] for lane in lanes or USUAL if lane in TYPES)) or ["float32"]
     wanted = given or [name for dtype in types for name in names(dtype)]
     if given and lanes:  # a name without a type is run in every lane that was asked for
         wanted = [name for n in given for name in ([typed(n, t) for t in types] if typed(n, types[0]) else [n])]
-    made = _distinct([(name, create(name, backend)) for name in dict.fromkeys(wanted)])
+    made = _distinct(
+        [
+            (name, (described(name, backend) if late else None) or create(name, backend))
+            for name in dict.fromkeys(wanted)
+        ]
+    )
     if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
         raise UsageError(f"--peer {wrong.name} runs in {wrong.dtype}, expected a type of --lane {' '.join(lanes)}")
     return made

@@ -21,6 +21,7 @@ from conformance.commands.request import Request, of_run
 from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
 from conformance.peers.find import create, other_type
+from conformance.peers.later import itself
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
 from conformance.report import files
@@ -163,7 +164,7 @@ def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporte
         ended=so_far.add,
     )
     try:
-        session.judge(list(request.peers))
+        session.judge([itself(peer) for peer in request.peers])
     finally:
         so_far.beside.add(session.beside)
 

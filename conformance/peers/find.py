@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conformance.errors import PeerUnavailable
 from conformance.peers.boxed import FORMS as ENGINES
+from conformance.peers.later import Later
 from conformance.peers.protocol import Peer
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.dtypes import RUN_IN
@@ -94,6 +96,33 @@ def create(name: str, backend: Backend = NUMPY) -> Peer:
     return found
 
 
+def described(name: str, backend: Backend = NUMPY) -> Peer | None:
+    """What a run has to know of transformers on the CPU, which is imported once it is asked for something; None for any
+    other peer. Raises PeerUnavailable as `create` does, but for packages that are broken: then the peer does.
+    """
+    match = _NAMES["torch.made"].fullmatch(name)
+    if match is None or backend.name != "numpy" or match[2] == "-compile" or match[4] not in (None, "cpu"):
+        return None
+    from conformance.peers.torch.releases import named, refuse_unsupported
+
+    refuse_unsupported()
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise _missing(name, package)
+    attention, way, dtype = match[1], match[2] or "", match[3] or "float32"
+    return Later(
+        named(attention, way, dtype, "cpu"),
+        dtype,
+        partial(create, name, backend),
+        generates=True,
+        preallocated=way == "-static",
+    )
+
+
+def _missing(name: str, package: str | None, extra: str = "conformance") -> PeerUnavailable:
+    return PeerUnavailable(f'peer {name} needs {package}, which is not installed: pip install "t5g2ref[{extra}]"')
+
+
 def _created(name: str, module: str, *arguments: Any) -> Peer:
     extra = "onnxruntime" if module == "torch.onnx_peer" else "conformance"
     if module.startswith("torch."):
@@ -103,9 +132,7 @@ def _created(name: str, module: str, *arguments: Any) -> Peer:
     try:
         peer: Peer = importlib.import_module(f"conformance.peers.{module}").create(*arguments)
     except ModuleNotFoundError as error:
-        raise PeerUnavailable(
-            f'peer {name} needs {error.name}, which is not installed: pip install "t5g2ref[{extra}]"'
-        ) from error
+        raise _missing(name, error.name, extra) from error
     except ImportError as error:  # it is installed, but too old or broken
         raise PeerUnavailable(
             f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[{extra}]"'

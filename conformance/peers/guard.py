@@ -11,6 +11,8 @@ from typing import TypeVar
 import t5g2ref
 
 T = TypeVar("T")
+PACKAGE = "a peer's package"
+"""Who warns while a peer is made."""
 MOST, LINES = 1000, 20  # characters of a foreign line, and lines, that are shown
 
 

@@ -6,6 +6,7 @@ more. Each has a pipe of its own: a lock that all of them share would stay locke
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -206,6 +207,7 @@ def _serve(
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # torch comes later
     threadpool_limits(1)
     with suppress(EOFError, ConnectionError):
+        gc.disable()  # until a first job is done: what is imported stays, and looking through it takes seconds
         try:
             state = start(*given)
         except BaseException as error:
@@ -218,6 +220,9 @@ def _serve(
                 answer: tuple[BaseException | None, Any] = None, result
             except BaseException as error:
                 answer = _sendable(error), None
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
             pipe.send(answer)
 
 

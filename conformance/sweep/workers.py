@@ -17,7 +17,7 @@ from conformance.judge.judgement import Judgement
 from conformance.judge.session import asked
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
 from conformance.peers.find import create, other_type
-from conformance.peers.guard import warnings_kept
+from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import Peer, give_time
 from conformance.report.terms import Terms, Work, work
 from conformance.sweep.pool import done
@@ -100,8 +100,10 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     (target,) = (target for target in worker.work.targets if target.name == comparison.target)
     given = question.peers[comparison.peer]
     like = other_type(given, question.peers.values())
-    with warnings_kept("", []):  # said where the parent made it
+    said = list[str]()
+    with warnings_kept(PACKAGE, said):
         peer, other = create(given, target.backend), create(like, target.backend) if like else None
+    worker.beside.note(*(note for note in said if note not in terms.notes))
     peer.name = comparison.peer
     give_time(peer, question.timeout)
     worker.at, worker.peer = comparison[:2], peer

@@ -42,6 +42,16 @@ def untested(installed: str) -> str:
     return f"transformers {installed} is newer than the releases this was tested with, {OLDEST} to {NEWEST}" * new
 
 
+def named(attention: str, way: str, dtype: str, device: str) -> str:
+    """What a peer is called: float32 on the CPU goes without saying.
+
+    Args:
+        way: "", "-static" or "-compile".
+    """
+    usual = (dtype, device) == ("float32", "cpu")
+    return f"transformers:{attention}{way}" + ("" if usual else f":{dtype}:{device}")
+
+
 def cache_name(forward: Callable[..., Any]) -> str:
     """The name of the cache in a model's `forward`: "cache" from 5.24 on, "past_key_values" before."""
     names = inspect.signature(forward).parameters

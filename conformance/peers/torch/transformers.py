@@ -21,7 +21,7 @@ from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
 from conformance.peers.torch import generating, static_cache
 from conformance.peers.torch.hooks import Capture
-from conformance.peers.torch.releases import cache_name, untested
+from conformance.peers.torch.releases import cache_name, named, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
 from conformance.target import Target
 from t5g2ref import taps
@@ -47,8 +47,7 @@ class TransformersPeer(OptionalMembers):
     """
 
     def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu", static: bool = False) -> None:
-        usual = (dtype, device) == ("float32", "cpu")
-        self.name = f"transformers:{attention}{'-static' * static}" + ("" if usual else f":{dtype}:{device}")
+        self.name = named(attention, "-static" * static, dtype, device)
         self._static = self.preallocated = static
         self.dtype: DType = dtype
         self.notes = [note] if (note := untested(transformers.__version__)) else []
