@@ -51,7 +51,7 @@ conformance/defects/near: shortened | activation attention norms tables | __init
 conformance/defects: all | __init__
 conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
-conformance/peers: guard | protocol | reference folder made replay function
+conformance/peers: guard | protocol | reference folder made replay function later
 conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
@@ -60,7 +60,7 @@ conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
-conformance/judge: steady together walk choices | judge pooled | generated
+conformance/judge: steady together walk choices | along | judge pooled | generated
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: sitting | session | __init__

@@ -145,7 +145,8 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
         reporter.say(f"{one.case}: {one.peer}")
         reporter.step()
 
-    longest_first = sorted(left, key=lambda one: -cost(asked, one))  # so that nobody is left alone with the last
+    # So that nobody is left alone with the last; peers take turns at a case.
+    longest_first = sorted(left, key=lambda one: (-cost(asked, one), one.target, one.case))
     judged(question, longest_first, min(processes, len(left)), ended)
 
 

@@ -18,6 +18,7 @@ from conformance.cases import least, token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of
 from conformance.judge import name_defect as naming
+from conformance.judge.along import Along
 from conformance.judge.apart import is_small, told_apart_by
 from conformance.judge.evidence import evidence
 from conformance.judge.half_lane import HalfLane
@@ -62,6 +63,7 @@ def judge(
     *,
     until_culprit: bool = False,
     repeat: bool = True,
+    shared: Along | None = None,
 ) -> Judgement:
     """Run `case` on an opened peer and on the reference, and compare them on the target's backend.
 
@@ -70,6 +72,7 @@ def judge(
     Args:
         until_culprit: whether to stop at the first failing local tap, without the cumulative anchor.
         repeat: whether a peer that can be asked runs the case twice; see `conformance.judge.steady`.
+        shared: of the peers that are judged one after the other; None where nothing is shared.
     """
     case, dtype = case.given(peer.dtype), cast(DType, peer.dtype)
     with Dump(target.backend) as dump:
@@ -93,7 +96,7 @@ def judge(
 
         def compared(shows: Dump) -> Judgement:
             with quiet(nullcontext):
-                return _compared(peer, says, target, case, shows, dtype, progress, until_culprit)
+                return _compared(peer, says, target, case, shows, dtype, progress, until_culprit, shared)
 
         result = compared(dump)
         if repeat and not raised and optional(peer, "probed"):
@@ -127,6 +130,7 @@ def _compared(
     dtype: DType,
     progress: Progress,
     until_culprit: bool,
+    shared: Along | None,
 ) -> Judgement:
     weights = target.rounded(dtype) if says.wide is None else weights_of(target, dtype, says.wide)
     ours = models(target.config, weights, case, dtype, target.backend, says.scheme)
@@ -140,7 +144,9 @@ def _compared(
     if not until_culprit and not _from_ids(seen, outside):
         progress(f"{case.name}: cumulative anchor of {peer.name}")
         spine = [(call, tap) for call, tap in seen if tap.spine]
-        along = Walk(case, dump, spine, CumulativeLane(dtype, compared), local=False).run(ours)
+        walk = Walk(case, dump, spine, CumulativeLane(dtype, compared), local=False)
+        alike = shared if says.scheme is None and says.wide is None else None
+        along = walk.run(ours) if alike is None else alike.found(walk, ours, target, case.name, dtype, spine)
     found = Judgement(
         peer.name,
         case.name,

@@ -16,6 +16,7 @@ from conformance.arrays import release
 from conformance.cases.abilities import Required, unmet, why_skipped
 from conformance.cases.case import Case
 from conformance.errors import CheckpointError, PeerUnavailable
+from conformance.judge.along import Along
 from conformance.judge.comparisons import EXACT, SPOILT
 from conformance.judge.exact.lane import examine_exact
 from conformance.judge.exact.probes import probes
@@ -91,6 +92,7 @@ class Sitting:
     Args:
         cases: all that its type is asked for there, also those that others judge.
         other: the same peer in another type, for which see `opened`; None where there is none.
+        shared: with other sittings that are judged on the same cases in turns.
     """
 
     def __init__(
@@ -102,9 +104,11 @@ class Sitting:
         beside: Beside,
         progress: Progress = lambda _: None,
         other: Peer | None = None,
+        shared: Along | None = None,
     ) -> None:
         self._peer, self._target, self._manner, self._beside = peer, target, manner, beside
         self._cases, self._progress, self._other = {case.name: case for case in cases}, progress, other
+        self._shared = shared
         self._weights, self._spoilt, self._refused = list[int](), False, ""
 
     def opened(self) -> Sitting:
@@ -154,7 +158,7 @@ class Sitting:
             return Judgement(self._peer.name, case.name, skipped=why, dtype=self._peer.dtype)
         if case.prompts:
             return judge_generated(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
-        return judge(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
+        return judge(self._peer, self._target, case, self._progress, repeat=self._manner.repeat, shared=self._shared)
 
     def _exactly(self) -> list[Judgement]:
         """The exact lane, without the probes that are not required. What nobody asked for by name may be left out."""

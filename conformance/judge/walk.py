@@ -32,6 +32,8 @@ from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Numerics
 from t5g2ref.taps import Tap
 
+Met = list[tuple[Place, list[Array]]]
+"""What truth and controls had, tap by tap."""
 PICTURES = 4  # of failing masks that a judgement keeps
 SIDE = 64  # rows and columns of such a picture at most
 
@@ -90,9 +92,19 @@ class Walk:
         self._own = 0  # how many of the walkers are truth and controls
         self._watch: LogitWatch | None = None
 
-    def run(self, ours: list[T5Gemma2]) -> Found:
-        """Walk the reference's models (the truth, then the controls) and return what was found."""
+    def run(self, ours: list[T5Gemma2], kept: Met | None = None) -> Found:
+        """Walk the reference's models (the truth, then the controls) and return what was found.
+
+        Args:
+            kept: takes what they had at each tap.
+        """
         backend, self._own = self._dump.backend, len(ours)
+
+        def meet(call: int, name: str, values: list[Array]) -> list[Array]:
+            if kept is not None:
+                kept.append(((call, name), list(values)))
+            return self._meet(call, name, values)
+
         self._rounded = Numerics(self._lane.dtype, backend=backend).array
         if self._local and self._case.task == "lm":
             self._watch = LogitWatch(backend, ours, self._lane.limit)
@@ -100,7 +112,7 @@ class Walk:
             walk(
                 self._lane.members(ours),
                 program(self._case),
-                self._meet,
+                meet,
                 where=lambda call, name: (call, name) in self._taps,
                 scope=partial(quiet, backend.scope),
                 turns=has_device(backend),
@@ -108,6 +120,13 @@ class Walk:
         except Culprit:
             found = [self._found[place] for place in self._taps if place in self._found]
             return Found(found, masks=self._masks, wider=self._wider)
+        return self._ended()
+
+    def replayed(self, met: Met) -> Found:
+        """What `run` would find where truth and controls had these values."""
+        for (call, name), values in met:
+            self._own = len(values)
+            self._meet(call, name, values)
         return self._ended()
 
     def _ended(self) -> Found:

@@ -1,7 +1,8 @@
 """Judges in several processes, one comparison after another, which are told as they end.
 
 A worker reads the checkpoint and makes the peer itself, by the name that it was asked for. It keeps a peer open as long
-as the next comparison is of the same one on the same checkpoint.
+as the next comparison is of the same one on the same checkpoint. Small peers of one type are open side by side, and
+take turns at each case.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from conformance.checkpoints import resolve
+from conformance.checkpoints import BUNDLED, resolve
+from conformance.judge.along import Along
 from conformance.judge.comparisons import Comparison
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import asked
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
-from conformance.peers.find import create, other_type
+from conformance.peers.find import BUILT_IN, create, other_type
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import Peer, give_time
 from conformance.report.terms import Terms, Work, work
@@ -39,6 +42,22 @@ class Question:
     targets: tuple[str, ...]
     backend: str
     timeout: float
+
+    @property
+    def shares(self) -> bool:
+        """Whether peers of one type are judged in turns on each case: where several fit beside each other."""
+        terms = self.terms
+        bundled = terms.ckpt in BUNDLED and not terms.synthetic
+        return bundled and all(name.startswith(BUILT_IN) for name in self.peers.values())
+
+    @cached_property
+    def types(self) -> dict[str, str]:
+        """Peer → the type that it runs in."""
+        return {peer.name: peer.dtype for peer in self.terms.peers}
+
+    def together(self, one: Comparison) -> tuple[str, str]:
+        """What a process has open at a time: a checkpoint, and a peer or a type."""
+        return one.target, self.types[one.peer] if self.shares else one.peer
 
 
 @dataclass(frozen=True)
@@ -64,14 +83,15 @@ class _Worker:
     work: Work
     beside: Beside = field(default_factory=Beside)
     at: tuple[str, str] = ("", "")
-    peer: Peer | None = None
-    sitting: Sitting | None = None
+    open: dict[str, tuple[Peer, Sitting]] = field(default_factory=dict)
+    shared: Along | None = None
 
 
 def _start(question: Question) -> _Worker:
     terms = question.terms
     made = resolve(terms.ckpt, synthetic=terms.synthetic, calm=terms.calm, backend=find(question.backend))
-    return _Worker(question, work(terms, [target for target in made if target.name in question.targets]))
+    targets = [target for target in made if target.name in question.targets]
+    return _Worker(question, work(terms, targets), shared=Along() if question.shares else None)
 
 
 def _work(worker: _Worker, comparison: Comparison) -> Answer:
@@ -84,19 +104,25 @@ def _answer(worker: _Worker, judgements: Sequence[Judgement]) -> Answer:
 
 
 def _last(worker: _Worker) -> Answer:
-    """Close the peer that is open."""
-    if worker.peer is not None:
-        closed(worker.peer, worker.beside)
+    """Close the peers that are open."""
+    _close(worker)
     return _answer(worker, [])
+
+
+def _close(worker: _Worker) -> None:
+    for peer, _ in worker.open.values():
+        closed(peer, worker.beside)
+    worker.open.clear()
 
 
 def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     """The peer of the comparison on its checkpoint, open."""
-    if worker.sitting is not None and worker.at == comparison[:2]:
-        return worker.sitting
-    if worker.peer is not None:
-        closed(worker.peer, worker.beside)
     question, terms = worker.question, worker.question.terms
+    if worker.at != (at := question.together(comparison)):
+        _close(worker)
+        worker.at = at
+    if comparison.peer in worker.open:
+        return worker.open[comparison.peer][1]
     (target,) = (target for target in worker.work.targets if target.name == comparison.target)
     given = question.peers[comparison.peer]
     like = other_type(given, question.peers.values())
@@ -106,16 +132,17 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     worker.beside.note(*(note for note in said if note not in terms.notes))
     peer.name = comparison.peer
     give_time(peer, question.timeout)
-    worker.at, worker.peer = comparison[:2], peer
-    worker.sitting = Sitting(
+    sitting = Sitting(
         peer,
         target,
         asked(worker.work.judged, target, peer, generating=terms.generating),
         Manner(terms.asked, len(terms.peers) == 1, terms.repeat, terms.required),
         worker.beside,
         other=other,
-    ).opened()
-    return worker.sitting
+        shared=worker.shared,
+    )
+    worker.open[comparison.peer] = peer, sitting
+    return sitting.opened()
 
 
 def judged(
@@ -129,13 +156,14 @@ def judged(
 
     One that ends its process is tried once more, and then has an error: its peer could not be judged there.
     """
-    types = {peer.name: peer.dtype for peer in question.terms.peers}
 
     def lost(one: Comparison, how: str) -> Answer:
-        failed = Judgement(one.peer, one.case, error=f"{how}, and so was the next that tried", dtype=types[one.peer])
+        failed = Judgement(
+            one.peer, one.case, error=f"{how}, and so was the next that tried", dtype=question.types[one.peer]
+        )
         return Answer([failed], Beside(), lost=True)
 
     for one, answer in done(
-        _start, (question,), _work, wanted, processes, alike=lambda one: one[:2], lost=lost, last=_last
+        _start, (question,), _work, wanted, processes, alike=question.together, lost=lost, last=_last
     ):
         ended(one, answer)

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,15 +55,18 @@ def test_lists_need_nothing() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_peer_too_old_is_not_called_missing(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    def imported(module: str) -> Any:
-        raise ImportError("cannot import name 'T5Gemma2Config' from 'transformers'", name="transformers")
-
-    monkeypatch.setattr("conformance.peers.find.importlib", SimpleNamespace(import_module=imported))
-    status, lines, err = run("--peer", "transformers:sdpa")
-    assert (status, lines) == (2, [])
-    assert "could not be imported (cannot import name 'T5Gemma2Config'" in err
-    assert "--upgrade" in err
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_peer_too_old_is_not_called_missing(tmp_path: Path, jobs: str) -> None:
+    """Whoever imports it first: the command, or the processes that judge."""
+    why = "cannot import name 'T5Gemma2Config' from 'transformers'"
+    for name, content in (("torch", ""), ("transformers", f"raise ImportError({why!r}, name='transformers')")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(content)
+    done = process("--peer", "transformers:sdpa", "--jobs", jobs, "--no-progress", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert f"could not be imported ({why})" in line
+    assert "--upgrade" in line
 
 
 def test_reader_that_has_had_enough() -> None:
