@@ -21,6 +21,7 @@ from conformance.measure import limits
 from conformance.measure.half import Measured
 from conformance.measure.match import Signature
 from conformance.measure.regression import Fit, clustered, coefficients, fit, fits
+from t5g2ref import attention, ops, rope
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EXACT, Numerics
@@ -44,13 +45,37 @@ MEMBERS = (("D02", "D11", "D27", "D51", "D52"), ("D12",), ("D13",), ("D83", "D84
 
 
 class Lookout(Numerics):
-    """Numerics of an oracle that is looked at in other operations than linear layers: what those give is zero.
+    """Numerics of an oracle that is looked at in the operations of its defects alone: what others give is any number.
 
-    It may be: every linear layer ends in a tap, behind which this oracle too goes on with the peer's value.
+    It may be: each of them ends in a tap, behind which this oracle too goes on with the peer's value. So a linear layer
+    gives zero here, and ELSEWHERE has the others.
     """
 
     def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
         return self.xp.zeros((*x.shape[:-1], weight.shape[0]), self.storage)
+
+
+def _as_given(*given: Any) -> Any:
+    """x, of (definition, nx, x, …)."""
+    return given[2]
+
+
+def _no_weights(*given: Any) -> Any:
+    """Zeros in the shape of attention's weights, of (definition, nx, q, k, …, grouped)."""
+    _, nx, q, k, *_, grouped = given
+    return nx.xp.zeros((*q.shape[:-1], k.shape[-2]), nx.storage).reshape(grouped)
+
+
+ELSEWHERE = {
+    ops.rms_norm.__name__: _as_given,
+    ops.gelu_tanh.__name__: _as_given,
+    ops.add_norm.__name__: None,
+    ops.gated_gelu.__name__: None,
+    attention.turned_norm.__name__: None,
+    attention.attention_weights.__name__: _no_weights,
+    rope.rotate.__name__: _as_given,
+}
+"""Twins of operations that an oracle is not looked at in; None for those that are made of others."""
 
 
 def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
@@ -58,7 +83,7 @@ def oracles(backend: Backend, dtype: DType) -> list[Numerics]:
     made: list[Numerics] = []
     for defects in MEMBERS:
         faulty = {name: twin for d in defects for name, twin in twins(d, dtype).items()}
-        made.append(Lookout("float64", EXACT, backend.with_twins(faulty), dtype))
+        made.append(Lookout("float64", EXACT, backend.with_twins({**ELSEWHERE, **faulty}), dtype))
     return made
 
 
