@@ -78,7 +78,7 @@ def _path(name: str, given: str) -> Path:
 
 
 def _of_hub(name: str, repo: str, revision: str, progress: Progress) -> Found:
-    lacks = "no such files in the cache"
+    lacks = "not in the cache"
     try:
         from t5g2ref.checkpoint.hub import cached, download, lacking
 

@@ -87,6 +87,36 @@ def test_a_killed_download_goes_on(describe: Describe, hub: Hub, tmp_path: Path)
     assert hub.gets(FIRST) == ["bytes=200000-"]
 
 
+CONVERT = """
+import sys, time, t5g2ref
+from pathlib import Path
+from t5g2ref.checkpoint.folder import Checkpoint, save
+from t5g2ref.config import Config
+source, folder, stop = Checkpoint.open(t5g2ref.bundled("tiny")), Path(sys.argv[1]), int(sys.argv[2])
+def tensors():
+    for n, name in enumerate(source.tensors):
+        if n == stop:
+            print("half", flush=True)
+            time.sleep(600)
+        yield name, source.read(name)
+save(folder, Config.load(source.folder), tensors(), shard_bytes=350_000)
+"""
+
+
+@pytest.mark.parametrize("stop", [1, 120, 230])
+def test_a_killed_conversion_is_no_checkpoint(stop: int, tmp_path: Path) -> None:
+    """And the next one is made in the same folder."""
+    folder = tmp_path / "made"
+    command = [sys.executable, "-c", CONVERT, str(folder)]
+    with subprocess.Popen([*command, str(stop)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    refused(python("-m", "t5g2ref", "describe", str(folder)), "config.json: no such file")
+    assert python(*command[1:], "-1").returncode == 0
+    assert WHOLE in python("-m", "t5g2ref", "describe", str(folder)).stdout
+
+
 # What is wrong
 
 

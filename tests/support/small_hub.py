@@ -28,6 +28,7 @@ class Hub:
     cuts: dict[str, list[int]] = field(default_factory=dict)  # bytes that an answer sends before it breaks off
     stalls: dict[str, int] = field(default_factory=dict)  # bytes after which an answer waits for ever
     ranges: bool = True
+    store: str = ""  # the endpoint that files of weights are to be had from
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
     tokens: set[str] = field(default_factory=set)
     endpoint: str = ""
@@ -113,6 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.served
         if revision not in hub.revisions or name not in hub.files:
             self._refused(404, "EntryNotFound", "Entry not found")
+            return
+        if hub.store and name.endswith(".safetensors"):
+            self.send_response(302)
+            self.send_header("Location", f"{hub.store}{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         data, said = hub.wrong.get(name, hub.files[name]), self.headers.get("Range")
         begin = int(said.removeprefix("bytes=").removesuffix("-")) if said and hub.ranges else 0
