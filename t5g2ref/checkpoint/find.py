@@ -44,7 +44,7 @@ def find(name: str, progress: Progress = lambda *_: None, *, names: str = "") ->
     Raises:
         NotFound: it is not to be had; with every remedy.
     """
-    if Path(name).exists():
+    if os.path.exists(name):  # of `Path` a name of any length raises
         return Found(_path(name, name))
     if name in SIZES and (given := os.environ.get(variable(name))):
         if not Path(given).exists() or (Path(given).is_dir() and not Path(given, "config.json").is_file()):

@@ -64,7 +64,9 @@ def test_the_variable_of_a_size(where: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert find("270m").place == folder
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../x", "a/b@", "a/..", "a/b@../../x", "a/b@x y", "é/b"])
+@pytest.mark.parametrize(
+    "name", ["nowhere", "a/b/c", "../x", "a/b@", "a/..", "a/b@../../x", "a/b@x y", "é/b", "n" * 5000, "a\0b"]
+)
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(NotFound, match="no such folder, and not a name I know; give 270m, "):
         find(name)

@@ -66,7 +66,8 @@ def test_a_connection_that_stays_cut(describe: Describe, hub: Hub, tmp_path: Pat
     assert not [name for name in blobs(tmp_path) if "partial" in name]
 
 
-def test_a_killed_download_goes_on(describe: Describe, hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_download_goes_on(number: signal.Signals, describe: Describe, hub: Hub, tmp_path: Path) -> None:
     hub.stalls[FIRST] = 200_000
     command = [sys.executable, "-m", "t5g2ref", "describe", REPO]
     with subprocess.Popen(
@@ -77,8 +78,9 @@ def test_a_killed_download_goes_on(describe: Describe, hub: Hub, tmp_path: Path)
             assert time.monotonic() < ended
             time.sleep(0.02)
         other = describe()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.send_signal(number)
+        said = process.communicate()[1].decode()
+    assert said.endswith("t5g2ref: interrupted\n" if number == signal.SIGINT else " bytes\n")
     refused(other, f"another process is downloading {FIRST}")
     hub.stalls.clear()
     refused(describe(HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
