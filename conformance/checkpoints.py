@@ -15,13 +15,15 @@ from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.checkpoint.find import SIZES, Found, find
 from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, fitted
+from t5g2ref.checkpoint.refusal import NotFound
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
 from t5g2ref.notes import noted
 from t5g2ref.params import Shape, shapes
 
-HUB = {size: f"google/t5gemma-2-{size}-{size}" for size in ("270m", "1b", "4b")}
+HUB = SIZES
 BUNDLED: dict[str, tuple[str, ...]] = {  # name: the checkpoints that it stands for
     "tiny": ("tiny", "tiny-even"),
     "tiny-even": ("tiny-even",),
@@ -29,7 +31,6 @@ BUNDLED: dict[str, tuple[str, ...]] = {  # name: the checkpoints that it stands 
     "tiny-encoder": ("tiny-encoder",),
     "demo": ("demo",),
 }
-FILES = ["config.json", "*.safetensors", "model.safetensors.index.json"]
 
 LONGEST_WINDOW = 1 << 14  # of a stack: a case is twice as long, and attention is quadratic
 MOST_PIXELS = 1 << 26  # numbers in a picture
@@ -37,11 +38,6 @@ LARGEST_VOCABULARY = 1 << 22
 WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
 
 Progress = Callable[[str, int, int], None]
-
-
-def variable(size: str) -> str:
-    """Name of the environment variable that points to a size's folder."""
-    return f"T5G2REF_{size.upper()}"
 
 
 def resolve(
@@ -55,10 +51,11 @@ def resolve(
     """The targets that `name` stands for, weights in float32.
 
     Args:
-        name: one of BUNDLED, "270m", "1b", "4b", a folder, or an id on the Hugging Face Hub.
+        name: one of BUNDLED, or what `t5g2ref.checkpoint.find` finds: "270m", "1b", "4b", a folder, a file, an id on
+            the Hugging Face Hub.
         synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
         calm: of the synthetic ones: without the massive activation, which float16 cannot hold.
-        progress: called with (what, done, total) while tensors are read or made.
+        progress: called with (what, done, total) while files are downloaded and tensors are read or made.
         backend: whose arrays the weights are.
 
     Raises:
@@ -71,8 +68,8 @@ def resolve(
     if synthetic:
         return [_synthetic(name, calm, progress, backend)]
     if name in BUNDLED:
-        return [_opened(variant, bundled(variant), progress, backend) for variant in BUNDLED[name]]
-    return [_opened(name, _folder(name), progress, backend)]
+        return [_opened(variant, Found(bundled(variant)), progress, backend) for variant in BUNDLED[name]]
+    return [_opened(name, _found(name, progress), progress, backend)]
 
 
 def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> Target:
@@ -133,16 +130,16 @@ def _require(backend: Backend, name: str, tensors: Mapping[str, Shape]) -> None:
     backend.require(4 * sum(map(prod, tensors.values())), f"the weights of {name} in float32")
 
 
-def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Target:
-    notes: list[str] = []
+def _opened(name: str, found: Found, progress: Progress, backend: Backend) -> Target:
+    place, notes = found.place, [f"weights: {found.origin}"] if found.origin else []
     try:
         with noted(notes):
-            config = Config.load(folder)
-            checkpoint = Checkpoint.open(folder)
+            config = Config.load(place)
+            checkpoint = Checkpoint.open(place)
             config = fitted(checkpoint, config)
             names = check(checkpoint, config)
         if any(n.startswith("score.") for n in names):
-            raise CheckpointError(f"{folder}: this is a classifier's checkpoint; give the language model's")
+            raise CheckpointError(f"{place}: this is a classifier's checkpoint; give the language model's")
         judgeable(name, config)
         _require(backend, name, names)
         weights = {}
@@ -151,53 +148,14 @@ def _opened(name: str, folder: Path, progress: Progress, backend: Backend) -> Ta
             weights[tensor] = checkpoint.read(tensor, "float32", backend)
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
+    folder = place if place.is_dir() else None  # a peer's loader would take another file of it
     return Target(name, config, weights, folder, backend, tuple(notes))
 
 
-def _folder(name: str) -> Path:
-    """A folder on disk for a path, a size or a Hub id: path, environment variable, cache, then download."""
-    if Path(name).is_dir():
-        return Path(name)
-    given = os.environ.get(variable(name)) if name in HUB else None
-    if given:
-        if not Path(given, "config.json").is_file():
-            raise CheckpointError(f"{variable(name)} is {given!r}, where there is no config.json; set it to a folder")
-        return Path(given)
-    repo = HUB.get(name, name)
-    owner, _, model = repo.partition("/")
-    if not owner or not model or "/" in model or repo.startswith("."):
-        raise CheckpointError(
-            f"--ckpt {name}: no such folder, and not a name I know; give tiny, {', '.join(HUB)}, a folder or OWNER/REPO"
-        )
-    return _from_hub(name, repo)
-
-
-def _from_hub(name: str, repo: str) -> Path:
+def _found(name: str, progress: Progress) -> Found:
+    """Where it lies on this disk, after a download if need be."""
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(_remedies(name, repo, "huggingface_hub is not installed")) from None
-    reason = "not in the cache"
-    for local in (True, False):
-        try:
-            folder = Path(snapshot_download(repo, allow_patterns=FILES, local_files_only=local))
-            if not local or any(folder.glob("*.safetensors")):  # a cache may hold the config.json alone
-                return folder
-        except Exception as error:  # the library's errors are many; each means: not to be had this way
-            if not local:
-                reason = f"{type(error).__name__}: {str(error).split('. ')[0].splitlines()[0] if str(error) else ''}"
-    raise CheckpointError(_remedies(name, repo, reason))
-
-
-def _remedies(name: str, repo: str, reason: str) -> str:
-    lines = [f"--ckpt {name}: the weights of {repo} are not here ({reason}). Any of these helps:"]
-    if name in HUB:
-        lines.append(f"  - set {variable(name)} to a folder with config.json and model.safetensors")
-    lines += [
-        "  - give that folder itself: --ckpt /path/to/folder",
-        f"  - accept the licence at https://huggingface.co/{repo}, then: hf auth login, and",
-        f"      hf download {repo}",
-    ]
-    if name in HUB:
-        lines.append(f"  - or ask for seeded weights at the real geometry: --ckpt {name} --synthetic")
-    return "\n".join(lines)
+        return find(name, progress, names="tiny")
+    except NotFound as error:
+        more = f"\n  - or ask for seeded weights at the real geometry: --ckpt {name} --synthetic"
+        raise CheckpointError(f"--ckpt {error}{more if name in HUB else ''}") from error

@@ -25,8 +25,9 @@ class Reporter:
         self._done, self._total = 0, 0
 
     def tensors(self, name: str, done: int, total: int) -> None:
-        """While weights are read or made."""
+        """While weights are downloaded, read or made; a log hears of the slow ones."""
         self._bar.update(self._task, description=f"weights: {name}", completed=done, total=total)
+        self._logged(f"{done} of {total}  weights: {name}")
 
     def start(self, total: int) -> None:
         self._total = total
@@ -34,14 +35,18 @@ class Reporter:
 
     def say(self, what: str) -> None:
         self._bar.update(self._task, description=what)
-        now = time.monotonic()
-        if self._log and now - self._said > QUIET_SECONDS:
-            self._said = now
-            print(f"{now - self._began:5.0f} s  {self._done} of {self._total}  {what}", file=sys.stderr, flush=True)
+        self._logged(f"{self._done} of {self._total}  {what}")
 
     def step(self) -> None:
         self._done += 1
         self._bar.advance(self._task)
+
+    def _logged(self, what: str) -> None:
+        """A line now and then, where nobody watches a bar."""
+        now = time.monotonic()
+        if self._log and now - self._said > QUIET_SECONDS:
+            self._said = now
+            print(f"{now - self._began:5.0f} s  {what}", file=sys.stderr, flush=True)
 
 
 @contextmanager

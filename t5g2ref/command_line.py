@@ -21,6 +21,7 @@ examples
   python -m t5g2ref generate                           the bundled demo adds the digits of two pictures
   python -m t5g2ref generate --prompt "add forty-seven and thirty-eight"      that demo again
   python -m t5g2ref generate tiny --ids 5,17,42        weights without a tokenizer: give ids
+  python -m t5g2ref generate 270m --prompt "..."       the released: $T5G2REF_270M, the Hub's cache or a download
   python -m t5g2ref generate FOLDER --prompt "Describe <start_of_image> briefly." --image cat.png
   python -m t5g2ref generate FOLDER --prompt "..." --backend cupy --dtype bfloat16       on the first CUDA device
   python -m t5g2ref generate --help                    sampling, beams, where an answer ends, JSON

@@ -30,7 +30,8 @@ t5g2ref/backend: find | __init__
 t5g2ref: numerics weights | taps params cache embedding ops rope masks | activation attention
 t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | model
-t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
+t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
+t5g2ref/checkpoint: __init__
 t5g2ref/processor: image tokenizer_json | text | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__

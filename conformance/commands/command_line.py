@@ -11,13 +11,13 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-from conformance.checkpoints import variable
 from conformance.commands import options as shared
 from conformance.commands import required
 from conformance.commands.options import LANES
 from conformance.errors import Unavailable, UsageError
 from conformance.measure.limits import DEFECT
 from t5g2ref.backend import BackendError
+from t5g2ref.checkpoint.find import variable
 from t5g2ref.config import ConfigError
 from t5g2ref.streams import OutputError, stopped
 

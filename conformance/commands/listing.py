@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 
 from conformance.cases import catalogue as case_list
-from conformance.checkpoints import BUNDLED, HUB, variable
+from conformance.checkpoints import BUNDLED, HUB
 from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.peers.find import FORMS, names
+from t5g2ref.checkpoint.find import variable
 
 
 def show(what: str) -> int:

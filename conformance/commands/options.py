@@ -15,8 +15,9 @@ BACKEND = """\
 where truth and controls are computed: numpy (default), or cupy, a CUDA device (cupy:1 is the second one); with cupy,
 peers run on the device too"""
 CKPT = """\
-tiny, tiny-even, tiny-released, tiny-encoder, demo, 270m, 1b, 4b, a folder, or a Hub id (default: tiny; of engines that
-run released settings alone: tiny-released, or of encoders alone: tiny-encoder)"""
+tiny, tiny-even, tiny-released, tiny-encoder, demo, 270m, 1b, 4b, a folder, a .safetensors file, or
+OWNER/REPO[@REVISION] on the Hub (default: tiny; of engines that run released settings alone: tiny-released, or of
+encoders alone: tiny-encoder)"""
 KNOWN = "known deviations, which are shown and do not fail: a TOML file with reasons and links; see `explain known`"
 LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact" and "generate"
 

@@ -31,8 +31,11 @@ class Checkpoint:
 
     @staticmethod
     def open(folder: str | Path) -> Checkpoint:
-        """Read and check the headers of a checkpoint; WeightsError says what is wrong and what to do."""
+        """Read and check the headers of a folder, or of one file; WeightsError says what is wrong and what to do."""
         root = Path(folder)
+        if root.suffix == ".safetensors" and root.is_file():
+            file = SafetensorsFile.open(_inside(root.parent, root.name))
+            return Checkpoint(root.parent, canonical_places((file, key) for key in file.entries))
         if (root / SINGLE).exists():
             file = SafetensorsFile.open(_inside(root, SINGLE))
             if (root / INDEX).exists():
@@ -82,7 +85,7 @@ class Checkpoint:
 
 def _sharded(root: Path) -> list[tuple[SafetensorsFile, str]]:
     """The tensors of all shards, each in exactly the one that the index names."""
-    index = _read_index(_inside(root, INDEX))
+    index = read_index(_inside(root, INDEX))
     shards: dict[str, SafetensorsFile] = {}
     for shard in sorted(set(index.values())):
         shards[shard] = file = SafetensorsFile.open(_inside(root, shard))
@@ -96,7 +99,8 @@ def _sharded(root: Path) -> list[tuple[SafetensorsFile, str]]:
     return [(shards[shard], key) for key, shard in index.items()]
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
+    """{tensor: shard}, each shard a plain name; WeightsError for anything else."""
     try:
         raw = json_file(path, _MAX_INDEX)
     except ValueError as error:

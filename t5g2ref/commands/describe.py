@@ -7,14 +7,14 @@ from typing import Any
 
 from t5g2ref import params, taps
 from t5g2ref.checkpoint.folder import Checkpoint, check, fitted
-from t5g2ref.commands.folders import BUNDLED, folder
+from t5g2ref.commands.folders import NAMES, place
 from t5g2ref.config import PRESETS, Config, TextConfig
 
 
 def add(commands: Any) -> None:
     """Add its parser to the commands'."""
     describe = commands.add_parser("describe", help="geometry, parameters and taps of a checkpoint")
-    describe.add_argument("checkpoint", help=f"a folder, {', '.join(BUNDLED)}, or a geometry: {', '.join(PRESETS)}")
+    describe.add_argument("checkpoint", help=f"{NAMES}; a size is its geometry alone")
     describe.add_argument("--taps", action="store_true", help="list every tap with its shape in letters")
     describe.add_argument("--params", action="store_true", help="list every parameter with its shape")
     describe.set_defaults(run=run)
@@ -45,13 +45,13 @@ def _config(name: str) -> Config:
     if name in PRESETS:
         print(f"{name}: a geometry (no weights)")
         return PRESETS[name]
-    place = folder(name)
-    config = Config.load(place)
-    checkpoint = Checkpoint.open(place)
+    found = place(name)
+    config = Config.load(found)
+    checkpoint = Checkpoint.open(found)
     config = fitted(checkpoint, config)
     check(checkpoint, config)
     dtypes = sorted({checkpoint.dtype(tensor) for tensor in checkpoint.tensors})
-    print(f"{place}: {len(checkpoint.tensors)} tensors in {', '.join(dtypes)}, all in place")
+    print(f"{found}: {len(checkpoint.tensors)} tensors in {', '.join(dtypes)}, all in place")
     return config
 
 

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 
-from t5g2ref.commands.folders import TRAINED, folder
+from t5g2ref.commands.folders import TRAINED, place
 
 PROMPT = "add <start_of_image> <start_of_image>"
 PICTURES = ("three.png", "five.png")
@@ -16,7 +16,7 @@ def filled(options: argparse.Namespace) -> argparse.Namespace:
     """The options; those of the trained checkpoint that ask nothing with an example, told on standard error."""
     if options.checkpoint != TRAINED or options.image or [options.prompt, options.ids, options.batch] != [None] * 3:
         return options
-    images = [str(folder(TRAINED) / "pictures" / name) for name in PICTURES]
+    images = [str(place(TRAINED) / "pictures" / name) for name in PICTURES]
     command = ["python", "-m", "t5g2ref", "generate", "--prompt", PROMPT]
     command += [word for image in images for word in ("--image", image)]
     print(f"t5g2ref: nothing is asked, so here is an example: {shlex.join(command)}", file=sys.stderr, flush=True)

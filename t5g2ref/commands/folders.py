@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import t5g2ref
-from t5g2ref.config import PRESETS
+from t5g2ref.checkpoint.find import SIZES, find
 
 TRAINED = "demo"  # the one that has a tokenizer, and answers that mean something
 BUNDLED = (TRAINED, "tiny", "tiny-even", "tiny-released", "tiny-encoder")
+NAMES = f"a folder, a .safetensors file, {', '.join(BUNDLED)}, {', '.join(SIZES)} or OWNER/REPO[@REVISION]"
 
 
-def folder(name: str) -> Path:
-    """The folder of a bundled checkpoint, or the one that is named. ValueError for a geometry, which has no weights."""
-    if name in PRESETS and not Path(name).exists():
-        there = f"the folder of a checkpoint, or {', '.join(BUNDLED)}"
-        raise ValueError(f"{name} is a geometry without weights; give {there}")
-    return t5g2ref.bundled(name) if name in BUNDLED else Path(name)
+def place(name: str) -> Path:
+    """The folder, or the file of weights, that is bundled or found: see `checkpoint.find`, also for what is raised."""
+    return t5g2ref.bundled(name) if name in BUNDLED else find(name, _told, names=", ".join(BUNDLED)).place
+
+
+def _told(file: str, done: int, total: int) -> None:
+    """How far a download is, on standard error where that is a terminal; else a line at its end."""
+    watched = sys.stderr.isatty()
+    if watched or done == total:
+        start, end = ("\r", "" if done < total else "\n") if watched else ("", "\n")
+        print(f"{start}t5g2ref: {file}: {done:,} of {total:,} bytes", end=end, file=sys.stderr, flush=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 import t5g2ref
 from t5g2ref.backend import find
+from t5g2ref.checkpoint.find import home
 from t5g2ref.commands.answers import Answer, Stream, beams_of, rows_of, show
 from t5g2ref.commands.choosing import options_of, sampling_of, search_of
 from t5g2ref.commands.example import filled
-from t5g2ref.commands.folders import folder
+from t5g2ref.commands.folders import place
 from t5g2ref.commands.generate_options import add_to
-from t5g2ref.commands.prompts import Prompts, read
+from t5g2ref.commands.prompts import Prompts, asked, read
 from t5g2ref.config import Config
 from t5g2ref.generate.beam import beam_search
 from t5g2ref.generate.greedy import greedy
@@ -29,13 +30,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Generate and print; 0. Errors are ValueErrors, raised before a weight is read where that is possible."""
-    place, backend = folder(options.checkpoint), find(options.backend)
     sampling_of(options)
     search_of(options)
     options = filled(options)
-    prompts = read(options, place, Config.load(place))
+    asked(options)
+    found, backend = place(options.checkpoint), find(options.backend)
+    prompts = read(options, home(found), Config.load(found))
     given = options_of(options, prompts)
-    model = t5g2ref.load(place, options.dtype, backend=backend)
+    model = t5g2ref.load(found, options.dtype, backend=backend)
     stream = Stream(prompts.tokenizer) if prompts.streams and search_of(options) is None and not options.json else None
     answers = _answered(options, model, prompts, given, stream)
     if stream is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from t5g2ref.commands.folders import BUNDLED, TRAINED
+from t5g2ref.commands.folders import NAMES, TRAINED
 from t5g2ref.dtypes import DTYPES
 
 ABOUT = """\
@@ -36,7 +36,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "generate", help="an answer to text, ids and pictures", description=ABOUT, epilog=EXAMPLES, formatter_class=form
     )
-    names = f"a folder, {', '.join(BUNDLED)} (default: {TRAINED})"
+    names = f"{NAMES} (default: {TRAINED})"
     parser.add_argument("checkpoint", nargs="?", default=TRAINED, help=names)
     _prompts(parser.add_argument_group("what is answered: one of the first three"))
     _sampling(parser.add_argument_group("drawing, in place of the likeliest id"))

@@ -36,11 +36,15 @@ class Prompts:
     streams: bool
 
 
+def asked(options: argparse.Namespace) -> None:
+    """ValueError unless the options ask one thing: to be known before anything is downloaded."""
+    if sum(one is not None for one in (options.prompt, options.ids, options.batch)) != 1:
+        raise ValueError("give one of --prompt TEXT, --ids 5,17,42 and --batch FILE")
+
+
 def read(options: argparse.Namespace, folder: Path, config: Config) -> Prompts:
     """The prompts that the options name. ValueError or OSError for what cannot be read."""
-    given = [options.prompt, options.ids, options.batch]
-    if sum(one is not None for one in given) != 1:
-        raise ValueError("give one of --prompt TEXT, --ids 5,17,42 and --batch FILE")
+    asked(options)
     texts = [options.prompt or options.ids or ""] if options.batch is None else _lines(options.batch)
     tokenizer = None if options.ids is not None else _tokenizer(folder, needed=options.batch is None)
     pixels, crops = _pixels(options, config)

@@ -126,8 +126,9 @@ def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Return the JSON object of a config.json, by its path or its folder's; ConfigError for anything else."""
+    """The JSON object of a config.json, by its path, its folder's, or that of weights beside it; else ConfigError."""
     file = Path(path)
+    file = file.parent if file.suffix == ".safetensors" and file.is_file() else file
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; give a checkpoint folder or the path of its config.json")

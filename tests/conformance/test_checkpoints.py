@@ -13,9 +13,10 @@ import pytest
 from helpers import same_bits
 
 from conformance import checkpoints
-from conformance.checkpoints import HUB, resolve, variable
+from conformance.checkpoints import HUB, resolve
 from conformance.errors import CheckpointError, UsageError
 from t5g2ref import bundled, params
+from t5g2ref.checkpoint.find import variable
 from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, save
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import PRESETS, Config
@@ -94,7 +95,8 @@ def test_environment_variable_to_nowhere(size: str, tmp_path: Path, monkeypatch:
     given = str(tmp_path / "missing")
     monkeypatch.setenv(f"T5G2REF_{size.upper()}", given)
     message = refused(size)
-    assert message == f"T5G2REF_{size.upper()} is {given!r}, where there is no config.json; set it to a folder"
+    expected = f"--ckpt {size}: T5G2REF_{size.upper()} is {given!r}, where there is no config.json; set it to a folder"
+    assert message.splitlines()[0] == expected
 
 
 def test_progress_counts_every_tensor() -> None:
@@ -121,7 +123,7 @@ def test_size_without_weights_explains_every_remedy(size: str) -> None:
     for part in (
         f"--ckpt {size}: the weights of {repo} are not here (",
         f"set T5G2REF_{size.upper()} to a folder with config.json and model.safetensors",
-        "--ckpt /path/to/folder",
+        "give a folder that has it: /path/to/folder",
         f"https://huggingface.co/{repo}",
         f"hf download {repo}",
         f"--ckpt {size} --synthetic",
@@ -143,51 +145,6 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused("1b")
     assert "(huggingface_hub is not installed)" in message
     assert "--ckpt 1b --synthetic" in message
-
-
-def hub(monkeypatch: pytest.MonkeyPatch, cached: Path | None, online: Path | None) -> list[bool]:
-    """A hub with a cache and a network; returns the list of what was asked for (local only or not)."""
-    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: its download is what is replaced")
-    asked: list[bool] = []
-
-    def snapshot_download(repo: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
-        assert repo == HUB["1b"]
-        assert allow_patterns == ["config.json", "*.safetensors", "model.safetensors.index.json"]
-        asked.append(local_files_only)
-        found = cached if local_files_only else online
-        if found is None:
-            raise OSError("not to be had\nand a second line")
-        return str(found)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    return asked
-
-
-def test_cache_comes_before_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub(monkeypatch, bundled("tiny"), None)
-    (target,) = resolve("1b", synthetic=False)
-    assert (target.name, target.folder, asked) == ("1b", bundled("tiny"), [True])
-
-
-def test_network_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub(monkeypatch, None, bundled("tiny"))
-    (target,) = resolve("1b", synthetic=False)
-    assert (target.folder, asked) == (bundled("tiny"), [True, False])
-
-
-def test_cache_with_the_configuration_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As AutoConfig leaves one behind."""
-    shutil.copy(bundled("tiny") / "config.json", tmp_path)
-    asked = hub(monkeypatch, tmp_path, bundled("tiny"))
-    (target,) = resolve("1b", synthetic=False)
-    assert (target.folder, asked) == (bundled("tiny"), [True, False])
-
-
-def test_reason_of_the_network_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub(monkeypatch, None, None)
-    message = refused("1b")
-    assert "(OSError: not to be had)" in message
-    assert "second line" not in message
 
 
 # What is there but unusable

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_cupy import stand_in
+from finding import FIRST, Describe, describing
+from small_hub import Hub, files_of, serving
 
 import t5g2ref.backend.cuda
+from t5g2ref.checkpoint.folder import Checkpoint, save
+from t5g2ref.config import Config
 
 
 @pytest.fixture
@@ -30,3 +35,28 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return cupy
 
     return put
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled tiny checkpoint in bfloat16, in the Hub's older layout, in three shards."""
+    folder = tmp_path_factory.mktemp("sharded")
+    source = Checkpoint.open(t5g2ref.bundled("tiny"))
+    tensors = ((name, source.read(name)) for name in source.tensors)
+    save(folder, Config.load(t5g2ref.bundled("tiny")), tensors, layout="hub", shard_bytes=350_000)
+    assert (folder / FIRST).is_file()
+    return folder
+
+
+@pytest.fixture
+def hub(sharded: Path) -> Iterator[Hub]:
+    """That checkpoint on a Hub on this machine."""
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: it asks the Hub")
+    with serving(Hub(files_of(sharded) | {"README.md": b"not wanted"})) as served:
+        yield served
+
+
+@pytest.fixture
+def describe(hub: Hub, tmp_path: Path) -> Describe:
+    """`describe` as a user runs it, against that Hub and with a cache of its own."""
+    return describing(hub, tmp_path / "home")
