@@ -34,7 +34,8 @@ t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit 
 t5g2ref/processor: image tokenizer_json | text | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__
-t5g2ref/commands: folders prompts | describe generate_options choosing answers example | generate | __init__
+t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
+t5g2ref/commands: describe generate | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
 conformance/cases: prompt | case ingredients | rows forced generating | abilities catalogue plan
