@@ -1,0 +1,66 @@
+"""The command `atlas`: one page that shows the architecture at work on an input."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import t5g2ref
+from t5g2ref.commands.example import filled
+from t5g2ref.commands.folders import BUNDLED, TRAINED, folder
+from t5g2ref.commands.prompts import Prompts, read
+from t5g2ref.config import Config
+
+ABOUT = """\
+Run a checkpoint on an input and write one page of what happened: each value on its way, masks, RoPE, attention of the
+encoder and of the decoder's merged row, pictures under their tokens, and the choices. Each part names the line of code
+that computes it. The page loads nothing and runs no script. It needs: pip install "t5g2ref[atlas]"
+"""
+
+
+def add(commands: Any) -> None:
+    """Add its parser to the commands'."""
+    parser = commands.add_parser(
+        "atlas", help="a page of all values, masks and attention on an input", description=ABOUT
+    )
+    names = f"a folder, {', '.join(BUNDLED)} (default: {TRAINED})"
+    parser.add_argument("--ckpt", dest="checkpoint", default=TRAINED, metavar="NAME", help=names)
+    parser.add_argument("--prompt", help="text; every <start_of_image> takes the next --image (default: an example)")
+    parser.add_argument("--ids", help="comma-separated token ids, in place of a text")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    parser.add_argument("--html", required=True, metavar="FILE", help="where the page goes")
+    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="of the answer (default: 16)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"), help="(default: float32)")
+    parser.add_argument("--code", default="", metavar="URL", help="where lines of code link to: https://…/blob/main")
+    parser.set_defaults(run=run, batch=None, pan_and_scan=False)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page and say so; 0. Errors are ValueErrors, OSErrors and ImportErrors."""
+    from t5g2ref.atlas.gather import gather
+    from t5g2ref.atlas.page import checked, ready, render
+
+    ready()
+    checked(options.code)
+    place = folder(options.checkpoint)
+    options = filled(options)
+    prompts = read(options, place, Config.load(place))
+    found = gather(
+        t5g2ref.load(place, options.dtype), prompts.ids, prompts.pixels, max_new_tokens=options.max_new_tokens
+    )
+    answer = _answer(prompts, [] if found.chosen is None else [int(token) for token in found.chosen])
+    page = render(
+        found, title=place.name, prompt=prompts.texts[0], answer=answer, tokenizer=prompts.tokenizer, code=options.code
+    )
+    Path(options.html).write_text(page, encoding="utf-8")
+    print(
+        f"{options.html}: {len(page.encode()):,} bytes, {len(found.taps)} taps, {len(found.ids)} source tokens", end=""
+    )
+    print(f"; {answer}" if answer else "")
+    return 0
+
+
+def _answer(prompts: Prompts, ids: list[int]) -> str:
+    """The answer in words, or its ids."""
+    return " ".join(map(str, ids)) if prompts.tokenizer is None else str(prompts.tokenizer.decode(ids))
