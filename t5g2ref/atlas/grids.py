@@ -14,6 +14,7 @@ from t5g2ref.numerics import Array
 
 GAP = 16.0
 SIDE = 128  # cells of a drawing; more are drawn as the largest of a block
+LETTERS = 15  # of a name
 Labels = list[tuple[float, str]]
 
 
@@ -88,7 +89,8 @@ class _Frame:
 
     @staticmethod
     def of(rows: Sequence[str], columns: Sequence[str], own: int | None, cell: float, gap: float) -> _Frame:
-        cell = cell or min(16.0, max(2.0, 640 / max(len(rows), len(columns))))
+        cell = cell or min(14.0, max(2.0, 640 / max(len(rows), len(columns))))
+        rows, columns = ([cut(name) for name in names] for names in (rows, columns))
         left, top = (7.2 * max((len(name) for name in names), default=1) + 10 for names in (rows, columns))
         return _Frame(rows, columns, len(columns) if own is None else own, cell, gap, left, top + (14 if gap else 0))
 
@@ -106,6 +108,11 @@ class _Frame:
         width = len(self.columns) * self.cell + self.gap
         height = len(self.names) * self.cell
         return Grid(name, self.left, self.top, width, height, halves, rows, columns, right, path, said)
+
+
+def cut(name: str) -> str:
+    """A name as it stands by a drawing."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def strongest(row: Array, names: Sequence[str], most: int = 4) -> list[tuple[str, float]]:

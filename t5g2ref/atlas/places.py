@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +57,14 @@ class Source:
 
     @property
     def numbered(self) -> list[tuple[int, str, str]]:
-        """(number, id on the page, text) of every line."""
-        return [(n, anchor(self.file, n), text) for n, text in enumerate(self.lines, self.first)]
+        """(number, id on the page, text) of every line but those of the docstring, which is shown by itself."""
+        every = [(n, anchor(self.file, n), text) for n, text in enumerate(self.lines, self.first)]
+        (function,) = ast.parse(textwrap.dedent("\n".join(self.lines))).body
+        assert isinstance(function, ast.FunctionDef)
+        if not ast.get_docstring(function):
+            return every
+        told = function.body[0]
+        return every[: told.lineno - 1] + every[told.end_lineno :]
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class File:
     name: str
     fact: str
     sources: tuple[Source, ...]
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """The first paragraph of a function's documentation."""
+    return " ".join((inspect.getdoc(inspect.unwrap(function)) or "").split("\n\n")[0].split())
 
 
 def anchor(file: str, line: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from t5g2ref.numerics import Array
 
+LARGE = 10.0  # a cell whose edges can be seen
 Mark = tuple[float, str]  # where, and its letters
 
 
@@ -89,16 +90,24 @@ def waves(found: dict[str, Array], marks: dict[str, int]) -> Waves:
 
 
 def mask_path(mask: Array, cell: float, gap_at: int, gap: float) -> str:
-    """What is allowed as runs of cells, a rectangle each; columns from `gap_at` on stand `gap` to the right."""
+    """What is allowed: a square a cell, or a bar a run of small cells; columns from `gap_at` on stand `gap` farther."""
+    if cell >= LARGE:
+        found = ((int(row), int(k)) for row, k in np.argwhere(mask))
+        return "".join(_bar(row, k, k + 1, cell, gap if k >= gap_at else 0, 1) for row, k in found)
     parts = []
     for row, allowed in enumerate(mask):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], allowed.astype(np.int8), [0]])))
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             for low, high in ((start, min(end, gap_at)), (max(start, gap_at), end)):
                 if low < high:
-                    x = low * cell + (gap if low >= gap_at else 0)
-                    parts.append(f"M{x:g} {row * cell:g}h{(high - low) * cell:g}v{cell:g}h{-(high - low) * cell:g}z")
+                    parts.append(_bar(row, int(low), int(high), cell, gap if low >= gap_at else 0, 0))
     return "".join(parts)
+
+
+def _bar(row: int, low: int, high: int, cell: float, shift: float, inset: float) -> str:
+    """A rectangle over the columns low … high of a row."""
+    width, height = (high - low) * cell - inset, cell - inset
+    return f"M{low * cell + shift:g} {row * cell:g}h{width:g}v{height:g}h{-width:g}z"
 
 
 def thinned(names: Sequence[str], cell: float, least: float = 11) -> list[tuple[int, str]]:

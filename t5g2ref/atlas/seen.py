@@ -50,7 +50,7 @@ def seen(tap: Tap, value: Array, place: Place) -> Seen:
     rms = float(numbers.mean() if tap.exact else np.sqrt((numbers**2).mean()))
     first = tuple(float(x) for x in numbers.reshape(-1)[:SHOWN])
     least, most = float(numbers.min()), float(numbers.max())
-    small = shrunk(flat(numbers, tap.shape), ROWS, COLUMNS)
+    small = shrunk(np.nan_to_num(flat(numbers, tap.shape)), ROWS, COLUMNS)
     return Seen(tap.name, tap.shape, tuple(numbers.shape), place, rms, least, most, first, small)
 
 
@@ -77,5 +77,5 @@ def _blocks(numbers: Array, most: int, axis: int, by: Any) -> Array:
 def sizes(value: Array) -> Array:
     """The root mean square of each token: (…, D) → (tokens,) float64."""
     numbers = np.asarray(value, dtype=np.float64)
-    found: Array = np.sqrt((numbers**2).mean(axis=-1)).reshape(-1)
+    found: Array = np.nan_to_num(np.sqrt((numbers**2).mean(axis=-1)).reshape(-1), posinf=1e38)
     return found

@@ -21,7 +21,9 @@ def _spelled(character: str) -> str:
 
 
 def named(ids: Iterable[int], tokenizer: Any, image_id: int = -1, tokens_per_image: int = 1) -> list[str]:
-    """What each id is called: the tokenizer's piece, "img 1.0" for the first token of the first picture, or its number.
+    """What each id is called: the tokenizer's piece with ␣ for its space, or its number.
+
+    A picture's tokens are called after their picture: the first of the first picture is "img 1.0".
 
     Args:
         tokenizer: None gives numbers.
@@ -34,6 +36,6 @@ def named(ids: Iterable[int], tokenizer: Any, image_id: int = -1, tokens_per_ima
             pictures += 1
             continue
         piece = None if tokenizer is None else tokenizer.backend.id_to_token(token)
-        text = visible(str(token) if piece is None else piece)
+        text = visible(str(token) if piece is None else piece.replace("\u2581", "␣"))
         found.append(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")
     return found

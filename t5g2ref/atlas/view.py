@@ -10,7 +10,7 @@ import numpy as np
 from t5g2ref import decoder, embedding, encoder, masks, outputs, rope, vision
 from t5g2ref.atlas import attending, grids, pictures, plots
 from t5g2ref.atlas.gather import MOST_LAYERS, Gathered, shown
-from t5g2ref.atlas.places import Place
+from t5g2ref.atlas.places import Place, summary
 from t5g2ref.atlas.seen import shrunk
 from t5g2ref.atlas.tokens import named
 from t5g2ref.attention import attend, attention_weights, dense_mask, merged_attention, self_attention
@@ -45,9 +45,10 @@ class View:
         self.chosen = [] if found.chosen is None else named(map(int, found.chosen), tokenizer)
         self._tokenizer = tokenizer
 
-    def code(self) -> dict[str, list[Place]]:
-        """The lines that each section is computed by."""
-        return {section: [self.found.places.of(f) for f in functions] for section, functions in CODE.items()}
+    def code(self) -> dict[str, list[tuple[Place, str]]]:
+        """The functions that each section is computed by, and the first sentences of their documentation."""
+        places = self.found.places
+        return {section: [(places.of(f), summary(f)) for f in functions] for section, functions in CODE.items()}
 
     def choices(self) -> list[dict[str, Any]]:
         """The likeliest next tokens at each position."""
@@ -88,7 +89,8 @@ class View:
         for layer in self._decoder_layers():
             weights = self._merged(layer)
             mean = grids.weighed("mean of the heads", weights.mean(axis=0), self.start, self._keys(), own)
-            layers.append(self._layer(layer, self.config.decoder, mean, weights))
+            parted = np.insert(weights, [own, own], 0.0, axis=-1)  # a gap between the halves
+            layers.append(self._layer(layer, self.config.decoder, mean, parted))
         return layers
 
     def steps(self) -> list[dict[str, Any]]:
@@ -102,7 +104,9 @@ class View:
             kept = np.concatenate([rows[:, : i + 1], rows[:, own:]], axis=1)
             keys = [*self.start[: i + 1], *self._keys()[own:]]
             grid = grids.weighed(f"step {i}", kept, names, keys, i + 1, cell=min(20.0, max(3.0, 640 / len(keys))))
-            top = [(name, grids.strongest(row, keys)) for name, row in zip(names, kept, strict=True)]
+            told = [f"own {k} {t}" for k, t in enumerate(self.start[: i + 1])]
+            told += [f"{k} {t}" for k, t in enumerate(self.source)]
+            top = [(name, grids.strongest(row, told)) for name, row in zip(names, kept, strict=True)]
             steps.append({"token": token, "next": self.chosen[i], "grid": grid, "top": top})
         return steps
 
@@ -132,8 +136,10 @@ class View:
                 said = f"{'both stacks' if same else stack}, {kind}: theta {theta:g}, factor {factor:g}"
                 inverse = rope.inverse_frequencies(self.model.nx, text.rope_parameters[f"{kind}_attention"], width)
                 found[said] = 2 * np.pi / np.asarray(inverse, dtype=np.float64)
-        text = self.config.encoder
-        marks = {"window": text.sliding_window, "this source": len(self.source), "most": text.max_position_embeddings}
+        marks = {f"{stack}'s window": text.sliding_window for stack, text, _ in self._stacks()}
+        marks = {"window": self.config.encoder.sliding_window} if len(set(marks.values())) == 1 else marks
+        most = max(text.max_position_embeddings for _, text, _ in self._stacks())
+        marks |= {"this source": len(self.source), "most positions": most}
         return plots.waves(found, marks)
 
     def depths(self) -> list[tuple[str, plots.Depth]]:

@@ -70,7 +70,8 @@ def row(tap: Seen) -> Row:
     stage = _stage(tap.name)
     short = tap.name.removeprefix(f"{stage}.").removeprefix("encoder.")
     first = ", ".join(f"{x:.3g}" for x in tap.first) + (", …" if tap.small.size > len(tap.first) else "")
-    numbers = (f"{tap.rms:.3g}", f"{tap.least:.3g}", f"{tap.most:.3g}", first)
+    size = f"{100 * tap.rms:.0f} %" if tap.exact else f"{tap.rms:.3g}"
+    numbers = (size, f"{tap.least:.3g}", f"{tap.most:.3g}", first)
     words = MEANINGS.get(kind(Tap(tap.name, tap.letters, "", "")), "")
     shape = " × ".join(map(str, tap.shape))
     return Row(tap.name, short, tap.letters, shape, numbers, pictures.signed(tap.small), tap.place, words, stage)

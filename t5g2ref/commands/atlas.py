@@ -45,13 +45,20 @@ def run(options: argparse.Namespace) -> int:
     checked(options.code)
     place = folder(options.checkpoint)
     options = filled(options)
+    if (options.prompt is None) == (options.ids is None):
+        raise ValueError("give one of --prompt TEXT and --ids 5,17,42")
     prompts = read(options, place, Config.load(place))
     found = gather(
         t5g2ref.load(place, options.dtype), prompts.ids, prompts.pixels, max_new_tokens=options.max_new_tokens
     )
     answer = _answer(prompts, [] if found.chosen is None else [int(token) for token in found.chosen])
     page = render(
-        found, title=place.name, prompt=prompts.texts[0], answer=answer, tokenizer=prompts.tokenizer, code=options.code
+        found,
+        title=place.resolve().name,
+        prompt=prompts.texts[0],
+        answer=answer,
+        tokenizer=prompts.tokenizer,
+        code=options.code,
     )
     Path(options.html).write_text(page, encoding="utf-8")
     print(
