@@ -14,6 +14,7 @@ from t5g2ref.numerics import Array
 
 GAP = 16.0
 SIDE = 128  # cells of a drawing; more are drawn as the largest of a block
+TALL, FEW = 13.0, 40  # a row that a name fits beside, and how many rows are few
 LETTERS = 15  # of a name
 Labels = list[tuple[float, str]]
 
@@ -57,18 +58,18 @@ def weighed(
     """Weights (rows, keys) as a drawing; `own` keys come first, then the encoder's, where there are two halves."""
     frame = _Frame.of(rows, columns, own, cell, GAP if own is not None else 0)
     cuts = [(0, len(columns), "")] if own is None else [(0, own, "own past"), (own, len(columns), "encoder")]
-    halves = []
+    halves, top = [], float(weights.max())
     for low, high, said in cuts:
         drawn = shrunk(weights[:, low:high], SIDE, SIDE)
-        halves.append(Half(frame.x(low), (high - low) * frame.cell, pictures.strength(drawn), said))
+        halves.append(Half(frame.x(low), (high - low) * frame.cell, pictures.strength(drawn, top), said))
     share = [] if own is None else [f"{100 * float(row[own:].sum()):.0f} %" for row in weights]
-    return frame.grid(name, halves, thinned(share, frame.cell))
+    return frame.grid(name, halves, thinned(share, frame.tall))
 
 
 def masked(name: str, mask: Array, rows: Sequence[str], columns: Sequence[str], own: int | None = None) -> Grid:
     """A mask bool (rows, keys) as a drawing."""
     frame = _Frame.of(rows, columns, own, 0, GAP if own is not None else 0)
-    path = mask_path(mask, frame.cell, len(columns) if own is None else own, frame.gap)
+    path = mask_path(mask, (frame.cell, frame.tall), len(columns) if own is None else own, frame.gap)
     cuts = [(0, len(columns), "")] if own is None else [(0, own, "own past"), (own, len(columns), "encoder")]
     halves = [Half(frame.x(low), (high - low) * frame.cell, "", said) for low, high, said in cuts]
     counts = [int(row.sum()) for row in mask]
@@ -87,6 +88,11 @@ class _Frame:
     left: float
     top: float
 
+    @property
+    def tall(self) -> float:
+        """The height of a row: of few rows so much that each can have its name."""
+        return max(self.cell, TALL) if len(self.names) <= FEW else self.cell
+
     @staticmethod
     def of(rows: Sequence[str], columns: Sequence[str], own: int | None, cell: float, gap: float) -> _Frame:
         cell = cell or min(14.0, max(2.0, 640 / max(len(rows), len(columns))))
@@ -101,12 +107,12 @@ class _Frame:
         self, name: str, halves: list[Half], shares: list[tuple[int, str]], path: str = "", said: str = ""
     ) -> Grid:
         """The drawing with its names; as many of them as have room."""
-        half = self.cell / 2
-        rows = [(i * self.cell + half, text) for i, text in thinned(self.names, self.cell)]
-        columns = [(self.x(i) + half, text) for i, text in thinned(self.columns, self.cell)]
-        right = [(i * self.cell + half, text) for i, text in shares]
+        half = self.tall / 2
+        rows = [(i * self.tall + half, text) for i, text in thinned(self.names, self.tall)]
+        columns = [(self.x(i) + self.cell / 2, text) for i, text in thinned(self.columns, self.cell)]
+        right = [(i * self.tall + half, text) for i, text in shares]
         width = len(self.columns) * self.cell + self.gap
-        height = len(self.names) * self.cell
+        height = len(self.names) * self.tall
         return Grid(name, self.left, self.top, width, height, halves, rows, columns, right, path, said)
 
 

@@ -23,9 +23,12 @@ def signed(numbers: Array) -> str:
     return _palette(levels, colours, alpha)
 
 
-def strength(weights: Array) -> str:
-    """Rows of numbers from 0 to 1: the larger, the more opaque; by the root, so that small weights can be seen."""
-    levels = np.rint(np.sqrt(np.clip(weights, 0.0, 1.0)) * 32)
+def strength(weights: Array, top: float = 0.0) -> str:
+    """Rows of numbers from 0: the larger, the more opaque; by the root, so that small ones can be seen.
+
+    top: the number that is fully opaque; the largest by default.
+    """
+    levels = np.rint(np.sqrt(np.clip(weights / (top or float(weights.max()) or 1.0), 0.0, 1.0)) * 32)
     return _palette(levels, [BLUE] * 33, [min(255, 8 * level) for level in range(33)])
 
 

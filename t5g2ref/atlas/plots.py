@@ -10,6 +10,7 @@ import numpy as np
 
 from t5g2ref.numerics import Array
 
+ROW = 14  # of a mark's name
 LARGE = 10.0  # a cell whose edges can be seen
 Mark = tuple[float, str]  # where, and its letters
 
@@ -74,24 +75,28 @@ def waves(found: dict[str, Array], marks: dict[str, int]) -> Waves:
     """A strip for each layer type with the wavelengths (H/2,), in tokens; marks are lengths to compare them with."""
     every = np.concatenate(list(found.values()))
     most = math.ceil(math.log10(max(float(every.max()), *marks.values())))
-    left, width, room = 10.0, 720.0, 46.0
+    left, width, room, top = 10.0, 720.0, 46.0, 26.0 + ROW * len(marks)
 
     def across(tokens: float) -> float:
         return round(left + math.log10(max(tokens, 1.0)) / most * (width - 2 * left), 1)
 
     strips = []
     for i, (name, lengths) in enumerate(found.items()):
-        y = 40 + i * room
+        y = top + i * room
         ticks = "".join(f"M{across(float(x))} {y + 14}v14" for x in lengths)
         said = f"{len(lengths)} planes, {float(lengths.min()):.3g} to {float(lengths.max()):.3g} tokens a turn"
         strips.append(Strip(name, y, ticks, said))
     axis = [(across(10.0**power), f"{10**power:,}") for power in range(most + 1)]
-    return Waves(width, 40 + len(found) * room + 26, strips, axis, [(across(n), name) for name, n in marks.items()])
+    guides = [(across(n), f"{name}: {n:,}") for name, n in marks.items()]
+    return Waves(width, top + len(found) * room + 26, strips, axis, guides)
 
 
-def mask_path(mask: Array, cell: float, gap_at: int, gap: float) -> str:
-    """What is allowed: a square a cell, or a bar a run of small cells; columns from `gap_at` on stand `gap` farther."""
-    if cell >= LARGE:
+def mask_path(mask: Array, cell: tuple[float, float], gap_at: int, gap: float) -> str:
+    """What is allowed: a box a cell, or a bar a run of small ones.
+
+    cell: its width and height. Columns from `gap_at` on stand `gap` farther to the right.
+    """
+    if min(cell) >= LARGE:
         found = ((int(row), int(k)) for row, k in np.argwhere(mask))
         return "".join(_bar(row, k, k + 1, cell, gap if k >= gap_at else 0, 1) for row, k in found)
     parts = []
@@ -104,10 +109,10 @@ def mask_path(mask: Array, cell: float, gap_at: int, gap: float) -> str:
     return "".join(parts)
 
 
-def _bar(row: int, low: int, high: int, cell: float, shift: float, inset: float) -> str:
+def _bar(row: int, low: int, high: int, cell: tuple[float, float], shift: float, inset: float) -> str:
     """A rectangle over the columns low … high of a row."""
-    width, height = (high - low) * cell - inset, cell - inset
-    return f"M{low * cell + shift:g} {row * cell:g}h{width:g}v{height:g}h{-width:g}z"
+    width, height = (high - low) * cell[0] - inset, cell[1] - inset
+    return f"M{low * cell[0] + shift:g} {row * cell[1]:g}h{width:g}v{height:g}h{-width:g}z"
 
 
 def thinned(names: Sequence[str], cell: float, least: float = 11) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2ref import decoder, embedding, encoder, masks, outputs, rope, vision
+from t5g2ref import decoder, embedding, encoder, masks, mlp, ops, outputs, rope, vision
 from t5g2ref.atlas import attending, grids, pictures, plots
 from t5g2ref.atlas.gather import MOST_LAYERS, Gathered, shown
 from t5g2ref.atlas.places import Place, summary
@@ -29,9 +29,12 @@ CODE: dict[str, tuple[Callable[..., Any], ...]] = {
     "self": (self_attention, attend, attention_weights),
     "masks": (masks.encoder_band, masks.decoder_band, dense_mask),
     "rope": (rope.inverse_frequencies, rope.tables, rope.rotate),
-    "depth": (encoder._layer, decoder._layer, vision.block),
+    "depth": (ops.add_norm, mlp.feed_forward, vision.block),
 }
 """The code of each section."""
+PICTURES = (embedding.place_images, vision.patches, vision.average, vision.block)
+ANSWERS = (decoder.decode, masks.decoder_band, T5Gemma2.__call__)
+"""What does not run without pictures, and without a decoder."""
 
 
 class View:
@@ -48,7 +51,9 @@ class View:
     def code(self) -> dict[str, list[tuple[Place, str]]]:
         """The functions that each section is computed by, and the first sentences of their documentation."""
         places = self.found.places
-        return {section: [(places.of(f), summary(f)) for f in functions] for section, functions in CODE.items()}
+        unused: tuple[Any, ...] = () if self.found.pixels is not None else PICTURES
+        unused += () if self.config.has_decoder else ANSWERS
+        return {name: [(places.of(f), summary(f)) for f in code if f not in unused] for name, code in CODE.items()}
 
     def choices(self) -> list[dict[str, Any]]:
         """The likeliest next tokens at each position."""
@@ -106,7 +111,10 @@ class View:
             grid = grids.weighed(f"step {i}", kept, names, keys, i + 1, cell=min(20.0, max(3.0, 640 / len(keys))))
             told = [f"own {k} {t}" for k, t in enumerate(self.start[: i + 1])]
             told += [f"{k} {t}" for k, t in enumerate(self.source)]
-            top = [(name, grids.strongest(row, told)) for name, row in zip(names, kept, strict=True)]
+            top = [
+                (name, float(row[i + 1 :].sum()), grids.strongest(row, told))
+                for name, row in zip(names, kept, strict=True)
+            ]
             steps.append({"token": token, "next": self.chosen[i], "grid": grid, "top": top})
         return steps
 

@@ -112,8 +112,7 @@ class Anatomy:
         kinds = () if path.startswith("encoder.vision") else self._stack(path).layer_types
         groups: dict[tuple[str, ...], list[int]] = {}
         for number in map(int, inner):
-            start = f"{path}.{number}."
-            stored = [self.dtypes[name] for name in self.shapes if name.startswith(start)]
+            stored = [self.dtypes[name] for name in _leaves(inner[str(number)])]
             groups.setdefault((kinds[number] if kinds else "", *stored), []).append(number)
         for (kind, *_), numbers in groups.items():
             one = self._node(ranges(numbers), inner[str(numbers[0])], f"{path}.{numbers[0]}")
@@ -134,6 +133,15 @@ class Anatomy:
         keys = own + self.length * path.startswith("decoder")
         stage = "output" if path.startswith("decoder") else "source"
         return [_scored(keys, stack.num_attention_heads * stack.head_dim, stage)]
+
+
+def _leaves(inner: Any) -> Iterator[str]:
+    """The names of all parameters below."""
+    if isinstance(inner, str):
+        yield inner
+        return
+    for below in inner.values():
+        yield from _leaves(below)
 
 
 def _scored(keys: int, width: int, stage: str) -> Node:

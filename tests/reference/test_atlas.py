@@ -255,10 +255,11 @@ def areas(path: str) -> Iterator[tuple[float, float, float, float]]:
 
 @pytest.mark.parametrize("cell", [4.0, 12.0])
 def test_a_mask_s_drawing_has_its_cells(cell: float) -> None:
+    tall = cell + 1
     mask, again = np.random.default_rng(1).random((7, 9)) < 0.5, np.zeros((7, 9), dtype=bool)
-    for x, y, width, _ in areas(plots.mask_path(mask, cell, 4, 16)):
+    for x, y, width, _ in areas(plots.mask_path(mask, (cell, tall), 4, 16)):
         first = round((x - (16 if x >= 4 * cell + 16 else 0)) / cell)
-        again[round(y / cell), first : first + round(width / cell + 0.01)] = True
+        again[round(y / tall), first : first + round(width / cell + 0.01)] = True
     np.testing.assert_array_equal(again, mask)
 
 
