@@ -34,7 +34,7 @@ t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit 
 t5g2ref/processor: image tokenizer_json | text | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__
-t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | view way | page | __init__
+t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | heads way | view | page | __init__
 t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
 t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__

@@ -79,15 +79,13 @@ def gather(model: T5Gemma2, ids: Any, pixels: Any = None, *, max_new_tokens: int
     if not 1 <= max_new_tokens <= MOST_NEW:
         raise ValueError(f"--max-new-tokens: expected 1 to {MOST_NEW} on a page, found {max_new_tokens}")
     watch = Watch(model, images=pixels is not None)
-    start, chosen, logits = None, None, None
-    if model.config.has_decoder:
-        answer = greedy(model, ids, pixel_values=pixels, max_new_tokens=max_new_tokens).ids
-        start, chosen = answer[0, :-1], answer[0, 1:]
-        logits = model(ids, answer[:, :-1], pixel_values=pixels, trace=Trace(watch)).logits[0]
-    else:
-        model.encode(ids, pixel_values=pixels, trace=Trace(watch))
     given = None if pixels is None else np.asarray(pixels)
-    return Gathered(model, ids[0], start, chosen, given, watch.taps, watch.kept, watch.sizes, logits, watch.places)
+    if not model.config.has_decoder:
+        model.encode(ids, pixel_values=pixels, trace=Trace(watch))
+        return watch.found(ids, given)
+    answer = greedy(model, ids, pixel_values=pixels, max_new_tokens=max_new_tokens).ids
+    output = model(ids, answer[:, :-1], pixel_values=pixels, trace=Trace(watch))
+    return watch.found(ids, given, answer[0], output.logits[0])
 
 
 @dataclass
@@ -114,6 +112,14 @@ class Watch:
         if name.endswith(NEEDED) and not name.startswith("encoder.vision"):
             self.kept[name] = value
         return value
+
+    def found(
+        self, ids: Array, pixels: Array | None, answer: Array | None = None, logits: Array | None = None
+    ) -> Gathered:
+        """All that it saw, with what it was asked for."""
+        start, chosen = (None, None) if answer is None else (answer[:-1], answer[1:])
+        seen_of = (self.taps, self.kept, self.sizes)
+        return Gathered(self.model, ids[0], start, chosen, pixels, *seen_of, logits, self.places)
 
     def _hidden(self, tap: Tap) -> bool:
         """Whether it belongs to a layer that is left out."""

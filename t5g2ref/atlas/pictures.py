@@ -11,6 +11,7 @@ import numpy as np
 from t5g2ref.numerics import Array
 
 LEVELS = 16  # of each sign
+LARGEST = 256  # pixels a side of a picture
 BLUE, ORANGE = (23, 104, 214), (214, 98, 12)
 
 
@@ -23,21 +24,22 @@ def signed(numbers: Array) -> str:
     return _palette(levels, colours, alpha)
 
 
-def strength(weights: Array, top: float = 0.0) -> str:
+def strength(weights: Array, top: float = 0.0, colour: tuple[int, int, int] = BLUE) -> str:
     """Rows of numbers from 0: the larger, the more opaque; by the root, so that small ones can be seen.
 
     top: the number that is fully opaque; the largest by default.
     """
     levels = np.rint(np.sqrt(np.clip(weights / (top or float(weights.max()) or 1.0), 0.0, 1.0)) * 32)
-    return _palette(levels, [BLUE] * 33, [min(255, 8 * level) for level in range(33)])
+    return _palette(levels, [colour] * 33, [min(255, 8 * level) for level in range(33)])
 
 
 def photo(pixels: Array) -> str:
-    """A picture (C, side, side) in [-1, 1], as the tower sees it; one channel is grey."""
+    """A picture (C, side, side) in [-1, 1], as the tower sees it; a large one is made smaller. One channel is grey."""
     levels = np.clip(np.rint((np.asarray(pixels, dtype=np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
     levels = levels if levels.shape[0] == 3 else np.repeat(levels[:1], 3, axis=0)
     height, width = levels.shape[1:]
-    return _address(_pillow().frombytes("RGB", (width, height), levels.transpose(1, 2, 0).tobytes()))
+    image = _pillow().frombytes("RGB", (width, height), levels.transpose(1, 2, 0).tobytes())
+    return _address(image if max(image.size) <= LARGEST else image.resize((LARGEST, LARGEST)))
 
 
 def _palette(levels: Array, colours: list[tuple[int, int, int]], alpha: list[int]) -> str:

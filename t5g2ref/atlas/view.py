@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from t5g2ref import decoder, embedding, encoder, masks, mlp, ops, outputs, rope, vision
-from t5g2ref.atlas import attending, grids, pictures, plots
+from t5g2ref.atlas import grids, pictures, plots
 from t5g2ref.atlas.gather import MOST_LAYERS, Gathered, shown
+from t5g2ref.atlas.heads import HEADS, Heads
 from t5g2ref.atlas.places import Place, summary
-from t5g2ref.atlas.seen import shrunk
 from t5g2ref.atlas.tokens import named
 from t5g2ref.attention import attend, attention_weights, dense_mask, merged_attention, self_attention
 from t5g2ref.config import TextConfig
@@ -19,7 +19,7 @@ from t5g2ref.generate.processors import log_softmax
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
 
-HEADS = 8  # drawn of a layer, beside their mean
+PHOTOS = 8  # that are drawn
 CHOICES = 5
 CODE: dict[str, tuple[Callable[..., Any], ...]] = {
     "way": (T5Gemma2.__call__, T5Gemma2.encode, encoder.encode, decoder.decode),
@@ -40,6 +40,8 @@ ANSWERS = (decoder.decode, masks.decoder_band, T5Gemma2.__call__)
 class View:
     """Everything that the page shows of one call."""
 
+    photos = PHOTOS
+
     def __init__(self, found: Gathered, tokenizer: Any) -> None:
         self.found, self.model, self.config = found, found.model, found.model.config
         image = -1 if found.pixels is None else self.config.image_token_index
@@ -47,6 +49,7 @@ class View:
         self.start = [] if found.start is None else named(map(int, found.start), tokenizer)
         self.chosen = [] if found.chosen is None else named(map(int, found.chosen), tokenizer)
         self._tokenizer = tokenizer
+        self.heads = Heads(found, self.source, self.start, self.chosen)
 
     def code(self) -> dict[str, list[tuple[Place, str]]]:
         """The functions that each section is computed by, and the first sentences of their documentation."""
@@ -78,45 +81,6 @@ class View:
             {"address": pictures.photo(picture), "positions": [int(p) for p in row], "side": side, "grid": grid}
             for picture, row in zip(self.found.pixels, places, strict=True)
         ]
-
-    def self_attention(self) -> list[dict[str, Any]]:
-        """The encoder's weights in each layer: the mean of the heads, then each head."""
-        layers = []
-        for layer in self.found.layers("encoder"):
-            weights = attending.encoder_weights(self.model, self.found.kept, layer)[0]
-            mean = grids.weighed("mean of the heads", weights.mean(axis=0), self.source, self.source)
-            layers.append(self._layer(layer, self.config.encoder, mean, weights))
-        return layers
-
-    def merged_attention(self) -> list[dict[str, Any]]:
-        """The decoder's weights in each layer, in two halves."""
-        layers, own = [], len(self.start)
-        for layer in self._decoder_layers():
-            weights = self._merged(layer)
-            mean = grids.weighed("mean of the heads", weights.mean(axis=0), self.start, self._keys(), own)
-            parted = np.insert(weights, [own, own], 0.0, axis=-1)  # a gap between the halves
-            layers.append(self._layer(layer, self.config.decoder, mean, parted))
-        return layers
-
-    def steps(self) -> list[dict[str, Any]]:
-        """One merged row a step: the layers down, own past and encoder across."""
-        layers, own = self._decoder_layers(), len(self.start)
-        means = {layer: self._merged(layer).mean(axis=0) for layer in layers}
-        steps = []
-        for i, token in enumerate(self.start):
-            rows = np.stack([means[layer][i] for layer in layers])
-            names = [f"layer {layer} {self._kind(self.config.decoder, layer)}" for layer in layers]
-            kept = np.concatenate([rows[:, : i + 1], rows[:, own:]], axis=1)
-            keys = [*self.start[: i + 1], *self._keys()[own:]]
-            grid = grids.weighed(f"step {i}", kept, names, keys, i + 1, cell=min(20.0, max(3.0, 640 / len(keys))))
-            told = [f"own {k} {t}" for k, t in enumerate(self.start[: i + 1])]
-            told += [f"{k} {t}" for k, t in enumerate(self.source)]
-            top = [
-                (name, float(row[i + 1 :].sum()), grids.strongest(row, told))
-                for name, row in zip(names, kept, strict=True)
-            ]
-            steps.append({"token": token, "next": self.chosen[i], "grid": grid, "top": top})
-        return steps
 
     def masks(self) -> list[dict[str, Any]]:
         """The mask of the first layer of each kind, in each stack."""
@@ -174,19 +138,11 @@ class View:
             said.append(f"Of the tower's {self.config.vision.num_hidden_layers} layers {MOST_LAYERS} are shown.")
         if max(t.num_attention_heads for _, t, _ in self._stacks()) > HEADS:
             said.append(f"Of the heads the first {HEADS} are drawn; means are of all.")
+        if self.found.pixels is not None and len(self.found.pixels) > PHOTOS:
+            said.append(f"Of {len(self.found.pixels)} pictures the first {PHOTOS} are drawn.")
         if len(self.source) > grids.SIDE:
             said.append(f"Drawings of more than {grids.SIDE} keys show the largest weight of each block of keys.")
         return said
-
-    def _layer(self, layer: int, text: TextConfig, mean: grids.Grid, weights: Array) -> dict[str, Any]:
-        heads = [pictures.strength(shrunk(head, 64, 64)) for head in weights[:HEADS]]
-        return {"layer": layer, "kind": self._kind(text, layer), "mean": mean, "heads": heads}
-
-    def _merged(self, layer: int) -> Array:
-        return attending.decoder_weights(self.model, self.found.kept, layer)[0]
-
-    def _decoder_layers(self) -> list[int]:
-        return self.found.layers("decoder") if self.config.has_decoder else []
 
     def _keys(self) -> list[str]:
         return [*self.start, *self.source]
@@ -194,10 +150,6 @@ class View:
     def _stacks(self) -> list[tuple[str, TextConfig, str]]:
         found = [("encoder", self.config.encoder, "encoder.text_model")]
         return [*found, ("decoder", self.config.decoder, "decoder")] if self.config.has_decoder else found
-
-    @staticmethod
-    def _kind(text: TextConfig, layer: int) -> str:
-        return text.layer_types[layer].removesuffix("_attention")
 
     @staticmethod
     def _turns(text: TextConfig) -> list[tuple[str, tuple[float, float, int]]]:

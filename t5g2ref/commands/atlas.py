@@ -11,6 +11,7 @@ from t5g2ref.commands.example import filled
 from t5g2ref.commands.folders import BUNDLED, TRAINED, folder
 from t5g2ref.commands.prompts import Prompts, read
 from t5g2ref.config import Config
+from t5g2ref.model import T5Gemma2
 
 ABOUT = """\
 Run a checkpoint on an input and write one page of what happened: each value on its way, masks, RoPE, attention of the
@@ -43,29 +44,25 @@ def run(options: argparse.Namespace) -> int:
 
     ready()
     checked(options.code)
+    place, model, prompts = _opened(options)
+    found = gather(model, prompts.ids, prompts.pixels, max_new_tokens=options.max_new_tokens)
+    answer = _answer(prompts, [] if found.chosen is None else [int(token) for token in found.chosen])
+    said = {"title": place.resolve().name, "prompt": prompts.texts[0], "answer": answer, "code": options.code}
+    page = render(found, tokenizer=prompts.tokenizer, **said)
+    Path(options.html).write_text(page, encoding="utf-8")
+    sizes = f"{len(page.encode()):,} bytes, {len(found.taps)} taps, {len(found.ids)} source tokens"
+    print(f"{options.html}: {sizes}" + (f"; {answer}" if answer else ""))
+    return 0
+
+
+def _opened(options: argparse.Namespace) -> tuple[Path, T5Gemma2, Prompts]:
+    """The checkpoint's folder, its model, and what is asked."""
     place = folder(options.checkpoint)
     options = filled(options)
     if (options.prompt is None) == (options.ids is None):
         raise ValueError("give one of --prompt TEXT and --ids 5,17,42")
     prompts = read(options, place, Config.load(place))
-    found = gather(
-        t5g2ref.load(place, options.dtype), prompts.ids, prompts.pixels, max_new_tokens=options.max_new_tokens
-    )
-    answer = _answer(prompts, [] if found.chosen is None else [int(token) for token in found.chosen])
-    page = render(
-        found,
-        title=place.resolve().name,
-        prompt=prompts.texts[0],
-        answer=answer,
-        tokenizer=prompts.tokenizer,
-        code=options.code,
-    )
-    Path(options.html).write_text(page, encoding="utf-8")
-    print(
-        f"{options.html}: {len(page.encode()):,} bytes, {len(found.taps)} taps, {len(found.ids)} source tokens", end=""
-    )
-    print(f"; {answer}" if answer else "")
-    return 0
+    return place, t5g2ref.load(place, options.dtype), prompts
 
 
 def _answer(prompts: Prompts, ids: list[int]) -> str:

@@ -37,6 +37,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_as_json(options, title, config, tree), indent=1))
         return 0
+    _text(options, title, config, tree)
+    return 0
+
+
+def _text(options: argparse.Namespace, title: str, config: Config, tree: Node) -> None:
+    """Print it for people."""
     colour = coloured()
     print(painted(title, "bold", colour))
     print(f"  {params.count(config):,} parameters, vocabulary {config.decoder.vocab_size}")
@@ -44,17 +50,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"  FLOPs    {_flops(tree)};\n           sources and outputs of {options.length} tokens\n")
     for line in lines(tree, colour):
         print(line)
-    print(
-        "\n"
-        + textwrap.fill(
-            f"Under layers that are alike stands one. FLOPs a token: {COUNTED}.",
-            104,
-            initial_indent="  ",
-            subsequent_indent="  ",
-        )
-    )
+    counted = f"Under layers that are alike stands one. FLOPs a token: {COUNTED}."
+    print("\n" + textwrap.fill(counted, 104, initial_indent="  ", subsequent_indent="  "))
     _lists(options, config)
-    return 0
 
 
 def _geometry(config: Config, colour: bool) -> None:

@@ -277,6 +277,25 @@ def test_the_halves_of_a_row_and_the_encoder_s_share() -> None:
     assert grid.halves[1].x == grid.halves[0].width + grids.GAP
 
 
+def test_a_step_s_looks_are_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The squares over a picture are the weights of its tokens in the merged row, in reading order."""
+    pytest.importorskip("PIL", reason="needs Pillow")
+    from t5g2ref.atlas.heads import Heads
+
+    model, image, size = t5g2ref.load(DEMO, "float64"), 6, 32
+    pixels = np.random.default_rng(2).uniform(-1, 1, (2, 3, size, size))
+    found = gather(model, [[2, *[image] * 4, 9, *[image] * 4, 11]], pixels, max_new_tokens=3)
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "strength", lambda weights, *_: drawn.append(weights) or "")
+    assert found.start is not None
+    own = ["t"] * len(found.start)
+    (first, *_) = Heads(found, ["s"] * 11, own, own).steps()
+    rows = [attending.decoder_weights(model, found.kept, i)[0, :, 0].mean(axis=0) for i in range(4)]
+    row = np.mean(rows, axis=0)[len(own) :]
+    np.testing.assert_allclose([share for _, share in first["looks"]], [row[1:5].sum(), row[6:10].sum()])
+    np.testing.assert_allclose(drawn[2].reshape(-1), row[1:5])  # behind the two halves of the row
+
+
 def test_names_of_tokens_hide_nothing() -> None:
     assert tokens.visible("a\u202eb\n\x07") == "a\\u202eb\\n\\u0007"
     assert tokens.named([7, 9, 9, 9, 9], None, 9, 2) == ["7", "img 1.0", "img 1.1", "img 2.0", "img 2.1"]
