@@ -11,8 +11,9 @@ from t5g2ref.atlas.attending import NEEDED
 from t5g2ref.atlas.places import Places
 from t5g2ref.atlas.seen import Seen, seen, sizes
 from t5g2ref.config import TextConfig, VisionConfig
-from t5g2ref.generate.greedy import greedy
-from t5g2ref.model import T5Gemma2
+from t5g2ref.generate.options import Begun, Settings, start_ids
+from t5g2ref.generate.steps import Way, generated
+from t5g2ref.model import Encoded, T5Gemma2
 from t5g2ref.numerics import Array
 from t5g2ref.taps import Tap, table
 from t5g2ref.trace import Trace
@@ -63,7 +64,7 @@ def shown(part: TextConfig | VisionConfig) -> list[int]:
 
 
 def gather(model: T5Gemma2, ids: Any, pixels: Any = None, *, max_new_tokens: int = 16) -> Gathered:
-    """Answer greedily, then run source and answer once more in one call and watch: the numbers are the same.
+    """Encode and watch; answer greedily; then decode that answer in one call and watch, which gives the same numbers.
 
     Args:
         ids: (1, S) of one source.
@@ -80,12 +81,21 @@ def gather(model: T5Gemma2, ids: Any, pixels: Any = None, *, max_new_tokens: int
         raise ValueError(f"--max-new-tokens: expected 1 to {MOST_NEW} on a page, found {max_new_tokens}")
     watch = Watch(model, images=pixels is not None)
     given = None if pixels is None else np.asarray(pixels)
+    trace = Trace(watch)
+    encoded = model.encode(ids, pixel_values=pixels, trace=trace)
     if not model.config.has_decoder:
-        model.encode(ids, pixel_values=pixels, trace=Trace(watch))
         return watch.found(ids, given)
-    answer = greedy(model, ids, pixel_values=pixels, max_new_tokens=max_new_tokens).ids
-    output = model(ids, answer[:, :-1], pixel_values=pixels, trace=Trace(watch))
-    return watch.found(ids, given, answer[0], output.logits[0])
+    answer = _answer(model, encoded, max_new_tokens)
+    hidden, _ = model.decode(answer[:, :-1], model.start(encoded, trace), trace=trace)
+    return watch.found(ids, given, answer[0], model.logits(hidden, trace)[0])
+
+
+def _answer(model: T5Gemma2, encoded: Encoded, most: int) -> Array:
+    """The greedy answer's ids (1, n), with the start in front, of what is encoded already: a tower takes its time."""
+    settings = Settings(max_new_tokens=most)
+    ends = settings.ends(model.config)
+    way = Way(narrow=lambda logits: logits, pick=lambda logits: logits.argmax(axis=-1))
+    return generated(model, Begun(model.start(encoded), start_ids(model, None, 1), ends, settings.rules), way, None).ids
 
 
 @dataclass

@@ -15,7 +15,7 @@ from t5g2ref.numerics import Array
 GAP = 16.0
 SIDE = 128  # cells of a drawing; more are drawn as the largest of a block
 TALL, FEW = 13.0, 40  # a row that a name fits beside, and how many rows are few
-LETTERS = 15  # of a name
+LETTERS = 17  # of a name
 Labels = list[tuple[float, str]]
 
 

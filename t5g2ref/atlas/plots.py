@@ -28,11 +28,12 @@ class Depth:
     labels: list[Mark]
 
 
-def depth(names: Sequence[str], sizes: Sequence[Array], *, height: float = 190, step: float = 46) -> Depth:
+def depth(names: Sequence[str], sizes: Sequence[Array], *, height: float = 190) -> Depth:
     """A logarithmic axis upwards, and a point for each tap to the right."""
     logs = [np.log10(np.maximum(each, 1e-12)) for each in sizes]
     least = math.floor(min(float(each.min()) for each in logs))
     most = max(math.ceil(max(float(each.max()) for each in logs)), least + 1)
+    step = 46 if len(names) <= 12 else 26
     left, top, bottom = 52.0, 10.0, height - 58
 
     def up(value: float) -> float:
@@ -86,9 +87,14 @@ def waves(found: dict[str, Array], marks: dict[str, int]) -> Waves:
         ticks = "".join(f"M{across(float(x))} {y + 14}v14" for x in lengths)
         said = f"{len(lengths)} planes, {float(lengths.min()):.3g} to {float(lengths.max()):.3g} tokens a turn"
         strips.append(Strip(name, y, ticks, said))
-    axis = [(across(10.0**power), f"{10**power:,}") for power in range(most + 1)]
+    axis = [(across(10.0**power), _power(power)) for power in range(most + 1)]
     guides = [(across(n), f"{name}: {n:,}") for name, n in marks.items()]
     return Waves(width, top + len(found) * room + 26, strips, axis, guides)
+
+
+def _power(power: int) -> str:
+    """A power of ten, as 100 k."""
+    return f"{10 ** (power % 3)} {('', 'k', 'M', 'G', 'T')[min(power // 3, 4)]}".rstrip()
 
 
 def mask_path(mask: Array, cell: tuple[float, float], gap_at: int, gap: float) -> str:

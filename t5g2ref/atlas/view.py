@@ -22,7 +22,7 @@ from t5g2ref.numerics import Array
 PHOTOS = 8  # that are drawn
 CHOICES = 5
 CODE: dict[str, tuple[Callable[..., Any], ...]] = {
-    "way": (T5Gemma2.__call__, T5Gemma2.encode, encoder.encode, decoder.decode),
+    "way": (T5Gemma2.encode, encoder.encode, T5Gemma2.start, decoder.decode),
     "input": (embedding.embed, embedding.place_images, vision.patches, vision.average),
     "choices": (outputs.lm_logits, T5Gemma2.decode),
     "merged": (merged_attention, attend, attention_weights),
@@ -33,7 +33,7 @@ CODE: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 """The code of each section."""
 PICTURES = (embedding.place_images, vision.patches, vision.average, vision.block)
-ANSWERS = (decoder.decode, masks.decoder_band, T5Gemma2.__call__)
+ANSWERS = (decoder.decode, masks.decoder_band, T5Gemma2.start)
 """What does not run without pictures, and without a decoder."""
 
 
