@@ -91,7 +91,7 @@ ROOMS = {  # and the question that each answers
     "t5g2ref/checkpoint": "checkpoints, untrusted",
     "t5g2ref/processor": "pictures and text",
     "t5g2ref/generate": "words out",
-    "t5g2ref/atlas": "a page of what happened",
+    "t5g2ref/atlas": "what happened, drawn",
     "t5g2ref/commands": "the command",
     "conformance": "what every room needs: target, checkpoints, activations",
     "conformance/cases": "What is asked?",

@@ -20,6 +20,7 @@ from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
 
 PHOTOS = 8  # that are drawn
+CHIPS = 16  # tokens of a picture that are listed one by one
 CHOICES = 5
 CODE: dict[str, tuple[Callable[..., Any], ...]] = {
     "way": (T5Gemma2.encode, encoder.encode, T5Gemma2.start, decoder.decode),
@@ -57,6 +58,15 @@ class View:
         unused: tuple[Any, ...] = () if self.found.pixels is not None else PICTURES
         unused += () if self.config.has_decoder else ANSWERS
         return {name: [(places.of(f), summary(f)) for f in code if f not in unused] for name, code in CODE.items()}
+
+    def chips(self) -> list[tuple[str, str]]:
+        """(place, name) of the source's tokens; a picture of many tokens is one."""
+        many = self.config.mm_tokens_per_image
+        inside = np.flatnonzero(self.found.ids == self.config.image_token_index).tolist() if many > CHIPS else []
+        found = [(str(i), name) for i, name in enumerate(self.source) if i not in set(inside)]
+        starts = inside[::many]
+        found += [(f"{i} to {i + many - 1}", f"{self.source[i]} to {self.source[i + many - 1]}") for i in starts]
+        return sorted(found, key=lambda chip: int(chip[0].split()[0]))
 
     def choices(self) -> list[dict[str, Any]]:
         """The likeliest next tokens at each position."""

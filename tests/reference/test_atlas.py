@@ -296,6 +296,17 @@ def test_a_step_s_looks_are_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(drawn[2].reshape(-1), row[1:5])  # behind the two halves of the row
 
 
+def test_a_picture_of_many_tokens_is_one_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    from t5g2ref.atlas import view
+
+    model = t5g2ref.load(DEMO)
+    found = gather(model, [[2, 6, 6, 6, 6, 9, 6, 6, 6, 6]], np.zeros((2, 3, 32, 32)), max_new_tokens=1)
+    assert len(view.View(found, None).chips()) == 10
+    monkeypatch.setattr(view, "CHIPS", 3)
+    chips = [("0", "2"), ("1 to 4", "img 1.0 to img 1.3"), ("5", "9"), ("6 to 9", "img 2.0 to img 2.3")]
+    assert view.View(found, None).chips() == chips
+
+
 def test_names_of_tokens_hide_nothing() -> None:
     assert tokens.visible("a\u202eb\n\x07") == "a\\u202eb\\n\\u0007"
     assert tokens.named([7, 9, 9, 9, 9], None, 9, 2) == ["7", "img 1.0", "img 1.1", "img 2.0", "img 2.1"]
