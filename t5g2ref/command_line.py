@@ -1,4 +1,4 @@
-"""Describe a checkpoint, or generate with it."""
+"""Describe a checkpoint, generate with it, or see it at work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from t5g2ref.backend import BackendError
 from t5g2ref.checkpoint.folder import WeightsError
-from t5g2ref.commands import describe, generate
+from t5g2ref.commands import atlas, describe, generate
 from t5g2ref.config import ConfigError
 from t5g2ref.notes import noted
 from t5g2ref.streams import OutputError, stopped
@@ -24,18 +24,20 @@ examples
   python -m t5g2ref generate 270m --prompt "..."       the released: $T5G2REF_270M, the Hub's cache or a download
   python -m t5g2ref generate FOLDER --prompt "Describe <start_of_image> briefly." --image cat.png
   python -m t5g2ref generate FOLDER --prompt "..." --backend cupy --dtype bfloat16       on the first CUDA device
+  python -m t5g2ref atlas --html page.html             a page of values, masks and attention on that example
   python -m t5g2ref generate --help                    sampling, beams, where an answer ends, JSON
 """
 OUT_OF_MEMORY = "out of memory; give a smaller checkpoint, picture or text, or a smaller --dtype"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of both commands."""
+    """The parser of all commands."""
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m t5g2ref", description=__doc__, epilog=EXAMPLES, formatter_class=form)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     describe.add(commands)
     generate.add(commands)
+    atlas.add(commands)
     return top
 
 

@@ -35,7 +35,9 @@ t5g2ref/checkpoint: __init__
 t5g2ref/processor: image tokenizer_json | text | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__
-t5g2ref/commands: folders prompts | describe generate_options choosing answers example | generate | __init__
+t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | heads way | view | page | __init__
+t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
+t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
 conformance/cases: prompt | case ingredients | rows forced generating | abilities catalogue plan
@@ -90,6 +92,7 @@ ROOMS = {  # and the question that each answers
     "t5g2ref/checkpoint": "checkpoints, untrusted",
     "t5g2ref/processor": "pictures and text",
     "t5g2ref/generate": "words out",
+    "t5g2ref/atlas": "what happened, drawn",
     "t5g2ref/commands": "the command",
     "conformance": "what every room needs: target, checkpoints, activations",
     "conformance/cases": "What is asked?",

@@ -1,4 +1,4 @@
-"""What `generate` answers where nothing is asked: a sum of two pictures, by the checkpoint that was trained."""
+"""What `generate` and `atlas` answer where nothing is asked: a sum of two pictures, by the trained checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def filled(options: argparse.Namespace) -> argparse.Namespace:
     if options.checkpoint != TRAINED or options.image or [options.prompt, options.ids, options.batch] != [None] * 3:
         return options
     images = [str(place(TRAINED) / "pictures" / name) for name in PICTURES]
-    command = ["python", "-m", "t5g2ref", "generate", "--prompt", PROMPT]
+    command = ["python", "-m", "t5g2ref", options.command, "--prompt", PROMPT]
     command += [word for image in images for word in ("--image", image)]
     print(f"t5g2ref: nothing is asked, so here is an example: {shlex.join(command)}", file=sys.stderr, flush=True)
     return argparse.Namespace(**{**vars(options), "prompt": PROMPT, "image": images})
