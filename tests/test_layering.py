@@ -31,7 +31,7 @@ t5g2ref: numerics weights | taps params cache embedding ops rope masks | activat
 t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor | file | names write synthetic | opened | fit | folder | __init__
-t5g2ref/processor: image tokenizer_json | text | __init__
+t5g2ref/processor: crops picture_files rule tokenizer_json | image settings | marks | text | prepare | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__
 t5g2ref/commands: folders prompts | describe generate_options choosing answers example | generate | __init__

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from t5g2ref.notes import Note, noted
-from t5g2ref.processor.image import Box, levels, pan_and_scan, preprocess, preprocess_all
+from t5g2ref.processor.crops import Box, pan_and_scan
+from t5g2ref.processor.image import levels, preprocess, preprocess_all
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
@@ -337,7 +338,7 @@ def test_a_file_that_claims_more_than_its_size_bears_out(
     """Bytes a pixel that a decoder was seen to take before it found the file broken; here there is no room beside."""
     plain = encoded(Image.new(mode, (400, 300)), form, **options)
     assert preprocess(plain, 8).shape == (3, 8, 8)
-    monkeypatch.setattr("t5g2ref.processor.image.ROOM", 0)
+    monkeypatch.setattr("t5g2ref.processor.picture_files.ROOM", 0)
     most = 2 * len(plain) // each
     with pytest.raises(
         ValueError, match=f"400 × 300 pixels, expected at most {most} of a file of {len(plain)} bytes; "
