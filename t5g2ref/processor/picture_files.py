@@ -4,10 +4,12 @@ Needs Pillow, `pip install 't5g2ref[image]'`, imported at the first use.
 
 - **Orientation.** Files and encoded bytes are turned upright by their EXIF tag; a Pillow image is taken as it
   lies. Both are what transformers does (`load_image` for paths, nothing for images handed over).
-- **Colour.** `convert("RGB")` of Pillow: alpha is dropped, not blended; palettes are looked up; grey is
-  repeated; 16-bit grey is clipped at 255, not scaled. transformers does the same for paths, and up to 5.20
-  for Pillow images; from 5.21 on it blends a Pillow image with alpha onto white, but still not the same file
-  given by its path. To get that, blend before calling.
+- **Colour.** `convert("RGB")` of Pillow: palettes are looked up; grey is repeated; 16-bit grey is clipped at 255, not
+  scaled.
+- **Alpha.** A file's is dropped, and a Pillow image with one is laid on white. Where one colour is marked as
+  see-through (PNG, GIF), it becomes white by either way. So does transformers from 5.21 on; before it dropped all.
+- **Turned TIFF.** Pillow (13.0) tears the rows of an uncompressed TIFF on its side that it opens by its path, and so
+  does transformers. Here, as from bytes, the picture is upright.
 - **Format.** Files and bytes may be one of `FORMATS`. Pillow knows more; among them are some that hand an untrusted
   file to another program (EPS to Ghostscript), so the rest stay shut.
 """
@@ -47,7 +49,8 @@ def rgb(source: ImageSource, max_pixels: int | None) -> Image:
     if not isinstance(source, pillow().Image):
         kind = type(source).__name__
         raise TypeError(f"image must be a path, bytes, a Pillow image or a uint8 array; found {kind}")
-    return _converted(source, getattr(source, "filename", "") or "Pillow image", max_pixels)
+    name = getattr(source, "filename", "") or "Pillow image"
+    return _converted(source, name, max_pixels, file=False)
 
 
 def _from_array(array: NDArray[Any], max_pixels: int | None) -> Image:
@@ -84,17 +87,26 @@ def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> Image:
             upright = exif_transpose(image)
         except Exception as error:
             raise ValueError(f"{name}: broken image: {error}") from error
-        return _converted(upright, name, max_pixels)
+        return _converted(upright, name, max_pixels, file=True)
 
 
-def _converted(image: Image, name: str, max_pixels: int | None) -> Image:
+def _converted(image: Image, name: str, max_pixels: int | None, *, file: bool) -> Image:
+    """The image in RGB; where it is see-through it is white, but a file's alpha is dropped before."""
     _check_size(image.size, name, max_pixels)
     try:
-        rgb = image.convert("RGB")
+        converted = _on_white(image.convert("RGB") if file else image)
     except Exception as error:  # a lazily opened image is decoded here, and a mode may have no way to RGB
         raise ValueError(f"{name}: cannot decode mode {image.mode} to RGB: {error}") from error
     _note_white(image, name)
-    return rgb
+    return converted
+
+
+def _on_white(image: Image) -> Image:
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    library, clear = pillow(), image.convert("RGBA")
+    ground = library.new("RGBA", clear.size, (255, 255, 255, 255))
+    return library.alpha_composite(ground, clear).convert("RGB")  # type: ignore[no-any-return]
 
 
 def _note_white(image: Image, name: str) -> None:
