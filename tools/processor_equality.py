@@ -2,6 +2,7 @@
 
     python tools/processor_equality.py                                   500 pictures, 300 texts: a minute
     python tools/processor_equality.py --big                             texts also by 262 144 pieces, and load times
+    python tools/processor_equality.py --pictures 100 --texts 0 --side 896          pictures of the released size
     python tools/processor_equality.py --pictures 5000 --seed 10000 --json FILE
 
 Pictures, texts and tokenizers are drawn by number; nothing is downloaded. transformers' Pillow processor is asked, also
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pictures", type=int, default=500, metavar="N", help="how many (500)")
     made.add_argument("--texts", type=int, default=300, metavar="N", help="how many (300)")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="the number of the first (0)")
+    made.add_argument("--side", type=int, default=folders.SIDE, metavar="N", help="of a resized picture (32)")
     made.add_argument("--big", action="store_true", help="build a tokenizer of 262 144 pieces as well")
     made.add_argument("--json", type=Path, metavar="FILE", help="the figures")
     return made
@@ -56,7 +58,7 @@ def measured(options: argparse.Namespace, place: Path) -> tuple[compare.Table, d
     table, seed = compare.Table(), options.seed
     numbers = range(seed, seed + options.texts)
     folder = folders.make(place / "small", SMALL)
-    compare.compare_pictures(table, folder, range(seed, seed + options.pictures))
+    compare.compare_pictures(table, folder, range(seed, seed + options.pictures), options.side)
     compare.compare_settings(table, folder, range(seed, seed + options.pictures // 5))
     compare.compare_prompts(table, folder, range(seed, seed + options.pictures // 10))
     compare.compare_texts(table, folder, numbers, f"{SMALL} pieces")

@@ -117,10 +117,7 @@ class Processor:
             raise ValueError(f"{len(own)} rows of pictures for {len(texts)} prompts: give one a prompt, empty for none")
         for n, (text, row) in enumerate(zip(texts, own, strict=True)):
             name = _named(n, len(texts))
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"{name} is empty or no text; write some")
-            if len(text) > MAX_TEXT:
-                raise ValueError(f"{name} has {len(text)} characters, expected at most {MAX_TEXT}; shorten it")
+            _check_text(name, text)
             if (found := text.count(boi := self.tokenizer.marks.boi)) != len(row):
                 raise ValueError(f"{name} has {found} × {boi!r} for {len(row)} images: write one an image")
             if row:
@@ -174,6 +171,18 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: str = "left") -> tuple
         own = slice(longest - len(row), longest) if side == "left" else slice(len(row))
         ids[n, own], mask[n, own] = row, 1
     return ids, mask
+
+
+def _check_text(name: str, text: object) -> None:
+    """ValueError for what no tokenizer should be asked."""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{name} is empty or no text; write some")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{name} has {len(text)} characters, expected at most {MAX_TEXT}; shorten it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half of a surrogate pair; give text that UTF-8 can hold") from error
 
 
 def _named(n: int, count: int) -> str:

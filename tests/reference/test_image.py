@@ -157,6 +157,24 @@ def test_exif_turns_files_and_not_pillow_images() -> None:
     np.testing.assert_array_equal(preprocess(Image.open(io.BytesIO(data)), 8), preprocess(lying, 8))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_is_upright(orientation: int, tmp_path: Path) -> None:
+    """Not compressed: Pillow maps such a file into memory where it knows its path, and then tears its rows."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.fromarray(noise(31, 7))
+    for compression in ("raw", "tiff_lzw"):
+        path = tmp_path / f"{compression}.tiff"
+        for mode in ("L", "RGB", "CMYK"):
+            image.convert(mode).save(path, exif=exif, compression=compression)
+            turn = Image.Transpose
+            ways = [None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE]
+            ways += [turn.ROTATE_270, turn.TRANSVERSE, turn.ROTATE_90]
+            way = ways[orientation - 1]
+            upright = image.convert(mode) if way is None else image.convert(mode).transpose(way)
+            np.testing.assert_array_equal(preprocess(path, 14), preprocess(upright, 14))
+
+
 def test_preprocess_all_orders_crops_after_their_image() -> None:
     wide, square, tall = noise(512, 256, 1), noise(300, 300, 2), noise(256, 780, 3)
     pixels, crops = preprocess_all([wide, square, tall], 8, pan_and_scan=True)

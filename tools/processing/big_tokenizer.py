@@ -1,17 +1,18 @@
 """A tokenizer of Gemma's size and make: 262 144 pieces, byte fallback, blanks replaced, special ids in their places.
 
-The pieces are drawn, not trained: characters of many scripts, and pairs of earlier pieces. As in Gemma's file, every
-way to put a piece together from two others is a merge, in the order of the pieces.
+The pieces are drawn, not trained: characters of many scripts, words of lexicons, pairs of earlier pieces. As in Gemma's
+file, every way to put a piece together from two others is a merge, in the order of the pieces.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from processing.scripts import CHARACTERS, drawn
+from processing.scripts import CHARACTERS, drawn, lexicon
 
 SIZE = 262_144
 BOI, EOI, IMAGE = 255_999, 256_000, 256_001
@@ -28,15 +29,19 @@ def head() -> list[str]:
     return [*first, *turns, *runs, *HTML, *(f"<0x{byte:02X}>" for byte in range(256))]
 
 
-def pieces(seed: int, size: int) -> tuple[list[str], int]:
-    """(all pieces in the order of their ids, where the merged ones begin), as many as `size`."""
+def pieces(seed: int, size: int) -> list[str]:
+    """All pieces in the order of their ids, as many as `size`."""
     rng = random.Random(seed)
     scale = size / SIZE
     boi = round(BOI * scale)
     found = dict.fromkeys([*head(), "▁"])
     for characters in CHARACTERS.values():
         found |= dict.fromkeys(characters[: max(40, int(len(characters) * scale))])
-    first, pools = len(found), {name: ["▁"] for name in CHARACTERS}
+    pools = {name: ["▁"] for name in CHARACTERS}
+    for rank in range(round(1000 * scale)):  # words grow from the left
+        for name in CHARACTERS:
+            for begun in accumulate("▁" + lexicon(name)[rank]):
+                found |= dict.fromkeys([begun, begun.lstrip("▁") or "▁"])
     while len(found) < boi:
         name = rng.choice(list(CHARACTERS))
         pool = pools[name]
@@ -47,7 +52,7 @@ def pieces(seed: int, size: int) -> tuple[list[str], int]:
             pool.append(piece)
     tail = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
     unused = [f"<unused{n}>" for n in range(99, 99 + size - boi - len(tail))]
-    return [*found, *tail, *unused], first
+    return [*found, *tail, *unused]
 
 
 def merges(all_pieces: list[str]) -> list[tuple[str, str]]:
@@ -77,7 +82,7 @@ def added(all_pieces: list[str]) -> list[dict[str, Any]]:
 
 def layout(seed: int = 0, size: int = SIZE) -> dict[str, Any]:
     """The tokenizer.json."""
-    every, _ = pieces(seed, size)
+    every = pieces(seed, size)
     bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
     text = [{"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB")]
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}

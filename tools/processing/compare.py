@@ -60,20 +60,21 @@ def difference(ours: list[Any], theirs: list[Any]) -> str | None:
     return None
 
 
-def compare_pictures(table: Table, folder: Path, numbers: range) -> None:
+def compare_pictures(table: Table, folder: Path, numbers: range, side: int = folders.SIDE) -> None:
     """Files, every second cut; then the same picture handed over by Pillow, as it lies."""
     peer = folders.theirs(folder).image_processor
-    limits = {"pan_and_scan_min_crop_size": 256, "pan_and_scan_max_num_crops": 4}
+    limits = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}
+    fixed: dict[str, Any] = {f"pan_and_scan_{name}": value for name, value in limits.items()}
+    fixed["size"] = {"height": side, "width": side}
     for seed in numbers:
         kind, path = pictures.write(folder, seed)
         cut = seed // len(pictures.KINDS) % 2 == 1
-        given = {"do_pan_and_scan": cut, **limits, "pan_and_scan_min_ratio_to_activate": 1.2}
         for route, source, other in (
             ("file", path, pictures.by_bytes(path)),
             ("Pillow image", *[pictures.picture(seed)[1]] * 2),
         ):
-            found = peer([other], **given)
-            pixels, crops = preprocess_all([source], folders.SIDE, cut)
+            found = peer([other], do_pan_and_scan=cut, **fixed)
+            pixels, crops = preprocess_all([source], side, cut)
             row = table[f"{route}, {kind}"]
             row.count(path.name, [pixels, crops], [np.stack(found["pixel_values"]), found["num_crops"]])
         path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from functools import cache
 
 
 def _range(first: int, last: int) -> str:
@@ -37,3 +38,17 @@ def drawn(rng: random.Random, name: str) -> str:
     """One character; the earlier, the likelier."""
     characters = CHARACTERS[name]
     return characters[int(len(characters) ** rng.random()) - 1]
+
+
+@cache
+def lexicon(name: str) -> tuple[str, ...]:
+    """Words of a script, the same always."""
+    rng = random.Random(f"lexicon {name}")
+    return tuple("".join(drawn(rng, name) for _ in range(rng.randint(2, 12))) for _ in range(1000))
+
+
+def word(rng: random.Random, name: str) -> str:
+    """A word of the lexicon, the earlier the likelier, or one that nobody knows."""
+    if rng.random() < 0.7:
+        return lexicon(name)[int(1000 ** rng.random()) - 1]
+    return "".join(drawn(rng, name) for _ in range(rng.randint(1, 12)))

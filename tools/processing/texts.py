@@ -6,7 +6,7 @@ import random
 import unicodedata
 from collections.abc import Callable
 
-from processing.scripts import CODE, EMOJI, SCRIPTS, drawn
+from processing.scripts import CODE, EMOJI, SCRIPTS, drawn, word
 
 JOINER, VARIATION = "\u200d", "\ufe0f"
 CONTROLS = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u200b\u200e\u200f\u202a\u202e\u2066\ufeff\ufffd"]
@@ -17,7 +17,7 @@ MARKS += ["</td>", "<0x41>", "[multimodal]", "<end_of_image>", "< bos>", "<BOS>"
 
 def words(rng: random.Random, name: str, count: int = 30) -> str:
     """Words of one script."""
-    return " ".join("".join(drawn(rng, name) for _ in range(rng.randint(1, 12))) for _ in range(count))
+    return " ".join(word(rng, name) for _ in range(count))
 
 
 def emoji(rng: random.Random) -> str:
