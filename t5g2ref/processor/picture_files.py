@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -38,7 +39,17 @@ _TIMES = {"TIFF": 2, "WEBP": 2}  # a decoder's own copy of all pixels, beside Pi
 
 
 def rgb(source: ImageSource, max_pixels: int | None) -> Image:
-    """Any accepted source as a loaded Pillow image in mode RGB."""
+    """Any accepted source as a loaded Pillow image in mode RGB.
+
+    What Pillow warns of is not passed on: a picture is taken or refused, and the bounds are this module's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"PIL\.")
+        return _rgb(source, max_pixels)
+
+
+def _rgb(source: ImageSource, max_pixels: int | None) -> Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, bytes):
@@ -74,7 +85,7 @@ def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> Image:
     file.seek(0)
     try:
         image = library.open(file, formats=FORMATS)
-    except (library.DecompressionBombError, library.DecompressionBombWarning) as error:
+    except library.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise whatever a broken header led them to, SyntaxError included
         kinds = ", ".join(FORMATS)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import python
 
 import t5g2ref
 from t5g2ref import command_line as command
@@ -256,6 +257,7 @@ PICTURES: dict[str, tuple[bytes, str]] = {
     "cut JPEG": (jpeg()[:2000], "broken image: image file is truncated"),
     "bomb": (png(60_000, 60_000), "exceeds limit"),
     "large claim": (png(9000, 9000), "9000 × 9000 pixels, expected at most"),
+    "between Pillow's limits": (png(10_000, 10_000), "10000 × 10000 pixels are more than max_pixels=89478485"),
     "no height": (png(9, 0), "not a readable image"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable image"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a readable image"),
@@ -276,6 +278,17 @@ def test_pictures_that_are_refused(name: str, tmp_path: Path, capsys: pytest.Cap
 def test_pictures_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such file" in answer(capsys, DEMO, "--prompt", NAME, "--image", tmp_path / "none.png")
     assert "Is a directory" in answer(capsys, DEMO, "--prompt", NAME, "--image", tmp_path)
+
+
+def test_nothing_but_the_line_is_said(tmp_path: Path) -> None:
+    """As a process: Pillow warns of a palette that is half see-through, and of a large claim."""
+    palette = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).convert("P")
+    palette.save(tmp_path / "half.png", transparency=bytes(range(256)))
+    (tmp_path / "large.png").write_bytes(png(10_000, 10_000))
+    images = [part for name in ("half.png", "large.png") for part in ("--image", str(tmp_path / name))]
+    ended = python("-m", "t5g2ref", "generate", "--prompt", NAME + BOI, *images)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "10000 × 10000 pixels are more than" in ended.stderr
 
 
 SETTINGS: list[tuple[str, Any, str]] = [
