@@ -61,6 +61,7 @@ def measured(options: argparse.Namespace, place: Path) -> tuple[compare.Table, d
     compare.compare_pictures(table, folder, range(seed, seed + options.pictures), options.side)
     compare.compare_settings(table, folder, range(seed, seed + options.pictures // 5))
     compare.compare_prompts(table, folder, range(seed, seed + options.pictures // 10))
+    compare.compare_tokens(table, folder, range(seed, seed + options.texts // 10), SMALL)
     compare.compare_texts(table, folder, numbers, f"{SMALL} pieces")
     if not options.big:
         return table, {}

@@ -49,6 +49,11 @@ def test_settings(place: Path) -> None:
     assert_equal(lambda table: compare.compare_settings(table, place, range(SEEDS, SEEDS + 12)), 12)
 
 
+def test_tokens(place: Path) -> None:
+    """Further tokens with any flags, padding on either side, either class."""
+    assert_equal(lambda table: compare.compare_tokens(table, place, range(SEEDS, SEEDS + 8), 4096), 8)
+
+
 def test_rows(place: Path) -> None:
     assert_equal(lambda table: compare.compare_prompts(table, place, range(SEEDS, SEEDS + 6)), 6)
 

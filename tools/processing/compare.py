@@ -116,6 +116,25 @@ def compare_texts(table: Table, folder: Path, numbers: range, label: str) -> Non
         table[f"{label}, padded rows"].count(f"texts from {start}", [given.ids, given.mask], theirs)
 
 
+def compare_tokens(table: Table, folder: Path, numbers: range, size: int) -> None:
+    """Ids and masks under tokenizer_config.json files that were never released."""
+    path = folder / "tokenizer_config.json"
+    before = path.read_text()
+    for seed in numbers:
+        more = folders.other_tokens(seed, size)
+        raw = json.loads(before)
+        known = raw["added_tokens_decoder"] | more.pop("added_tokens_decoder")
+        path.write_text(json.dumps(raw | more | {"added_tokens_decoder": known}))
+        rng = random.Random(f"rows {seed}")
+        last = [token["content"] for token in known.values()][-5:]
+        words = [*last, "<unused1>", "<bos>", " ", "\n", "a"]
+        rows = ["".join(rng.choice([*words, texts.mixed(rng)[:9]]) for _ in range(rng.randint(1, 20))) for _ in "1234"]
+        given, found = folders.ours(folder)(rows), folders.theirs(folder)(text=rows, padding=True)
+        theirs = [np.array(found[name]) for name in ("input_ids", "attention_mask")]
+        table["other tokenizer_config.json"].count(f"tokens {seed}", [given.ids, given.mask], theirs)
+    path.write_text(before)
+
+
 def prompts(folder: Path, seed: int) -> tuple[list[str], list[list[Any]]]:
     """Rows with zero to three pictures each, at least one in all."""
     from transformers.image_utils import load_image

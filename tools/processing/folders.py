@@ -78,3 +78,21 @@ def other_settings(seed: int) -> dict[str, Any]:
     made |= {"image_mean": [rng.uniform(0, 1) for _ in range(3)], "image_std": [rng.uniform(0.1, 2) for _ in range(3)]}
     made |= {"rescale_factor": rng.choice([1 / 255, 1 / 127.5, 0.01]), "do_normalize": rng.random() < 0.8}
     return made | {"do_rescale": not made["do_normalize"] or rng.random() < 0.8}
+
+
+def other_tokens(seed: int, size: int) -> dict[str, Any]:
+    """Changes of a tokenizer_config.json: further tokens with any flags, padding, the class."""
+    rng = random.Random(f"tokens {seed}")
+    names = rng.sample(["qq", "x y", " zz", "<new>", "ééé", "\u2028q"], rng.randint(0, 4))
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    more = {str(size + n): {"content": name, **{flag: rng.random() < 0.4 for flag in flags}}
+            for n, name in enumerate(names)}  # fmt: skip
+    if rng.random() < 0.3:  # a token that is there, with other flags
+        more["7"] = {"content": "<unused1>", **{flag: rng.random() < 0.5 for flag in flags}}
+    made: dict[str, Any] = {"added_tokens_decoder": more, "pad_token": rng.choice(["<pad>", "<eos>", "<unused3>"])}
+    made["tokenizer_class"] = rng.choice(["GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast"])
+    made["add_bos_token"] = rng.random() < 0.5
+    made["add_eos_token"] = rng.random() < 0.5
+    if rng.random() < 0.7:
+        made["padding_side"] = rng.choice(["left", "right"])
+    return made
