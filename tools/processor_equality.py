@@ -26,7 +26,6 @@ from processing import big_tokenizer, compare, folders
 
 from t5g2ref.files import write_text
 
-SMALL = 16_384  # pieces
 PACKAGES = ("transformers", "tokenizers", "Pillow", "numpy")
 
 
@@ -57,12 +56,12 @@ def measured(options: argparse.Namespace, place: Path) -> tuple[compare.Table, d
     """(the table, load times of the big tokenizer)."""
     table, seed = compare.Table(), options.seed
     numbers = range(seed, seed + options.texts)
-    folder = folders.make(place / "small", SMALL)
+    folder = folders.make(place / "small", big_tokenizer.SMALL)
     compare.compare_pictures(table, folder, range(seed, seed + options.pictures), options.side)
     compare.compare_settings(table, folder, range(seed, seed + options.pictures // 5))
     compare.compare_prompts(table, folder, range(seed, seed + options.pictures // 10))
-    compare.compare_tokens(table, folder, range(seed, seed + options.texts // 10), SMALL)
-    compare.compare_texts(table, folder, numbers, f"{SMALL} pieces")
+    compare.compare_tokens(table, folder, range(seed, seed + options.texts // 10), big_tokenizer.SMALL)
+    compare.compare_texts(table, folder, numbers, f"{big_tokenizer.SMALL} pieces")
     if not options.big:
         return table, {}
     big = folders.make(place / "big", big_tokenizer.SIZE, padding_side="right")

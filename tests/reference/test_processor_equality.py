@@ -29,7 +29,7 @@ def place(peer_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     if tuple(map(int, version("transformers").split(".")[:2])) < (5, 21):
         pytest.skip("before 5.21 what is see-through was dropped, not white")
-    return folders.make(tmp_path_factory.mktemp("equality"), 4096)
+    return folders.make(tmp_path_factory.mktemp("equality"), big_tokenizer.SMALL)
 
 
 def assert_equal(compared: Callable[[compare.Table], None], count: int) -> None:
@@ -51,7 +51,7 @@ def test_settings(place: Path) -> None:
 
 def test_tokens(place: Path) -> None:
     """Further tokens with any flags, padding on either side, either class."""
-    assert_equal(lambda table: compare.compare_tokens(table, place, range(SEEDS, SEEDS + 8), 4096), 8)
+    assert_equal(lambda table: compare.compare_tokens(table, place, range(SEEDS, SEEDS + 8), big_tokenizer.SMALL), 8)
 
 
 def test_rows(place: Path) -> None:
@@ -78,5 +78,6 @@ def test_a_difference_is_told() -> None:
 def test_the_large_tokenizer_is_one_of_gemmas_size() -> None:
     pieces = big_tokenizer.pieces(0, big_tokenizer.SIZE)
     assert len(pieces) == len(set(pieces)) == 262_144
+    assert len(big_tokenizer.pieces(0, big_tokenizer.SMALL)) == big_tokenizer.SMALL
     assert pieces[:4] == ["<pad>", "<eos>", "<bos>", "<unk>"]
     assert pieces[255_999:256_002] == ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from processing.scripts import CHARACTERS, drawn, lexicon
 
-SIZE = 262_144
+SIZE, SMALL = 262_144, 16_384
 BOI, EOI, IMAGE = 255_999, 256_000, 256_001
 TAGS = ("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "ul", "ol", "li", "p", "b", "i", "u", "s")
 HTML = [f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")]
