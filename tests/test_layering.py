@@ -78,6 +78,7 @@ conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2
 conformance/published/findings: transformers_t5gemma2_encoder transformers_t5gemma2_generate
+conformance/published/findings: pillow_turned_tiff transformers_gemma3_processor
 conformance: testing
 conformance/commands: pytest_plugin
 conformance: __init__ | __main__

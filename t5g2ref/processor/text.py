@@ -1,7 +1,7 @@
 """Prompts with images in them, and a checkpoint's own tokenizer.
 
 `expand_images` is plain string work; `Tokenizer` needs the `tokenizers` library, imported at the first use:
-`pip install 't5g2ref[text]'`. Expand, then encode:
+`pip install 't5g2ref[text]'`. `prepare.py` does all of it for rows of prompts; by hand, expand, then encode:
 
     pixels, crops = preprocess_all([photo], image_size)
     prompt = expand_images("<start_of_image> in this image, there is", crops)
