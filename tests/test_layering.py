@@ -32,7 +32,7 @@ t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
 t5g2ref/checkpoint: __init__
-t5g2ref/processor: image tokenizer_json | text | __init__
+t5g2ref/processor: crops picture_files rule tokenizer_json | image settings | marks | text | prepare | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__
 t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | heads way | view | page | __init__
@@ -81,6 +81,7 @@ conformance/commands: __init__
 conformance/examples: hooks_dump forty_lines logits_only | __init__
 conformance/published/findings: ctranslate2_t5gemma2 keras_hub_t5gemma2 mlx_audio_t5gemma2
 conformance/published/findings: transformers_t5gemma2_encoder transformers_t5gemma2_generate
+conformance/published/findings: pillow_turned_tiff transformers_gemma3_processor
 conformance: testing
 conformance/commands: pytest_plugin
 conformance: __init__ | __main__

@@ -51,7 +51,7 @@ def _prompts(group: Any) -> None:
     group.add_argument("--ids", help="comma-separated token ids, in place of a text")
     group.add_argument("--batch", metavar="FILE", help="a prompt a line; ids where there is no tokenizer.json")
     group.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
-    group.add_argument("--pan-and-scan", action="store_true", help="add crops of long pictures")
+    group.add_argument("--pan-and-scan", action="store_true", help="add crops of long pictures, whatever the files say")
 
 
 def _sampling(group: Any) -> None:

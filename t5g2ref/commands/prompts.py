@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from t5g2ref.config import Config
 from t5g2ref.files import opened
+from t5g2ref.processor.prepare import Processor, padded, shared
 
-BOI = "<start_of_image>"
 MAX_BYTES = 64 * 2**20  # of a file of prompts
 
 
@@ -22,7 +20,7 @@ class Prompts:
 
     Args:
         texts: as they were given, one a row.
-        ids, mask: (B, S); shorter rows are padded on the left, as the model's own processor does.
+        ids, mask: (B, S); shorter rows are padded as the checkpoint's files say, ids on the left.
         pixels: (I, C, side, side), or None.
         tokenizer: None where ids were given.
         streams: whether the one answer can be shown as it comes.
@@ -46,14 +44,15 @@ def read(options: argparse.Namespace, folder: Path, config: Config) -> Prompts:
     """The prompts that the options name. ValueError or OSError for what cannot be read."""
     asked(options)
     texts = [options.prompt or options.ids or ""] if options.batch is None else _lines(options.batch)
-    tokenizer = None if options.ids is not None else _tokenizer(folder, needed=options.batch is None)
-    pixels, crops = _pixels(options, config)
-    if tokenizer is None:
+    processor = _processor(options, folder, config)
+    if processor.tokenizer is None:
         rows = [ids_in("--ids" if options.batch is None else f"{options.batch}: each line", text) for text in texts]
-    else:
-        rows = _encoded(texts, crops, tokenizer, config)
-    ids, mask = _padded(rows, config.decoder.pad_token_id)
-    return Prompts(texts, ids, mask, pixels, tokenizer, streams=options.batch is None)
+        pixels, _ = processor.pixels(options.image, pan_and_scan=options.pan_and_scan)
+        ids, mask = padded(rows, config.decoder.pad_token_id)
+        return Prompts(texts, ids, mask, pixels, None, streams=options.batch is None)
+    own = shared(texts, options.image, processor.tokenizer.marks.boi)
+    given = processor(texts, own, pan_and_scan=options.pan_and_scan)
+    return Prompts(texts, given.ids, given.mask, given.pixels, processor.tokenizer, streams=options.batch is None)
 
 
 def ids_in(option: str, text: str) -> list[int]:
@@ -81,43 +80,9 @@ def _lines(name: str) -> list[str]:
     return lines
 
 
-def _tokenizer(folder: Path, *, needed: bool) -> Any:
-    """The folder's tokenizer, or None without one. ValueError where it is needed."""
-    from t5g2ref.processor.text import Tokenizer
-
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.from_folder(folder)
-    if needed and folder.is_dir():
+def _processor(options: argparse.Namespace, folder: Path, config: Config) -> Processor:
+    """The folder's processor. ValueError without a tokenizer where one is needed."""
+    processor = Processor.from_folder(folder, config, text=options.ids is None)
+    if options.prompt is not None and processor.tokenizer is None:
         raise ValueError(f"{folder}: there is no tokenizer.json, which --prompt needs; give token ids with --ids")
-    return None
-
-
-def _pixels(options: argparse.Namespace, config: Config) -> tuple[Any, list[int]]:
-    """(pixels, crops of each picture); (None, []) without pictures."""
-    if not options.image:
-        return None, []
-    from t5g2ref.processor.image import preprocess_all
-
-    return preprocess_all(options.image, config.vision.image_size, options.pan_and_scan)
-
-
-def _encoded(texts: list[str], crops: list[int], tokenizer: Any, config: Config) -> list[list[int]]:
-    """Each text's ids; pictures go to the placeholders in their order, those that are left to the last text."""
-    from t5g2ref.processor.text import expand_images
-
-    rows, taken = [], 0
-    for n, text in enumerate(texts):
-        last = len(crops) if n == len(texts) - 1 else taken + text.count(BOI)
-        rows.append(
-            tokenizer.encode(expand_images(text, crops[taken:last], tokens_per_image=config.mm_tokens_per_image))
-        )
-        taken = last
-    return rows
-
-
-def _padded(rows: list[list[int]], pad: int) -> tuple[Any, Any]:
-    """(ids, mask) (B, S), padded on the left."""
-    longest = max(len(row) for row in rows)
-    ids = np.array([[pad] * (longest - len(row)) + row for row in rows], dtype=np.int64).reshape(len(rows), longest)
-    mask = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).reshape(len(rows), longest)
-    return ids, mask
+    return processor

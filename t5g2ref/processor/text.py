@@ -1,7 +1,7 @@
 """Prompts with images in them, and a checkpoint's own tokenizer.
 
 `expand_images` is plain string work; `Tokenizer` needs the `tokenizers` library, imported at the first use:
-`pip install 't5g2ref[text]'`. Expand, then encode:
+`pip install 't5g2ref[text]'`. `prepare.py` does all of it for rows of prompts; by hand, expand, then encode:
 
     pixels, crops = preprocess_all([photo], image_size)
     prompt = expand_images("<start_of_image> in this image, there is", crops)
@@ -19,8 +19,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from t5g2ref.config.fields import short
+from t5g2ref.config.fields import refuse, short
 from t5g2ref.files import opened
+from t5g2ref.processor.marks import DEFAULTS, Marks, read_marks
 from t5g2ref.processor.tokenizer_json import check
 
 T = TypeVar("T")
@@ -69,25 +70,38 @@ def _with_crops(one: str, count: int) -> str:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A checkpoint's tokenizer.json: text to ids and back, nothing else."""
+    """A checkpoint's tokenizer: text to ids and back.
 
-    backend: Any  # tokenizers.Tokenizer
+    Args:
+        backend: a `tokenizers.Tokenizer`.
+        bos: the text of the token in front.
+        marks: what tokenizer_config.json says.
+        side: "left" or "right", where rows are padded: as the files say, else left as Gemma's own class.
+    """
+
+    backend: Any
     bos: str = "<bos>"
+    marks: Marks = DEFAULTS
+    side: str = "left"
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Tokenizer:
-        """Read a checkpoint folder's tokenizer.json; no other file of it is looked at.
+        """Read a folder's tokenizer.json, and tokenizer_config.json where there is one.
 
-        Raises FileNotFoundError without the file, ValueError for one above max_bytes or not valid,
+        The second has names, the padding side and further tokens. Its add_bos_token is not looked at.
+        Raises FileNotFoundError without the first file, ValueError for one above max_bytes or not valid,
         ImportError without the tokenizers library.
         """
         path = Path(folder) / "tokenizer.json"
         backend = _parse(_read(path, max_bytes), path)
+        marks = read_marks(Path(folder))
+        _add(backend, marks)
+        side = marks.side or (backend.padding or {}).get("direction", "left")
         # A file may carry the settings of whoever saved it, and a prompt cut short loses image tokens.
         # (transformers 5.23 keeps the setting, and then refuses such a prompt.)
         backend.no_truncation()
         backend.no_padding()
-        return cls(backend)
+        return cls(backend, marks.bos, marks, side)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """The ids of one text. Special tokens written out in it, as by `expand_images`, become their ids.
@@ -140,6 +154,23 @@ def _parse(data: bytes, path: Path) -> Any:
     except ValueError as error:
         remedy = "give the tokenizer.json of a Gemma checkpoint"
         raise ValueError(f"{path}: not a tokenizer of Gemma's make: {error}; {remedy}") from error
+
+
+def _add(backend: Any, marks: Marks) -> None:
+    """Add the tokens that tokenizer_config.json alone has. ValueError for an id that one cannot get."""
+    from tokenizers import AddedToken
+
+    there = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for index, text, flags in marks.added:
+        old = there.get(text)
+        if old is None or any(getattr(old, name) is not flag for name, flag in flags):
+            there[text] = AddedToken(text, **dict(flags))
+            _unbroken(lambda token=there[text]: backend.add_tokens([token]))  # type: ignore[misc]
+        if (found := backend.token_to_id(text)) != index:
+            field = f"tokenizer_config.json.added_tokens_decoder.{index}"
+            raise refuse(field, text, f"a token of that id; {short(text)} has {found}", "make both files agree")
+    missing = [AddedToken(text, special=True) for text in marks.named if text not in there]
+    _unbroken(lambda: backend.add_tokens(missing))
 
 
 def _unbroken(function: Callable[[], T]) -> T:

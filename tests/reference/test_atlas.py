@@ -318,7 +318,7 @@ def test_names_of_tokens_hide_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ckpt", "nowhere", "--ids", "5"], "nowhere: no such file"),
+        (["--ckpt", "nowhere", "--ids", "5"], "nowhere: no such folder"),
         (["--ckpt", "tiny", "--ids", ",".join("5" * (LONGEST + 1))], "the source has 321 tokens, expected at most 320"),
         (["--ckpt", "tiny", "--ids", "5", "--max-new-tokens", "33"], "--max-new-tokens: expected 1 to 32"),
         (["--ckpt", "tiny", "--ids", "5", "--code", "javascript:x"], "--code: expected an address such as https://"),
