@@ -6,11 +6,16 @@ A verdict over inputs that cannot show a defect says nothing about it. So the re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from conformance.cases.case import Case
 from conformance.defects.catalogue import DEFECTS
-from t5g2ref.config import Config, TextConfig
+from t5g2ref.config import Config, Rope, TextConfig
 from t5g2ref.dtypes import HALF
+from t5g2ref.numerics import Numerics
+from t5g2ref.rope import tables
 
 _ALWAYS = {"D50", "D51", "D66", "D83", "D84"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
@@ -73,10 +78,24 @@ for _id in ("D52", "D83"):
         lambda c: all(s.hidden_activation != "gelu_pytorch_tanh" for s in _stacks(c)),
         "hidden_activation is another one than tanh GELU",
     )
-for _id in ("D20", "D21", "D22"):
+
+
+def _same_tables(stack: TextConfig, one: Rope, other: Rope) -> bool:
+    """Whether position 1 has the same angles and sizes: dynamic RoPE begins to grow only far from there."""
+    nx, near = Numerics("float64"), np.ones((1, 1), int)
+    pairs = zip(tables(nx, one, stack.head_dim, near), tables(nx, other, stack.head_dim, near), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+_FACTORS: dict[str, Callable[[Rope, Rope], tuple[Rope, Rope]]] = {  # of (sliding, full): a right one and the wrong one
+    "D20": lambda s, f: (f, replace(f, factor=1.0)),
+    "D21": lambda s, f: (s, replace(s, factor=f.factor)),
+    "D22": lambda s, f: (f, replace(f, factor=f.factor * f.factor)),
+}
+for _id, _pair in _FACTORS.items():
     _HIDDEN[_id] = (
-        lambda c: all(s.rope_parameters["full_attention"].factor == 1 for s in _stacks(c)),
-        "the linear factor is 1",
+        lambda c, pair=_pair: all(_same_tables(s, *pair(*s.rope_parameters.values())) for s in _stacks(c)),
+        "the factor is 1, or no table near position 0 depends on it",
     )
 
 
