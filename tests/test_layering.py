@@ -56,7 +56,7 @@ conformance/peers/torch: generating releases static_cache tensors | hooks onnx_g
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
-conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
+conformance/peers/engines: wire | keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
