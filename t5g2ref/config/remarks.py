@@ -46,4 +46,4 @@ def _of_ropes(part: Mapping[str, Any]) -> Iterator[str]:
             factor = short(rope["factor"])
             yield f"rope_parameters.{kind}: rope_type is 'default', so its factor ({factor}) is not applied"
         if name == "dynamic":
-            yield f"rope_parameters.{kind}: dynamic RoPE goes by each call's length; transformers' also by an earlier one's"
+            yield f"rope_parameters.{kind}: dynamic RoPE goes by each call's length; transformers' by earlier ones' too"

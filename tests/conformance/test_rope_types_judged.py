@@ -80,3 +80,22 @@ def test_a_wrong_one_is_found_at_the_table(name: str) -> None:
     peer.close()
     assert found.culprit is not None
     assert found.culprit.tap == "encoder.text_model.rotary_emb.full_attention.cos"
+
+
+@pytest.mark.peer
+@pytest.mark.usefixtures("peer_installed")
+def test_what_an_earlier_case_left_in_transformers_is_found() -> None:
+    """Its dynamic frequencies are those of the longest call so far. So the same case conforms first and deviates behind
+    a longer one. longrope has no such memory."""
+    for name, keeps in (("dynamic", True), ("longrope", False)):
+        target, peer, passed = target_of(name), create("transformers:sdpa"), []
+        peer.open(target)
+        with noted([]):
+            for case in ("short", "window", "short"):
+                found = judge(peer, target, case_of(target, case))
+                passed.append(found.passed)
+        peer.close()
+        assert passed == [True, True, not keeps]
+        assert (
+            found.culprit.tap if found.culprit else ""
+        ) == keeps * "encoder.text_model.rotary_emb.full_attention.cos"
