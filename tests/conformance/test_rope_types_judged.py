@@ -9,6 +9,7 @@ import pytest
 from dumping import case_of
 from geometry import seeded_weights
 from judging import judged
+from scaled_ropes import peer as of_release
 from scaled_ropes import scaled
 
 from conformance.judge.judge import judge
@@ -18,11 +19,18 @@ from t5g2ref import bundled
 from t5g2ref.config import Config, Llama3, Rope, Ropes
 from t5g2ref.notes import noted
 
+pytestmark = pytest.mark.peer
+
 TYPES = ("dynamic", "yarn", "yarn, mscale", "yarn, given", "longrope", "longrope, given", "llama3", "proportional")
 EVERY = pytest.mark.parametrize("name", TYPES)
 CASES = ("short", "padded-left-cached", "far-positions")
 LENGTH = {"dynamic": 4, "longrope": 4, "longrope, given": 4}  # reached within the short cases; the others' is 64
 """Original lengths. dynamic's is max_position_embeddings too, beyond which a case has no far positions."""
+
+
+@pytest.fixture
+def recent() -> None:
+    of_release()
 
 
 def target_of(name: str, change: Any = lambda rope: rope) -> Target:
@@ -44,8 +52,7 @@ def cases_of(name: str) -> tuple[str, ...]:
     return CASES[:2] if name == "dynamic" else CASES
 
 
-@pytest.mark.peer
-@pytest.mark.usefixtures("peer_installed")
+@pytest.mark.usefixtures("peer_installed", "recent")
 @pytest.mark.parametrize("kind", ["eager", "sdpa", "eager:bfloat16", "sdpa:bfloat16"])
 @EVERY
 def test_transformers_conforms(name: str, kind: str) -> None:
@@ -68,8 +75,7 @@ WRONG: dict[str, Any] = {  # another Rope in the place of the right one
 }
 
 
-@pytest.mark.peer
-@pytest.mark.usefixtures("peer_installed")
+@pytest.mark.usefixtures("peer_installed", "recent")
 @EVERY
 def test_a_wrong_one_is_found_at_the_table(name: str) -> None:
     """transformers, given the wrong numbers."""
@@ -82,8 +88,7 @@ def test_a_wrong_one_is_found_at_the_table(name: str) -> None:
     assert found.culprit.tap == "encoder.text_model.rotary_emb.full_attention.cos"
 
 
-@pytest.mark.peer
-@pytest.mark.usefixtures("peer_installed")
+@pytest.mark.usefixtures("peer_installed", "recent")
 def test_what_an_earlier_case_left_in_transformers_is_found() -> None:
     """Its dynamic frequencies are those of the longest call so far. So the same case conforms first and deviates behind
     a longer one. longrope has no such memory."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from config_files import D, T, old, put, released
-from scaled_ropes import scaled
+from scaled_ropes import peer, scaled
 
 from t5g2ref.config import Config, ConfigError, Dynamic, Llama3, LongRope, Proportional, Rope, Ropes, Yarn
 from t5g2ref.config.read_ropes import TYPES
@@ -160,6 +160,7 @@ def test_what_dynamic_does_otherwise_in_transformers_is_noted(name: str, tmp_pat
 
 @pytest.mark.peer
 def test_transformers_computes_these_types_and_no_other() -> None:
-    pytest.importorskip("torch", reason="needs torch: transformers' list is read")
-    utils = pytest.importorskip("transformers.modeling_rope_utils", reason="needs transformers: its list is read")
-    assert {"default", *utils.ROPE_INIT_FUNCTIONS} == set(TYPES)
+    peer()
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert {"default", *ROPE_INIT_FUNCTIONS} == set(TYPES)

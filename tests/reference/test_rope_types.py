@@ -9,7 +9,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from helpers import DIGITS, U32, U64, Array, close, frozen, on_grid, same_bits
-from scaled_ropes import LONGEST, formula, scaled
+from scaled_ropes import LONGEST, formula, peer, scaled
 
 from conformance.oracle.worst_case import ceiling
 from t5g2ref import bundled
@@ -126,8 +126,7 @@ def test_a_sequence_that_is_short_keeps_its_frequencies() -> None:
 
 def theirs(rope: Rope, width: int) -> Any:
     """transformers' own rotary module of the encoder, with this Rope on both layer types."""
-    pytest.importorskip("torch", reason="needs torch: transformers' module is compared")
-    transformers = pytest.importorskip("transformers", reason="needs transformers: its module is compared")
+    transformers = peer()
     from transformers.models.t5gemma2 import modeling_t5gemma2 as modeling
 
     config = Config.load(bundled("tiny"))

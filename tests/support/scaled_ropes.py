@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import mpmath as mp
+import pytest
 
 from t5g2ref.config import Dynamic, Llama3, LongRope, Proportional, Rope, Yarn
 
 LONGEST = 4096  # max_position_embeddings of these
+
+
+def peer() -> Any:
+    """transformers of a release that computes all of these for this model; without one the test is skipped. Before 5.22
+    longrope raises in a second long call. 5.1 has no proportional, and no yarn within a layer type."""
+    pytest.importorskip("torch", reason="needs torch: transformers' modules are compared")
+    return pytest.importorskip("transformers", minversion="5.22", reason="needs transformers 5.22 or later")
 
 
 def scaled(width: int, longest: int = LONGEST, original: int = 1024) -> dict[str, Rope]:
