@@ -2,7 +2,8 @@
 
 A head of width H is H/2 planes: plane i is spanned by elements i and i + H/2 (half-split, not neighbours) and turns
 by position · theta^(−2i/H) / factor. Sliding layers have theta 1e4 and no factor; full layers 1e6 and factor 8. These
-numbers are config.json's `rope_parameters`, or its older names; `t5g2ref/config/read.py` reads both.
+numbers are config.json's `rope_parameters`, or its older names; `t5g2ref/config/read_ropes.py` reads both. The types
+that no release has are in `t5g2ref/rope_types.py`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ import numpy as np
 
 from t5g2ref.config import Rope, TextConfig
 from t5g2ref.numerics import Array, Numerics, twinned
+from t5g2ref.rope_types import attention_factor, by_length, scaled
 from t5g2ref.trace import OFF, Trace
 
 
-def inverse_frequencies(nx: Numerics, rope: Rope, head_dim: int) -> Array:
-    """theta^(−2i/H) / factor for the H/2 planes, radians a position; float32 steps where the profile asks."""
+def inverse_frequencies(nx: Numerics, rope: Rope, head_dim: int, positions: Array) -> Array:
+    """theta^(−2i/H) / factor for the H/2 planes, radians a position; float32 steps where the profile asks.
+
+    Of `positions` two scaled types read the largest; no other does.
+    """
     kind: Any = np.float32 if nx.profile.rope_angle == "float32" else np.float64
     exponent = nx.xp.arange(0, head_dim, 2, dtype=kind) / kind(head_dim)
-    return (kind(1.0) / kind(rope.theta) ** exponent) / kind(rope.factor)
+    if rope.scaling is None:
+        return (kind(1.0) / kind(rope.theta) ** exponent) / kind(rope.factor)
+    length = int(positions.max()) + 1 if by_length(rope) else 0
+    return scaled(nx.xp, kind, rope, rope.scaling, exponent, length)
+
+
+def cos_and_sin(nx: Numerics, rope: Rope, angles: Array) -> tuple[Array, Array]:
+    """cos and sin of the planes' angles, for both halves of a head, times the type's factor; then rounded."""
+    angles = nx.xp.concatenate([angles, angles], axis=-1)
+    cos, sin, factor = nx.xp.cos(angles), nx.xp.sin(angles), attention_factor(rope)
+    if factor != 1.0:
+        cos, sin = cos * cos.dtype.type(factor), sin * sin.dtype.type(factor)
+    return nx.cast(cos), nx.cast(sin)
 
 
 @twinned
@@ -29,10 +46,8 @@ def tables(nx: Numerics, rope: Rope, head_dim: int, positions: Array) -> tuple[A
 
     Shapes: positions (B, T) integer → two arrays (B, T, H) whose second half repeats the first.
     """
-    frequencies = inverse_frequencies(nx, rope, head_dim)
-    angles = positions[..., None].astype(frequencies.dtype) * frequencies
-    angles = nx.xp.concatenate([angles, angles], axis=-1)
-    return nx.cast(nx.xp.cos(angles)), nx.cast(nx.xp.sin(angles))
+    frequencies = inverse_frequencies(nx, rope, head_dim, positions)
+    return cos_and_sin(nx, rope, positions[..., None].astype(frequencies.dtype) * frequencies)
 
 
 def rope_tables(

@@ -23,11 +23,11 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 # it in earlier groups and earlier rows. A room may have several rows.
 LAYERS = """
 t5g2ref: trace dtypes files streams notes
-t5g2ref/config: fields | read | remarks write | geometry | presets | __init__
+t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | presets | __init__
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics weights | taps params cache embedding ops rope masks | activation attention
+t5g2ref: numerics weights | taps params cache embedding ops rope_types masks | rope activation | attention
 t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
@@ -45,7 +45,7 @@ conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half accumulated | __init__
-conformance/oracle: beams taking_turns quantised worst_case | side_by_side | run_case | expected | __init__
+conformance/oracle: beams taking_turns quantised angles | worst_case | side_by_side | run_case | expected | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached generating padding steps windows
@@ -59,7 +59,7 @@ conformance/peers/torch: generating releases static_cache tensors | hooks onnx_g
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
-conformance/peers/engines: wire keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
+conformance/peers/engines: wire | keras_places mlx_watch | keras_cases keras_watch | ctranslate2 keras_hub mlx_audio
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
@@ -127,7 +127,7 @@ FRAMEWORKS = {"torch", "transformers", "tensorflow", "jax", "keras", "mlx"}
 WITHOUT_CUPY = ("__init__", "checks", "loading")  # of t5g2ref/backend/cuda: imported where there is no CuPy
 PEERS = {"torch", "transformers", "ctranslate2", "keras", "keras_hub", "mlx", "mlx_audio", "onnxruntime", "onnxscript"}
 MODEL_FILES = (  # written over Numerics
-    *("ops", "activation", "rope", "masks", "cache", "attention", "mlp", "embedding"),
+    *("ops", "activation", "rope", "rope_types", "masks", "cache", "attention", "mlp", "embedding"),
     *("vision", "encoder", "decoder", "outputs", "model"),
 )
 SCALAR_HELPERS = {"rope": {"inverse_frequencies"}, "embedding": {"embed_scale"}}  # where `np` is a scalar's type

@@ -6,11 +6,16 @@ A verdict over inputs that cannot show a defect says nothing about it. So the re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from conformance.cases.case import Case
 from conformance.defects.catalogue import DEFECTS
 from t5g2ref.config import Config, TextConfig
 from t5g2ref.dtypes import HALF
+from t5g2ref.numerics import Numerics
+from t5g2ref.rope import tables
 
 _ALWAYS = {"D50", "D51", "D66", "D83", "D84"}  # any case of the fp32 lane shows these
 _HALF = ("D02", "D11", "D12", "D13")  # in float32 there is nothing to see of them
@@ -73,11 +78,29 @@ for _id in ("D52", "D83"):
         lambda c: all(s.hidden_activation != "gelu_pytorch_tanh" for s in _stacks(c)),
         "hidden_activation is another one than tanh GELU",
     )
-for _id in ("D20", "D21", "D22"):
-    _HIDDEN[_id] = (
-        lambda c: all(s.rope_parameters["full_attention"].factor == 1 for s in _stacks(c)),
-        "the linear factor is 1",
-    )
+
+
+def _harmless(kind: str, change: Callable[[float], float]) -> Callable[[Config], bool]:
+    """Whether another factor at this layer type changes no table. Position 1 is asked: dynamic RoPE grows far away."""
+
+    def hides(config: Config) -> bool:
+        nx, near = Numerics("float64"), np.ones((1, 1), int)
+        for stack in _stacks(config):
+            right = stack.rope_parameters[kind]
+            wrong = replace(right, factor=change(stack.rope_parameters["full_attention"].factor))
+            if not np.array_equal(*(tables(nx, rope, stack.head_dim, near) for rope in (right, wrong))):
+                return False
+        return True
+
+    return hides
+
+
+for _id, _kind, _change in (
+    ("D20", "full_attention", lambda _: 1.0),
+    ("D21", "sliding_attention", lambda factor: factor),
+    ("D22", "full_attention", lambda factor: factor * factor),
+):
+    _HIDDEN[_id] = (_harmless(_kind, _change), "the factor is 1, or no table near position 0 depends on it")
 
 
 # What a peer of few taps does not show; `tests/conformance/test_few_taps.py` holds it against every injected fault.

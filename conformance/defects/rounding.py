@@ -16,7 +16,7 @@ from t5g2ref.activation import erf
 from t5g2ref.config import Rope
 from t5g2ref.dtypes import HALF, to_grid
 from t5g2ref.numerics import Array, Numerics
-from t5g2ref.rope import inverse_frequencies
+from t5g2ref.rope import cos_and_sin, inverse_frequencies
 
 SHORT_FACTOR, GUESS_BITS, HIDDEN_SCORE = 0.0447, 6, -12.0
 
@@ -91,11 +91,9 @@ def _narrow_angles(half: str) -> dict[str, Twin | None]:
     """D27: positions, frequencies and angles in the half type, as where the tables are made under that default."""
 
     def tables(_: Definition, nx: Numerics, rope: Rope, head_dim: int, positions: Array) -> Any:
-        frequencies = grid(nx, inverse_frequencies(nx, rope, head_dim), half)
+        frequencies = grid(nx, inverse_frequencies(nx, rope, head_dim, positions), half)
         places = grid(nx, positions.astype(frequencies.dtype), half)
-        angles = grid(nx, places[..., None] * frequencies, half)
-        angles = nx.xp.concatenate([angles, angles], axis=-1)
-        return nx.cast(nx.xp.cos(angles)), nx.cast(nx.xp.sin(angles))
+        return cos_and_sin(nx, rope, grid(nx, places[..., None] * frequencies, half))
 
     return {"tables": tables}
 

@@ -29,7 +29,10 @@ def fields_of(config: Config) -> dict[str, Value]:
 def _flat(where: str, value: Any) -> Iterator[tuple[str, Value]]:
     if isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _flat(f"{where}.{_SPELLED.get(name, name)}".removeprefix("."), item)
+            if name == "scaling":  # of a RoPE: config.json has its fields beside theta
+                yield from _flat(where, item or {})
+            else:
+                yield from _flat(f"{where}.{_SPELLED.get(name, name)}".removeprefix("."), item)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _flat(f"{where}[{i}]", item)

@@ -16,15 +16,16 @@ and is shown as what it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.oracle.angles import roundoffs
 from t5g2ref import activation, ops, rope
 from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType, unit_roundoff
 from t5g2ref.numerics import EXACT, Array, Numerics
+from t5g2ref.rope_types import attention_factor
 
 SINGLE = 2.0**-24  # unit roundoff of the float32 inside
 LOOSE = 4  # float32 functions (tanh, cos, rsqrt) are not correctly rounded: a few ulps
@@ -141,12 +142,9 @@ def _rotate(definition: Definition, nx: Ceiling, x: Array, cos: Array, sin: Arra
 
 
 def _tables(definition: Definition, nx: Ceiling, kind: Any, head_dim: int, positions: Array) -> tuple[Array, Array]:
-    """Frequency, its power and the angle are float32: an angle of a radians is off by a few ulps of a. A rounding of
-    the exponent moves the power by ln θ times as much."""
-    frequencies = rope.inverse_frequencies(nx, kind, head_dim)
-    angles = nx.xp.abs(positions[..., None] * frequencies)
-    angles = nx.xp.concatenate([angles, angles], axis=-1)
-    loss = SINGLE * (2 * LOOSE + (3 * LOOSE + abs(math.log(kind.theta))) * angles)
+    """Frequency, its power and the angle are float32: an angle of a radians is off by a few ulps of a."""
+    off = roundoffs(nx, kind, head_dim, positions, LOOSE)
+    loss = SINGLE * attention_factor(kind) * (2 * LOOSE + nx.xp.concatenate([off, off], axis=-1))
     cos, sin = definition(_true(nx), kind, head_dim, positions)
     return nx.u * nx.xp.abs(cos) + loss, nx.u * nx.xp.abs(sin) + loss
 

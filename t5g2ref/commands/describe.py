@@ -127,10 +127,12 @@ def _tower(config: Config) -> str:
 def _stack(stack: TextConfig, colour: bool) -> str:
     kinds = "".join(painted("F" if kind == "full_attention" else "s", kind, colour) for kind in stack.layer_types)
     thetas = " / ".join(f"{rope.theta:g}" for rope in stack.rope_parameters.values())
-    factor = stack.rope_parameters["full_attention"].factor
+    full = stack.rope_parameters["full_attention"]
+    types = [rope.scaling.rope_type if rope.scaling else "" for rope in stack.rope_parameters.values()]
+    scaled = f" ({' / '.join(kind or 'plain' for kind in types)})" if any(types) else ""
     return (
         f"{stack.num_hidden_layers} layers {kinds}, width {stack.hidden_size}, {stack.num_attention_heads} heads on "
         f"{stack.num_key_value_heads} kv of {stack.head_dim}, ffn {stack.intermediate_size},\n"
-        f"           window {stack.sliding_window}, theta {thetas}, factor {factor:g}, "
+        f"           window {stack.sliding_window}, theta {thetas}, factor {full.factor:g}{scaled}, "
         f"positions to {stack.max_position_embeddings}"
     )

@@ -39,6 +39,11 @@ def refuse(field: str, found: object, expected: str, remedy: str) -> ConfigError
     return ConfigError(f"{short(field)[1:-1]} is {short(found, 80)}, expected {expected}; {remedy}")
 
 
+def positive(value: object) -> bool:
+    """Whether it is a finite number above 0, and neither true nor a text."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
 def short(value: object, most: int = 120) -> str:
     """`repr` cut to a line's worth. What a file says may be of any length and depth, which plain `repr` walks whole."""
     text = _SHOWN.repr(value)

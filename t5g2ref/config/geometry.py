@@ -9,50 +9,20 @@ released `config.json`, then transformers 5.23 `models/t5gemma2/configuration_t5
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from t5g2ref.config.fields import MAX_LAYERS, MAX_SIZE, ConfigError, read_file, refuse
-from t5g2ref.config.read import ACTIVATION, ACTIVATIONS, LAYER_TYPES, read
+from t5g2ref.config.fields import MAX_LAYERS, MAX_SIZE, ConfigError, positive, read_file, refuse
+from t5g2ref.config.read import ACTIVATION, ACTIVATIONS, read
+from t5g2ref.config.read_ropes import LAYER_TYPES
 from t5g2ref.config.remarks import remarks
+from t5g2ref.config.ropes import Rope, Ropes, check_ropes
 from t5g2ref.config.write import write
 from t5g2ref.notes import note
 
-__all__ = ["SIGLIP", "Config", "ConfigError", "Rope", "Ropes", "TextConfig", "VisionConfig"]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of one layer type: base `theta`, inverse frequencies divided by `factor`.
-
-    factor 1.0 is rope_type "default", any other is "linear".
-    """
-
-    theta: float
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Ropes(Mapping[str, Rope]):
-    """Both layer types' `Rope`, read like a mapping: `config.rope_parameters[layer_type]`."""
-
-    sliding_attention: Rope
-    full_attention: Rope
-
-    def __getitem__(self, layer_type: str) -> Rope:
-        if layer_type not in LAYER_TYPES:
-            raise KeyError(layer_type)
-        rope: Rope = getattr(self, layer_type)
-        return rope
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(LAYER_TYPES)
-
-    def __len__(self) -> int:
-        return len(LAYER_TYPES)
+__all__ = ["SIGLIP", "Config", "ConfigError", "TextConfig", "VisionConfig"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +123,7 @@ class Config:
         """Return the Config of a parsed config.json in either spelling; ConfigError names what is refused."""
         parts = read(raw)
         for name in ("encoder", "decoder"):
-            ropes = {kind: Rope(**rope) for kind, rope in parts[name]["rope_parameters"].items()}
+            ropes = {kind: Rope.of(rope) for kind, rope in parts[name]["rope_parameters"].items()}
             parts[name] = TextConfig(**parts[name] | {"rope_parameters": ropes})
         return Config(**parts | {"vision": VisionConfig(**parts["vision"]) if parts["has_vision"] else SIGLIP})
 
@@ -182,14 +152,10 @@ def _check_sizes(part: object, where: str) -> None:
             continue
         if field.type == "int" and not (type(value) is int and 1 <= value <= MAX_SIZE):
             raise refuse(path, value, "an integer from 1 to 2**31 - 1", "correct the field")
-        if str(field.type).startswith("float") and not _positive(value):
+        if str(field.type).startswith("float") and not positive(value):
             raise refuse(path, value, "a finite number above 0", "correct the field, or null for no softcap")
         if field.name == "num_hidden_layers" and value > MAX_LAYERS:
             raise refuse(path, value, f"1 to {MAX_LAYERS}", "correct the number of layers")
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _check_text(text: TextConfig, where: str) -> None:
@@ -201,11 +167,6 @@ def _check_text(text: TextConfig, where: str) -> None:
         if kind not in LAYER_TYPES:
             expected = " or ".join(map(repr, LAYER_TYPES))
             raise refuse(f"{where}.layer_types[{i}]", kind, expected, "no other layer type is implemented")
-    for kind, rope in text.rope_parameters.items():
-        for name, value in (("rope_theta", rope.theta), ("factor", rope.factor)):
-            if not _positive(value):
-                path = f"{where}.rope_parameters.{kind}.{name}"
-                raise refuse(path, value, "a finite number above 0", "the releases have theta 1e4 / 1e6, factor 8")
     if text.hidden_activation not in ACTIVATIONS:
         expected = "one of " + ", ".join(ACTIVATIONS)
         raise refuse(f"{where}.hidden_activation", text.hidden_activation, expected, "no other is implemented")
@@ -217,6 +178,7 @@ def _check_text(text: TextConfig, where: str) -> None:
         raise refuse(f"{where}.num_key_value_heads", kv, expected, "each kv head serves the same number of heads")
     if text.head_dim % 2:
         raise refuse(f"{where}.head_dim", text.head_dim, "an even number", "RoPE turns pairs of channels")
+    check_ropes(text.rope_parameters, where, text.head_dim, text.max_position_embeddings)
     if text.hidden_size % heads:
         expected = f"a multiple of num_attention_heads ({heads})"
         raise refuse(f"{where}.hidden_size", text.hidden_size, expected, "transformers refuses it as well")

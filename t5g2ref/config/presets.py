@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from t5g2ref.config.fields import ConfigError
-from t5g2ref.config.geometry import SIGLIP, Config, Rope, Ropes, TextConfig
-from t5g2ref.config.read import LAYER_TYPES
+from t5g2ref.config.geometry import SIGLIP, Config, TextConfig
+from t5g2ref.config.read_ropes import LAYER_TYPES
+from t5g2ref.config.ropes import Rope, Ropes
 
 
 def _preset(hidden: int, layers: int, heads: int, kv: int, ffn: int, window: int, longest: int) -> Config:

@@ -3,8 +3,8 @@
 `geometry` owns what the fields mean and which values can be computed; this file owns what they are called and
 what type they have. It knows two spellings. The released one has `layer_types` and `rope_parameters`; the old
 one has `sliding_window_pattern` (or `_sliding_window_pattern`), `rope_theta`, `rope_local_base_freq` and
-`rope_scaling`. A default is used only where transformers 5.23 (`configuration_t5gemma2.py`) has that same one
-for every release; a missing size is an error.
+`rope_scaling`; `read_ropes` reads those of RoPE. A default is used only where transformers 5.23
+(`configuration_t5gemma2.py`) has that same one for every release; a missing size is an error.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from t5g2ref.config.fields import ABSENT, MAX_LAYERS, Section, refuse, short
+from t5g2ref.config.fields import ABSENT, MAX_LAYERS, Section, refuse
+from t5g2ref.config.read_ropes import LAYER_TYPES, read_ropes
 from t5g2ref.dtypes import DTYPES
 
-LAYER_TYPES = ("sliding_attention", "full_attention")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 ACTIVATION = "gelu_pytorch_tanh"
 ACTIVATIONS = (ACTIVATION, "gelu", "silu", "swish", "relu")  # of a text stack; gelu is the erf form, swish is silu
-THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
 PATTERN = 6
 ENCODER, GEMMA = "t5gemma2_encoder", "gemma3_text"
 PAD, BOS = 0, 2  # the releases'; they stand in where a file has null
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"}
 _TEXT_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -104,7 +102,7 @@ def _text(part: Section) -> dict[str, Any]:
         "sliding_window": _window(part, types, sizes["max_position_embeddings"]),
         "rms_norm_eps": part.number("rms_norm_eps", 1e-6),
         "query_pre_attn_scalar": part.number("query_pre_attn_scalar"),
-        "rope_parameters": _ropes(part),
+        "rope_parameters": read_ropes(part, sizes["max_position_embeddings"]),
         "attn_logit_softcapping": _optional(part, "attn_logit_softcapping"),
         "final_logit_softcapping": _optional(part, "final_logit_softcapping"),
         "pad_token_id": _id(part, "pad_token_id", PAD),
@@ -152,45 +150,6 @@ def _layer_types(part: Section, layers: int) -> tuple[str, ...]:
     if pattern < 1:
         raise refuse(part.path(name), pattern, "at least 1", "6 means five sliding layers, then one full")
     return tuple(LAYER_TYPES[(i + 1) % pattern == 0] for i in range(layers))
-
-
-def _ropes(part: Section) -> dict[str, dict[str, float]]:
-    """{layer type: {theta, factor}}; like transformers, `rope_scaling` goes to full layers and overrides."""
-    _whole_rotary(part)
-    rope = part.section("rope_parameters") if part.has("rope_parameters") else Section({}, part.where)
-    for name in rope.raw:
-        if name not in LAYER_TYPES:
-            raise refuse(rope.path(name), rope.raw[name], "no such field", "key it by " + " and ".join(LAYER_TYPES))
-    full = rope.section("full_attention") if rope.has("full_attention") else Section({}, rope.where)
-    if part.has("rope_scaling"):
-        scaling = part.section("rope_scaling")
-        full = Section({**full.raw, **scaling.raw}, scaling.where)
-    sliding = rope.section("sliding_attention") if rope.has("sliding_attention") else Section({}, rope.where)
-    return {
-        "sliding_attention": _rope(sliding, part.number("rope_local_base_freq", THETAS["sliding_attention"])),
-        "full_attention": _rope(full, part.number("rope_theta", THETAS["full_attention"])),
-    }
-
-
-def _rope(part: Section, theta: float) -> dict[str, float]:
-    for name in part.raw:
-        if name not in _ROPE_KEYS:
-            raise refuse(part.path(name), part.raw[name], "no such field", "only default and linear RoPE exist here")
-    spelled = "type" if "type" in part.raw and "rope_type" not in part.raw else "rope_type"
-    kind = part.raw.get(spelled, "default")
-    if "type" in part.raw and part.raw["type"] != kind:
-        raise refuse(part.path("type"), part.raw["type"], f"{short(kind)}, as rope_type", "make the two agree")
-    if kind not in ("default", "linear"):
-        raise refuse(part.path(spelled), kind, "'default' or 'linear'", "other RoPE scalings are not implemented")
-    _whole_rotary(part)
-    factor = part.number("factor") if kind == "linear" else 1.0  # a default's is ignored, as transformers does: noted
-    return {"theta": part.number("rope_theta", theta), "factor": factor}
-
-
-def _whole_rotary(part: Section) -> None:
-    factor = part.number("partial_rotary_factor", 1.0)
-    if factor != 1.0:
-        raise refuse(part.path("partial_rotary_factor"), factor, "1.0", "partial rotary is not implemented")
 
 
 def _id(part: Section, name: str, default: int) -> int:

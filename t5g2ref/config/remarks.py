@@ -21,7 +21,7 @@ def remarks(raw: Mapping[str, Any]) -> Iterator[str]:
     if any(part.get("tie_word_embeddings") is False for part in (raw, encoder, text, decoder)):
         yield "tie_word_embeddings is false, but all tables here are one: files where they differ are refused"
     for where, part in {"encoder.text_config": text, "decoder": decoder}.items():
-        yield from (f"{where}.{line}" for line in _ignored_factors(part))
+        yield from (f"{where}.{line}" for line in _of_ropes(part))
     if alone:
         yield f"{ENCODER}: an encoder alone, which can encode and not generate"
     if encoder.get("vision_config") is None:
@@ -35,11 +35,15 @@ def remarks(raw: Mapping[str, Any]) -> Iterator[str]:
         yield "decoder.eos_token_id is null: no id ends an answer, only its greatest length"
 
 
-def _ignored_factors(part: Mapping[str, Any]) -> Iterator[str]:
-    """Of a text stack, factors beside a rope_type that has none; transformers warns of them and goes on."""
+def _of_ropes(part: Mapping[str, Any]) -> Iterator[str]:
+    """Of a text stack: factors beside a rope_type that has none, which transformers warns of and ignores; and what
+    dynamic RoPE remembers there."""
     ropes = {kind: rope or {} for kind, rope in (part.get("rope_parameters") or {}).items()}
     ropes["full_attention"] = {**ropes.get("full_attention", {}), **(part.get("rope_scaling") or {})}
     for kind, rope in ropes.items():
-        if rope.get("rope_type", rope.get("type", "default")) == "default" and rope.get("factor", 1.0) != 1.0:
+        name = rope.get("rope_type", rope.get("type", "default"))
+        if name == "default" and rope.get("factor", 1.0) != 1.0:
             factor = short(rope["factor"])
             yield f"rope_parameters.{kind}: rope_type is 'default', so its factor ({factor}) is not applied"
+        if name == "dynamic":
+            yield f"rope_parameters.{kind}: dynamic RoPE goes by each call's length; transformers' by earlier ones' too"

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5g2ref.config.fields import refuse
-from t5g2ref.config.read import ACTIVATION, ENCODER, LAYER_TYPES
+from t5g2ref.config.read import ACTIVATION, ENCODER
+from t5g2ref.config.read_ropes import LAYER_TYPES
 
 INITIALIZER = 0.02
 TRAINING = {"dropout_rate": 0.0, "attention_dropout": 0.0, "initializer_range": INITIALIZER}  # as the releases have it
@@ -73,22 +74,34 @@ def _write_text(part: Mapping[str, Any], model_type: str, where: str, spelling: 
     return out | {"layer_types": types, "rope_parameters": {name: _write_rope(ropes[name]) for name in ropes}}
 
 
-def _write_rope(rope: Mapping[str, float]) -> dict[str, Any]:
-    kind = {"rope_type": "default"} if rope["factor"] == 1.0 else {"rope_type": "linear", "factor": rope["factor"]}
-    return {"rope_theta": rope["theta"], **kind}
+def _write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rope_theta": rope["theta"], **_write_scaling(rope)}
 
 
-def _write_old(types: list[str], ropes: Mapping[str, Mapping[str, float]], where: str) -> dict[str, Any]:
+def _write_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """All but theta. What is None is absent; a length that is the stack's own has no place here."""
+    if rope["scaling"] is None:
+        return {"rope_type": "default"} if rope["factor"] == 1.0 else {"rope_type": "linear", "factor": rope["factor"]}
+    own = {name: list(value) if isinstance(value, tuple) else value for name, value in rope["scaling"].items()}
+    kept = {
+        name: v for name, v in own.items() if v is not None and name not in ("rope_type", "max_position_embeddings")
+    }
+    return {"rope_type": own["rope_type"], "factor": rope["factor"], **kept}
+
+
+def _write_old(types: list[str], ropes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
     first = types.index("full_attention") + 1 if "full_attention" in types else len(types) + 1
     if types != [LAYER_TYPES[(i + 1) % first == 0] for i in range(len(types))]:
         raise refuse(f"{where}.layer_types", types, "one full layer at every n-th place", "write it as 'released'")
     sliding, full = ropes["sliding_attention"], ropes["full_attention"]
+    at, remedy = f"{where}.rope_parameters.sliding_attention", "the old spelling cannot say it: write it as 'released'"
+    if sliding["scaling"] is not None:
+        raise refuse(f"{at}.rope_type", sliding["scaling"]["rope_type"], "'default'", remedy)
     if sliding["factor"] != 1.0:
-        raise refuse(f"{where}.rope_parameters.sliding_attention.factor", sliding["factor"], "1.0",
-                     "the old spelling cannot say it: write it as 'released'")  # fmt: skip
+        raise refuse(f"{at}.factor", sliding["factor"], "1.0", remedy)
     return {
         "sliding_window_pattern": first,
         "rope_theta": full["theta"],
         "rope_local_base_freq": sliding["theta"],
-        "rope_scaling": None if full["factor"] == 1.0 else {"rope_type": "linear", "factor": full["factor"]},
+        "rope_scaling": None if full["factor"] == 1.0 and full["scaling"] is None else _write_scaling(full),
     }

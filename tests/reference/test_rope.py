@@ -93,8 +93,10 @@ def test_the_profile_says_whether_angles_are_exact(rope: Rope, width: int) -> No
 
 def test_frequencies_literals() -> None:
     # theta 10⁴ and H = 4: 10⁴^0 = 1 and 10⁴^(−1/2) = 1/100; theta 10⁶, factor 8: 1/8 and 1/8000. By hand.
-    close(inverse_frequencies(ORACLE, Rope(1e4), 4), np.array([1.0, 0.01]), rtol=4 * U64)  # power, reciprocal, quotient
-    close(inverse_frequencies(ORACLE, Rope(1e6, 8.0), 4), np.array([0.125, 1 / 8000]), rtol=4 * U64)
+    close(
+        inverse_frequencies(ORACLE, Rope(1e4), 4, POSITIONS), np.array([1.0, 0.01]), rtol=4 * U64
+    )  # power, reciprocal, quotient
+    close(inverse_frequencies(ORACLE, Rope(1e6, 8.0), 4, POSITIONS), np.array([0.125, 1 / 8000]), rtol=4 * U64)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])

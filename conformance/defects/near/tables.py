@@ -9,7 +9,7 @@ from typing import Any
 from conformance.defects.injection import Injection, operation
 from conformance.defects.near.shortened import bf16, bits, fp16, near
 from t5g2ref.numerics import Array, Numerics
-from t5g2ref.rope import inverse_frequencies
+from t5g2ref.rope import cos_and_sin, inverse_frequencies
 
 Scaled = Callable[[Numerics, Array, Array], Array]
 Angles = Callable[[Numerics, Array, Array], Array]
@@ -32,10 +32,8 @@ def tables(angles: Angles) -> Injection:
     """Other angles, of frequencies and positions."""
 
     def twin(_: Any, nx: Numerics, rope: Any, head_dim: int, positions: Array) -> Any:
-        frequencies = inverse_frequencies(nx, rope, head_dim)
-        found = angles(nx, positions.astype(frequencies.dtype)[..., None], frequencies)
-        found = nx.xp.concatenate([found, found], axis=-1)
-        return nx.cast(nx.xp.cos(found)), nx.cast(nx.xp.sin(found))
+        frequencies = inverse_frequencies(nx, rope, head_dim, positions)
+        return cos_and_sin(nx, rope, angles(nx, positions.astype(frequencies.dtype)[..., None], frequencies))
 
     return operation(tables=twin)
 

@@ -210,6 +210,7 @@ def compared(config: Any, spec: Any) -> Any:
         for kind, layer in dict(zip(asked.layer_types, built.layer, strict=True)).items():
             rope = asked.rope_parameters[kind]
             yield f"{where} rope theta of {kind}", rope["rope_theta"], float(layer.self_attention.rotary_base)
+            yield f"{where} rope type of {kind}", wire.rope_type(rope), "linear"
             factor = rope.get("factor", 1.0)
             yield f"{where} rope factor of {kind}", factor, float(layer.self_attention.rotary_scaling_factor)
             window = asked.sliding_window if kind == "sliding_attention" else 0

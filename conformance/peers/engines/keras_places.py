@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from . import wire
+
 LAYOUTS = {
     "*.text_model.layers.*.self_attn.q_*": "B T N H",
     "*.text_model.layers.*.self_attn.k_*": "B T K H",
@@ -107,6 +109,7 @@ def settings(config: dict[str, Any], backbone: Any) -> Iterator[tuple[str, Any, 
         for kind, layer in dict(zip(asked["layer_types"], layers, strict=True)).items():
             rope = asked["rope_parameters"][kind]
             yield f"{stack} rope theta of {kind}", rope["rope_theta"], layer.rope_max_wavelength
+            yield f"{stack} rope type of {kind}", wire.rope_type(rope), "linear"
             yield f"{stack} rope factor of {kind}", rope.get("factor", 1.0), layer.rope_scaling_factor
             if kind == "sliding_attention":
                 yield f"{stack} window of {kind}", asked["sliding_window"], layer.sliding_window

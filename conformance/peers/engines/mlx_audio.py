@@ -77,6 +77,8 @@ def _settings(text: dict[str, Any], model: Any) -> Any:
     yield "hidden_activation", text["hidden_activation"], "gelu_pytorch_tanh"
     yield "attention_bias", text["attention_bias"], False
     yield "attn_logit_softcapping", text["attn_logit_softcapping"], None
+    for kind, rope in text["rope_parameters"].items():
+        yield f"rope type of {kind}", wire.rope_type(rope), "linear"
     yield "layer_types", text["layer_types"], [_kind(layer) for layer in model.layers]
 
 

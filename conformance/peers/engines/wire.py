@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,6 +180,12 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
         return bool(np.float32(one) == np.float32(other))
     return bool(one == other)
+
+
+def rope_type(rope: Mapping[str, Any]) -> str:
+    """The type of a RoPE of config.json, with one word for the two that a factor alone tells apart."""
+    kind = str(rope.get("rope_type", "default"))
+    return "linear" if kind == "default" else kind
 
 
 def ungraded() -> AbstractContextManager[Any]:
