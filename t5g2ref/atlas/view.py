@@ -116,8 +116,10 @@ class View:
                 continue
             for kind, (theta, factor, width) in self._turns(text):
                 said = f"{'both stacks' if same else stack}, {kind}: theta {theta:g}, factor {factor:g}"
-                inverse = rope.inverse_frequencies(self.model.nx, text.rope_parameters[f"{kind}_attention"], width)
-                found[said] = 2 * np.pi / np.asarray(inverse, dtype=np.float64)
+                last = np.asarray([len(self.source if stack == "encoder" else self.start) - 1])
+                given = text.rope_parameters[f"{kind}_attention"]
+                inverse = np.asarray(rope.inverse_frequencies(self.model.nx, given, width, last), dtype=np.float64)
+                found[said] = 2 * np.pi / inverse[inverse > 0]  # of some types a plane may stand still
         marks = {f"{stack}'s window": text.sliding_window for stack, text, _ in self._stacks()}
         marks = {"window": self.config.encoder.sliding_window} if len(set(marks.values())) == 1 else marks
         most = max(text.max_position_embeddings for _, text, _ in self._stacks())
