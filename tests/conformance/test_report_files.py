@@ -77,7 +77,7 @@ def test_a_pipe_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (("check", str(tmp_path)), f"dump {tmp_path}: 'manifest.json': no such file in the folder"),
         (("check", str(pipe)), f"dump {pipe}: no such folder"),
         (("export", str(pipe)), f"{pipe}: this is a file; name a folder"),
-        ((*QUICK, "--ckpt", str(pipe)), f"--ckpt {pipe}: no such folder"),
+        ((*QUICK, "--ckpt", str(pipe)), f"--ckpt {pipe}: this is a file, expected a folder or a .safetensors file"),
     ):
         assert command.main(list(arguments)) == 2
         out, err = capsys.readouterr()
