@@ -52,8 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (BackendError, ConfigError, WeightsError, ValueError, OSError, ImportError, MemoryError) as error:
         if stopped(error) or isinstance(error, OutputError):
             raise
-        print(f"t5g2ref: {OUT_OF_MEMORY if isinstance(error, MemoryError) else error}", file=sys.stderr)
+        print(f"t5g2ref: {_said(error)}", file=sys.stderr)
         return 2
+
+
+def _said(error: Exception) -> str:
+    """The error in words: of a file its name, and what is wrong with it."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager

@@ -285,7 +285,7 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
         (b"5,6\n\n7\n", "--batch: expected a prompt in every line of {}, found none in line 2"),
         (b"5,6\nx\n", "{}: each line: expected integers between commas, found 'x'"),
         (b"\xff\n", "--batch: {} is no UTF-8: "),
-        (None, "[Errno 2] No such file or directory: '{}'"),
+        (None, "{}: No such file or directory"),
     ],
 )
 def test_files_of_prompts_that_are_refused(data: Any, message: str, tmp_path: Path, capsys: Any) -> None:
