@@ -146,6 +146,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if min(options.greedy, options.beams) < 0 or options.greedy + options.beams == 0:
+        parser.error(
+            f"--greedy {options.greedy} --beams {options.beams}: nothing would be compared; give a call or more"
+        )
     found: dict[str, list[int]] = {}
     for name in ("tiny", "demo"):
         for call, equal, ours, theirs in compared(name, options.greedy, options.beams, options.seed):

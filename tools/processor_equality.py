@@ -73,6 +73,9 @@ def measured(options: argparse.Namespace, place: Path) -> tuple[compare.Table, d
 def main(arguments: list[str] | None = None) -> int:
     """Compare and print; returns the exit status."""
     options = parser().parse_args(arguments)
+    if min(options.pictures, options.texts) < 0 or options.pictures + options.texts == 0:
+        said = f"--pictures {options.pictures} --texts {options.texts}"
+        parser().error(f"{said}: nothing would be compared; give a picture or a text")
     found: list[Any] = []
     with tempfile.TemporaryDirectory() as place:
         compare.quietly(lambda: found.extend(measured(options, Path(place))))

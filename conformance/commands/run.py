@@ -21,6 +21,7 @@ from conformance.commands.request import Request, of_run
 from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
 from conformance.peers.find import create, other_type
+from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.later import itself
 from conformance.peers.protocol import Peer, optional
 from conformance.progress import Reporter, reporting
@@ -151,6 +152,9 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
+    with warnings_kept(PACKAGE, said := list[str]()):  # a peer that was only described is imported now
+        peers, others = [itself(peer) for peer in request.peers], _others(request)
+    so_far.beside.note(*(note for note in said if note not in request.notes))
     session = Session(
         asked.judged_on,
         asked.judged,
@@ -160,12 +164,12 @@ def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporte
         generating=request.generating,
         repeat=request.repeat,
         required=request.required,
-        others=_others(request),
+        others=others,
         only=frozenset(so_far.left),
         ended=so_far.add,
     )
     try:
-        session.judge([itself(peer) for peer in request.peers])
+        session.judge(peers)
     finally:
         so_far.beside.add(session.beside)
 

@@ -221,6 +221,7 @@ def _serve(
             except BaseException as error:
                 answer = _sendable(error), None
             if not gc.isenabled():
+                gc.collect()  # what is frozen as garbage would stay
                 gc.freeze()
                 gc.enable()
             pipe.send(answer)
