@@ -6,11 +6,11 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from conformance.cases import catalogue, generating
-from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.cases.prompt import GENERATE
 from conformance.checkpoints import BUNDLED
@@ -26,7 +26,7 @@ from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
 from conformance.report.result import environment
-from conformance.report.terms import Asked, Terms, cases
+from conformance.report.terms import Asked, Chosen, Terms, cases
 from conformance.sweep.share import Share, parse
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
@@ -36,32 +36,21 @@ TYPES = LANES | {GENERATE: generating.TYPE}
 """A lane → the type in which peers run in it."""
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Chosen):
     """One request to judge peers.
 
     Args:
         peers: the peers to judge, made and not yet opened.
         backend: where truth and controls are computed.
-        ckpt, synthetic, calm: see `checkpoints.resolve`.
-        cases: globs of case names; none for all.
-        exact: whether the exact lane is wanted.
-        asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
-        values: whether any lane of values is wanted, and so the cases.
-        generate: whether the generation lane is wanted.
-        generating: whether it was named. It then has the cases that take a while, and a peer that cannot have it makes
-            the verdict INCOMPLETE.
+        detail, progress: what the terminal shows.
         known: known deviations.
         outputs: kind of file ("json", "junit", "html", "markdown", "badge") → its path.
         names: a peer's name → what to give to `--peer` for it.
-        notes: warnings that arose while the peers were made.
         command: the command line, for whoever reproduces the report.
         timeout: seconds for each answer of a process.
         jobs: how many processes judge; None for as many as are usual.
-        repeat: whether every case is run twice.
-        required: what the verdict has to cover; None for every case.
         first: whether the first checkpoint alone is judged on.
-        rows: whether batches are given a row at a time.
         share: which part of the comparisons is made; None for all.
         resume: the file where comparisons are kept as they end; None for none.
         cases_of: makes the cases for a geometry; None for those of the catalogue.
@@ -69,28 +58,15 @@ class Request:
 
     peers: tuple[Peer, ...]
     backend: Backend
-    ckpt: str
-    synthetic: bool = False
-    calm: bool = False
-    cases: tuple[str, ...] = ()
-    exact: bool = True
-    asked: bool = False
-    values: bool = True
-    generate: bool = False
-    generating: bool = False
     detail: bool = False
     progress: bool = True
     known: Known = field(default_factory=Known)
     outputs: Mapping[str, Path] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     command: str = ""
     timeout: float = TIMEOUT
     jobs: int | None = None
-    repeat: bool = True
-    required: Required | None = None
     first: bool = False
-    rows: bool = False
     cases_of: Callable[[Config], list[Case]] | None = None
     share: Share | None = None
     resume: Path | None = None
@@ -101,24 +77,9 @@ class Request:
 
     def terms(self) -> Terms:
         """What was asked, in a form that a file can hold."""
-        return Terms(
-            tuple(self._asked(peer) for peer in self.peers),
-            environment(self.backend),
-            self.ckpt,
-            synthetic=self.synthetic,
-            calm=self.calm,
-            cases=self.cases,
-            exact=self.exact,
-            asked=self.asked,
-            values=self.values,
-            generate=self.generate,
-            generating=self.generating,
-            repeat=self.repeat,
-            required=self.required,
-            rows=self.rows,
-            notes=self.notes,
-            known=self.known.mark,
-        )
+        chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Chosen)}
+        peers = tuple(self._asked(peer) for peer in self.peers)
+        return Terms(peers=peers, environment=environment(self.backend), known=self.known.mark, **chosen)
 
     def _asked(self, peer: Peer) -> Asked:
         preallocated, probed = (bool(optional(peer, name)) for name in ("preallocated", "probed"))

@@ -112,7 +112,7 @@ def decoded(kind: Any, raw: Any, where: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
         row = _row(raw, len(hints), where)
-        return kind(*(decoded(of, item, f"{where}.{name}") for (name, of), item in zip(hints, row, strict=True)))
+        return kind(**{name: decoded(of, item, f"{where}.{name}") for (name, of), item in zip(hints, row, strict=True)})
     raise TypeError(f"{where}: {kind} has no plain form")
 
 

@@ -32,21 +32,25 @@ class Asked:
     generates: bool = False
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What was asked.
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What was chosen to be judged, and what its verdict follows from.
 
     Args:
-        peers: in order.
-        environment: the judge's versions, see `result.environment`.
-        ckpt, synthetic, calm, cases, exact, asked, values, generate, generating, repeat, required, rows:
-            see `commands.request.Request`.
+        ckpt, synthetic, calm: see `checkpoints.resolve`.
+        cases: globs of case names; none for all.
+        exact: whether the exact lane is wanted.
+        asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
+        values: whether any lane of values is wanted, and so the cases.
+        generate: whether the generation lane is wanted.
+        generating: whether it was named. It then has the cases that take a while, and a peer that cannot have it makes
+            the verdict INCOMPLETE.
+        repeat: whether every case is run twice.
+        required: what the verdict has to cover; None for every case.
+        rows: whether batches are given a row at a time.
         notes: warnings that arose while the peers were made.
-        known: what the file of known deviations says, as a checksum; "" for none.
     """
 
-    peers: tuple[Asked, ...]
-    environment: Mapping[str, str]
     ckpt: str
     synthetic: bool = False
     calm: bool = False
@@ -60,6 +64,20 @@ class Terms:
     required: Required | None = None
     rows: bool = False
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms(Chosen):
+    """What was asked.
+
+    Args:
+        peers: in order.
+        environment: the judge's versions, see `result.environment`.
+        known: what the file of known deviations says, as a checksum; "" for none.
+    """
+
+    peers: tuple[Asked, ...]
+    environment: Mapping[str, str]
     known: str = ""
 
 

@@ -42,9 +42,9 @@ def peers(tmp_path: Path) -> dict[str, str]:
 
 def asked(peers: dict[str, str], *cases: str, exact: bool = False, values: bool = True) -> tuple[Question, Any]:
     terms = Terms(
-        tuple(Asked(name, "float32", given) for name, given in peers.items()),
-        {},
-        EVEN,
+        peers=tuple(Asked(name, "float32", given) for name, given in peers.items()),
+        environment={},
+        ckpt=EVEN,
         cases=cases,
         exact=exact,
         values=values,
