@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
-from processes import ROOT
+from processes import tool
 
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the picture has the judge's own limit")
 
@@ -20,12 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def picture() -> ModuleType:
     """tools/draw_picture.py, which is a program and in no package."""
-    spec = importlib.util.spec_from_file_location("draw_picture", ROOT / "tools" / "draw_picture.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool("draw_picture")
 
 
 def words(svg: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import ROOT, tool
 
 LESSONS = ROOT / "t5g2ref" / "lessons"
 PAGES = sorted(LESSONS.glob("*.md"))
@@ -26,13 +25,7 @@ def printing() -> Any:
         yield
 
 
-def maker() -> Any:
-    spec = importlib.util.spec_from_file_location("make_notebook", ROOT / "tools" / "make_notebook.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+MAKER = tool("make_notebook")
 
 
 def test_there_is_one() -> None:
@@ -50,9 +43,9 @@ def test_the_numbers_are_right(page: Path) -> None:
 def test_the_notebook_is_the_page(page: Path) -> None:
     """`python tools/make_notebook.py` makes it."""
     text = page.read_text(encoding="utf-8")
-    assert page.with_suffix(".ipynb").read_text(encoding="utf-8") == maker().notebook(text)
-    told = "".join("".join(cell["source"]) for cell in maker().cells(text) if cell["cell_type"] == "markdown")
-    assert "".join(told.split()) == "".join(maker().BLOCK.sub("", text).split())
+    assert page.with_suffix(".ipynb").read_text(encoding="utf-8") == MAKER.notebook(text)
+    told = "".join("".join(cell["source"]) for cell in MAKER.cells(text) if cell["cell_type"] == "markdown")
+    assert "".join(told.split()) == "".join(MAKER.BLOCK.sub("", text).split())
 
 
 def shown(source: str, names: dict[str, Any]) -> str:
