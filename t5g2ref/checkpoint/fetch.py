@@ -79,6 +79,8 @@ def _fill(handle: BinaryIO, remote: Remote, progress: Progress) -> None:
             for piece in _pieces(handle, remote.url, at):
                 handle.write(piece)
                 handle.flush()  # for whoever kills us
+                if handle.tell() > remote.size:  # no more is listed: it is wrong, however much would come
+                    return
                 if (done := handle.tell()) >= min(remote.size, told + PIECE):
                     progress(remote.name, min(done, remote.size), remote.size)
                     told = done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,15 @@ def test_more_bytes_than_were_listed(describe: Describe, hub: Hub) -> None:
     hub.wrong[FIRST] = hub.files[FIRST] + b"xx"
     size = len(hub.files[FIRST])
     refused(describe(), f"{FIRST} has {size + 2:,} bytes, expected {size:,}; it was removed")
+
+
+def test_bytes_without_end(describe: Describe, hub: Hub) -> None:
+    """No more of them is written than shows that they are wrong."""
+    hub.wrong[FIRST] = hub.files[FIRST] + bytes(64 << 20)
+    done, size = describe(), len(hub.files[FIRST])
+    refused(done, f"{FIRST} has ", f"expected {size:,}; it was removed")
+    found = int(re.search(rf"{FIRST} has ([\d,]+) bytes", done.stderr)[1].replace(",", ""))  # type: ignore[index]
+    assert size < found < size + (16 << 20)
 
 
 def test_no_room(hub: Hub, tmp_path: Path) -> None:
