@@ -22,6 +22,7 @@ from conformance.peers.find import BUILT_IN, DUMP, create, described, names, typ
 from conformance.peers.folder import DumpPeer
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time, optional
+from conformance.peers.python_file import checksum
 from conformance.report import files
 from conformance.report.known import Known
 from conformance.report.known import load as load_known
@@ -84,7 +85,9 @@ class Request(Chosen):
     def _asked(self, peer: Peer) -> Asked:
         preallocated, probed = (bool(optional(peer, name)) for name in ("preallocated", "probed"))
         generates = optional(peer, "generate") is not None
-        return Asked(peer.name, peer.dtype, self.names.get(peer.name), preallocated, probed, generates)
+        given = self.names.get(peer.name)
+        mark = checksum(given) if given else ""
+        return Asked(peer.name, peer.dtype, given, mark, preallocated, probed, generates)
 
 
 def of_run(given: argparse.Namespace) -> Request:
@@ -160,6 +163,8 @@ def _request(
     outputs = files.chosen(given)
     files.check(outputs)
     files.check_writable("--resume", resume := getattr(given, "resume", None))
+    if resume is not None and (same := [kind for kind, path in outputs.items() if path.resolve() == resume.resolve()]):
+        raise UsageError(f"--resume and --{same[0]} name the same file, {resume}; give each its own")
     share = _share(getattr(given, "shard", None), outputs)
     return Request(
         peers=tuple(peers),

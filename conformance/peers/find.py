@@ -13,7 +13,7 @@ from conformance.errors import PeerUnavailable
 from conformance.peers.boxed import FORMS as ENGINES
 from conformance.peers.later import Later
 from conformance.peers.protocol import Peer
-from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.backend import NUMPY, Backend, BackendError
 from t5g2ref.dtypes import RUN_IN
 
 _TYPES = "|".join(RUN_IN)
@@ -133,7 +133,9 @@ def _created(name: str, module: str, *arguments: Any) -> Peer:
         peer: Peer = importlib.import_module(f"conformance.peers.{module}").create(*arguments)
     except ModuleNotFoundError as error:
         raise _missing(name, error.name, extra) from error
-    except ImportError as error:  # it is installed, but too old or broken
+    except (PeerUnavailable, BackendError):
+        raise
+    except Exception as error:  # it is installed, but too old or broken: a library that is not there is an OSError
         raise PeerUnavailable(
             f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[{extra}]"'
         ) from error

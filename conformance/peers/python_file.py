@@ -5,6 +5,7 @@ The function is called as an entry point's is: `create("", backend)`. Modules be
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import sys
@@ -33,6 +34,12 @@ def find(name: str, backend: Backend = NUMPY) -> Peer | None:
     if not callable(function):
         raise PeerUnavailable(f"peer {name}: {path} has no function {wanted}; define it, or give {path}:FUNCTION")
     return made(f"peer {name}", function, "", backend)
+
+
+def checksum(name: str) -> str:
+    """SHA-256 of the file that such a name names; "" for a name of another form. Modules beside it do not count."""
+    match = _NAME.fullmatch(name)
+    return "" if match is None else hashlib.sha256(Path(match[1]).read_bytes()).hexdigest()
 
 
 def _imported(path: Path, name: str) -> ModuleType:

@@ -20,6 +20,7 @@ class Asked:
 
     Args:
         given: what to give to `--peer` for it; None for what no name has.
+        mark: a checksum of the Python file that it is in; "" for none.
         preallocated, probed: see `peers.protocol.OptionalMembers`.
         generates: whether it has a `generate`.
     """
@@ -27,6 +28,7 @@ class Asked:
     name: str
     dtype: str
     given: str | None = None
+    mark: str = ""
     preallocated: bool = False
     probed: bool = True
     generates: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from t5g2ref.config import Config, ConfigError
 from t5g2ref.config.fields import short
 
 FORMAT, VERSION = "t5g2ref-comparisons", 1
-MOST_CHECKPOINTS, MOST_PEERS = 16, 1000
+MOST_CHECKPOINTS, MOST_PEERS, MOST_PATTERNS = 16, 1000, 1000
 OPTIONS = {  # what a field of the terms is called where it was asked for
     **{name: f"--{name}" for name in ("ckpt", "synthetic", "calm", "rows", "known")},
     "cases": "--case",
@@ -118,6 +119,8 @@ def read(raw: dict[str, Any], where: str) -> Header:
         if not isinstance(terms, dict) or set(terms) != set(_TERMS):
             raise PlainError(f"terms: expected {', '.join(_TERMS)}")
         made: Terms = decoded(Terms, [terms[name] for name in _TERMS], "terms")
+        if len(made.cases) > MOST_PATTERNS or any("\n" in note for note in made.notes):
+            raise PlainError(f"terms: expected at most {MOST_PATTERNS} patterns of cases, and notes of one line")
         if not 1 <= number <= of <= MOST or not 1 <= len(made.peers) <= MOST_PEERS:
             raise PlainError(f"share {number}/{of} of {len(made.peers)} peers is none")
         return Header(Share(number, of), made, _checkpoints(raw.get("checkpoints")))
@@ -153,9 +156,17 @@ def differs(one: Header, other: Header) -> str:
             return f"{name} {here.get(name, 'none')}, not {there.get(name, 'none')}"
     for name in _TERMS:
         found, expected = (getattr(header.terms, name) for header in (one, other))
+        if name == "peers" and (changed := _changed(found, expected)):
+            return f"another content of {changed}"
         if name not in ALIKE and found != expected:
             return f"{OPTIONS[name]} {_said(found)}, not {_said(expected)}"
     return _other_checkpoint(one, other)
+
+
+def _changed(peers: Sequence[Asked], others: Sequence[Asked]) -> str:
+    """The first peer's file that is another one under the same name; "" for none."""
+    pairs = zip(peers, others, strict=False)
+    return next((a.given or a.name for a, b in pairs if a.given == b.given and a.mark != b.mark), "")
 
 
 def _said(value: Any) -> str:

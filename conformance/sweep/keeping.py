@@ -62,9 +62,19 @@ class Keeping:
             if first is not None:
                 self._end = first[1]
                 self._read(chain([first], lines), header, work)
+        begun = line_of(headers.written(header))
+        if first is None:
+            self._only_ours(begun)
         self._handle.truncate(self._end)
         if first is None:
-            self._add(line_of(headers.written(header)))
+            self._add(begun)
+
+    def _only_ours(self, begun: str) -> None:
+        """UsageError unless the file, which has no whole line, is empty or what a power cut left of ours."""
+        with opened(self._path) as handle:
+            content = handle.read(len(begun))
+        if not begun.startswith(content.decode("latin-1")):
+            raise UsageError(f"{self.where}: holds something else, which would be lost; give another file")
 
     def _read(self, lines: Lines, header: Header, work: Work) -> None:
         before = header_in(lines, self.where)
@@ -72,7 +82,9 @@ class Keeping:
             raise UsageError(f"{self.where}: is of --shard {before.share}, not {header.share}; give another file")
         if unlike := differs(before, header):
             raise UsageError(f"{self.where}: was begun with {unlike}; give another file, or delete it")
-        self.found, _ = records_in(self._noting(lines), work, self.where)
+        self.found, ended = records_in(self._noting(lines), work, self.where)
+        if ended is not None:
+            raise UsageError(f"{self.where}: is a whole share, which would be lost; give another file, or merge it")
 
     def _noting(self, lines: Lines) -> Lines:
         """The lines, noting where the last one ends."""

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
 TRIES = 2  # of a job whose process dies
+LOOK = 1.0  # seconds between two looks at who has died in silence
 PATIENCE = 5.0  # seconds for a process that is told to end
 
 LAST = -1  # the number of what a process does at the end
@@ -72,12 +73,17 @@ def _done(
     for worker in workers:
         worker.take(waiting)
     tries = dict[int, int]()
-    while busy := {worker.pipe: worker for worker in workers if worker.number is not None}:
-        for pipe in wait(list(busy)):
-            worker = busy[pipe]  # type: ignore[index]  # wait gives what it was given
+    while busy := [worker for worker in workers if worker.number is not None]:
+        ready = wait([worker.pipe for worker in busy], LOOK)
+        for worker in busy:
+            # What a process has started may hold its end of the pipe when it has died.
+            if worker.pipe not in ready and not worker.is_dead:
+                continue
             number, job = worker.number, worker.job
             assert number is not None
             try:
+                if not worker.pipe.poll():
+                    raise EOFError
                 error, result = worker.pipe.recv()
             except (EOFError, OSError):
                 how = worker.died()
@@ -137,6 +143,11 @@ class _Worker:
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.exitcode is not None
+
     def take(self, waiting: _Waiting) -> None:
         """Give it the next job, if there is one, or what comes last, if it has not done that."""
         found, ended = waiting.next(self._index), self.number == LAST or self._given[-1] is None
@@ -153,6 +164,7 @@ class _Worker:
 
     def died(self) -> str:
         """How the process ended, in words."""
+        self._process.join(PATIENCE)  # or what ends it now would be blamed
         self.end()
         code = self._process.exitcode or 0
         return f"its process was ended by {_signal(-code)}" if code < 0 else f"its process ended with status {code}"

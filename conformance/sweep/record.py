@@ -14,11 +14,12 @@ import numpy as np
 
 from conformance.cases.case import Case
 from conformance.cases.forced import forced
+from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Answer
 from conformance.defects.catalogue import DEFECTS
 from conformance.exchange.plain import Array, PlainError, array_of, decoded, encoded, of_array
 from conformance.judge.choices import malformed
-from conformance.judge.comparisons import EXACT, Comparison
+from conformance.judge.comparisons import EXACT, Comparison, is_spoilt
 from conformance.judge.evidence import Evidence
 from conformance.judge.judgement import Judgement
 from conformance.judge.sitting import Beside
@@ -83,12 +84,27 @@ def read(raw: Any, work: Work, where: str) -> Record:
     if not isinstance(judgements, list) or len(judgements) > 2:
         raise PlainError(f"{where}: expected two judgements at most")
     made = [_read(raw, one, work, f"{where}: judgements[{i}]") for i, raw in enumerate(judgements)]
+    _whole(made, one, work, where)
     return Record(one, made, beside_of(beside, work, where))
+
+
+def _whole(made: Sequence[Judgement], one: Comparison, work: Work, where: str) -> None:
+    """Raises PlainError unless a case has its judgement. One that is not required, or the exact lane of a peer that
+    cannot have it, may have none."""
+    own = [j for j in made if not is_spoilt(j)]
+    if len(own) > 1:
+        raise PlainError(f"{where}: {one} has {len(own)} judgements, expected one")
+    if not own and one.case != EXACT and work.terms.required is None:
+        raise PlainError(f"{where}: {one} has no judgement, expected one")
+    if own and own[0].case != one.case and work.terms.required is None:
+        raise PlainError(f"{where}: is of {own[0].case}, expected {one}")
 
 
 def beside_of(raw: Any, work: Work, where: str) -> Beside:
     """What stands beside judgements, about the peers of this work."""
     beside: Beside = decoded(Beside, raw, f"{where}: beside")
+    if any("\n" in note for note in beside.notes):
+        raise PlainError(f"{where}: a note has more than one line")
     strange = {*beside.versions, *beside.called} - {peer.name for peer in work.terms.peers}
     if strange:
         raise PlainError(f"{where}: beside is about {sorted(strange)[0]}, which is no peer of this run")
@@ -103,6 +119,7 @@ def _read(raw: Any, one: Comparison, work: Work, where: str) -> Judgement:
     judgement = Judgement(**values)
     _check(judgement, one, work, where)
     target, case = work.of(one)
+    _in_plan(judgement, case, target.config, where)
     if "evidence" in raw:
         judgement = replace(judgement, evidence=_evidence(raw["evidence"], one, where))
     if "made" in raw:
@@ -128,6 +145,21 @@ def _check(judgement: Judgement, one: Comparison, work: Work, where: str) -> Non
         _parts(mask, tuple(MASK), f"{where}.masks[{i}]")
         for name, kind in MASK.items():
             decoded(kind, mask[name], f"{where}.masks[{i}].{name}")
+
+
+def _in_plan(judgement: Judgement, case: Case | None, config: Config, where: str) -> None:
+    """Raises PlainError for a finding at no tap of the case, and for one that passes by numbers that no pass has."""
+    if judgement.known:
+        raise PlainError(f"{where}: is known already, which only a report says")
+    rows = [*judgement.local, *judgement.cumulative]
+    for f in rows:
+        if f.passed and not (f.judged <= f.limit and f.tokens > 0):
+            raise PlainError(f"{where}: {f.tap} passes with {f.judged} of {f.limit} in {f.tokens} tokens")
+    if case is None or case.prompts:
+        return
+    known = {(n, tap.name) for n, tap in plan_of(config, case)}
+    if strange := next((f for f in rows if (f.call, f.tap) not in known), None):
+        raise PlainError(f"{where}: {strange.tap} in call {strange.call} is no tap of case {judgement.case}")
 
 
 def _evidence(raw: Any, one: Comparison, where: str) -> Evidence:

@@ -163,6 +163,39 @@ def test_what_is_no_file_is_refused(folder: Path, asked: list[str], make: Callab
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.parametrize("content", [b'{"a": 1}', b"my notes", b'{"format": "t5g2ref-comparisons", "version": 2'])
+def test_what_is_not_ours_is_left_alone(folder: Path, asked: list[str], content: bytes) -> None:
+    """Also where it has no whole line: a small JSON, say."""
+    (folder / "kept").write_bytes(content)
+    assert "holds something else, which would be lost" in refused(folder, *asked)
+    assert (folder / "kept").read_bytes() == content
+
+
+def test_a_whole_share_is_left_alone(folder: Path, asked: list[str]) -> None:
+    assert command(*asked, "--shard=1/2", "--json", folder / "kept")[0] == 0
+    content = (folder / "kept").read_bytes()
+    assert "is a whole share, which would be lost" in refused(
+        folder, *asked, "--shard=1/2", "--json", folder / "x.json"
+    )
+    assert (folder / "kept").read_bytes() == content
+
+
+@pytest.mark.parametrize("more", [(), ("--shard=1/2",)])
+def test_the_report_is_another_file(folder: Path, asked: list[str], more: tuple[str, ...]) -> None:
+    """Broken by a report that is written and then deleted as what was kept."""
+    assert "--resume and --json name the same file" in refused(folder, *asked, *more, "--json", folder / "kept")
+    assert not (folder / "kept").exists()
+
+
+def test_another_peer_s_file_is_refused(folder: Path, asked: list[str]) -> None:
+    """What was judged before it was changed says nothing of what it is now."""
+    content = begun(folder, asked).read_bytes()
+    peer = folder / "dying.py"
+    peer.write_text(peer.read_text() + "\n# another\n")
+    assert f"was begun with another content of {peer}" in refused(folder, *asked)
+    assert (folder / "kept").read_bytes() == content
+
+
 def test_two_runs_cannot_keep_in_one_file(folder: Path, asked: list[str]) -> None:
     with (folder / "kept").open("ab") as handle:
         if not keeping.locked(handle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,31 @@ def test_a_dead_process_costs_its_job_alone_and_that_is_tried_again(tmp_path: Pa
     how = "its process was ended by SIGKILL (out of memory, it may be)"
     assert found == {"a 0": "a", "b 1": "b", "c 0": "c", "d 2": f"d 2 lost: {how}", "e 0": "e"}
     assert {path.name: len(path.read_text()) for path in tmp_path.iterdir()} == {"a": 1, "b": 2, "c": 1, "d": 2, "e": 1}
+
+
+def _leaving_a_child(folder: Path, job: str) -> None:
+    """The child has this process's end of the pipe, and outlives it."""
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_and_leaves_a_child_is_not_waited_for(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ((_, found),) = done(_folder, (str(tmp_path),), _leaving_a_child, ["a"], 1, lost=lambda _, how: how)
+    assert "SIGKILL" in found
+    assert time.monotonic() - began < 15
+
+
+def _ending(folder: Path, job: str) -> None:
+    os._exit(7)
+
+
+def test_how_a_process_ended_is_its_own(tmp_path: Path) -> None:
+    """Broken by a process that is ended before it is asked: SIGTERM is then always the cause."""
+    ((_, found),) = done(_folder, (str(tmp_path),), _ending, ["a"], 1, lost=lambda _, how: how)
+    assert found == "its process ended with status 7"
 
 
 def test_without_a_word_for_the_lost_it_is_an_error(tmp_path: Path) -> None:
