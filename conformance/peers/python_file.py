@@ -37,9 +37,14 @@ def find(name: str, backend: Backend = NUMPY) -> Peer | None:
 
 
 def checksum(name: str) -> str:
-    """SHA-256 of the file that such a name names; "" for a name of another form. Modules beside it do not count."""
+    """SHA-256 of the file that such a name names; "" for a name of another form. Modules beside it do not count.
+
+    A command of a process may end in `.py` too, so what is no file is of another form.
+    """
     match = _NAME.fullmatch(name)
-    return "" if match is None else hashlib.sha256(Path(match[1]).read_bytes()).hexdigest()
+    if match is None or not Path(match[1]).is_file():
+        return ""
+    return hashlib.sha256(Path(match[1]).read_bytes()).hexdigest()
 
 
 def _imported(path: Path, name: str) -> ModuleType:

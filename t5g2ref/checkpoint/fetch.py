@@ -38,7 +38,7 @@ def fetch(remote: Remote, blobs: Path, locks: Path, progress: Progress) -> Path:
     """The file in `blobs`, under its digest. NoDownload where it does not come whole; its beginning is kept."""
     whole = blobs / remote.digest
     with _alone(locks / f"{remote.digest}.lock", remote):
-        if whole.is_file() and whole.stat().st_size == remote.size:
+        if whole.is_file() and not _wrong(whole, remote):
             return whole
         partial = blobs / f"{remote.digest}{PARTIAL}"
         with partial.open("ab") as handle:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from t5g2ref.config.fields import short
+
+LONGEST = 200  # characters of a name that is shown as it is
 AGAIN = "give the command again: it goes on where it stopped"
 
 
@@ -11,6 +14,7 @@ class NotFound(ValueError):
     """A checkpoint that is not to be had; `remedies` has a line for each way out."""
 
     def __init__(self, name: str, reason: str, *remedies: str) -> None:
+        name = name if name.isprintable() and len(name) <= LONGEST else short(name)  # a line of our own
         lines = [f"{name}: {reason}. Any of these helps:", *(f"  - {remedy}" for remedy in remedies)]
         super().__init__("\n".join(lines) if len(remedies) > 1 else f"{name}: {reason}; {remedies[0]}")
         self.name, self.reason, self.remedies = name, reason, remedies

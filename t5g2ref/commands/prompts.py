@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from t5g2ref.config import Config
+from t5g2ref.config.fields import short
 from t5g2ref.files import opened
 from t5g2ref.processor.prepare import Processor, padded, shared
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # which 64 bits hold
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ def read(options: argparse.Namespace, folder: Path, config: Config) -> Prompts:
 
 def ids_in(option: str, text: str) -> list[int]:
     """The ids of "5,17,42". ValueError names the option."""
-    try:
-        return [int(token) for token in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option}: expected integers between commas, found {text!r}") from None
+    wrong = next((token for token in text.split(",") if not _INTEGER.fullmatch(token.strip())), None)
+    if wrong is not None:
+        raise ValueError(f"{option}: expected integers between commas, found {short(wrong)}")
+    return [int(token) for token in text.split(",")]
 
 
 def _lines(name: str) -> list[str]:

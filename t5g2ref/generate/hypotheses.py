@@ -15,6 +15,7 @@ from typing import Literal
 
 from t5g2ref.generate.rules import is_count, is_number, require
 
+MOST_BEAMS = 1024
 LARGEST = 20  # of the length penalty; a length to a larger power may overflow
 
 
@@ -38,6 +39,7 @@ class Search:
     def __post_init__(self) -> None:
         """ValueError for a setting that has no meaning."""
         require(is_count(self.beams, 2), "beams", "an integer of at least 2 (for one use greedy)", self.beams)
+        require(self.beams <= MOST_BEAMS, "beams", f"at most {MOST_BEAMS}", self.beams)
         penalty = self.length_penalty
         near = is_number(penalty) and abs(penalty) <= LARGEST
         require(near, "length_penalty", f"a number from -{LARGEST} to {LARGEST}", penalty)

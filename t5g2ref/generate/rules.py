@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from t5g2ref.config.fields import short
 from t5g2ref.generate import processors
 from t5g2ref.numerics import Array
 
@@ -18,12 +19,21 @@ from t5g2ref.numerics import Array
 def require(holds: bool, option: str, expected: str, found: object) -> None:
     """Raise ValueError with the option, what was expected and what was found, unless it holds."""
     if not holds:
-        raise ValueError(f"{option}: expected {expected}, found {found!r}")
+        raise ValueError(f"{option}: expected {expected}, found {short(found)}")
 
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+LEAST, MOST = 1e-4, 1e4
+FACTORS = f"a number from {LEAST:g} to {MOST:g}"
+
+
+def is_factor(value: object) -> bool:
+    """Whether logits can be divided and multiplied by it, and stay finite numbers."""
+    return is_number(value) and LEAST <= value <= MOST  # type: ignore[operator]
 
 
 def is_count(value: object, least: int) -> bool:
@@ -48,7 +58,7 @@ class Rules:
     def __post_init__(self) -> None:
         """ValueError for a setting that has no meaning."""
         penalty = self.repetition_penalty
-        require(is_number(penalty) and penalty > 0, "repetition_penalty", "a number above 0", penalty)
+        require(is_factor(penalty), "repetition_penalty", FACTORS, penalty)
         require(is_count(self.no_repeat_ngram, 0), "no_repeat_ngram", "an integer of at least 0", self.no_repeat_ngram)
         object.__setattr__(self, "bad_words", tuple(_word(word) for word in self.bad_words))
 
@@ -72,7 +82,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """ValueError for a setting that has no meaning."""
         t, p, share = self.temperature, self.top_p, self.min_p
-        require(is_number(t) and t > 0, "temperature", "a number above 0 (for the likeliest id use greedy)", t)
+        require(is_factor(t), "temperature", f"{FACTORS} (for the likeliest id use greedy)", t)
         require(is_count(self.top_k, 0), "top_k", "an integer of at least 0, 0 for all ids", self.top_k)
         require(is_number(p) and 0 < p <= 1, "top_p", "a number above 0, at most 1", p)
         require(is_number(share) and 0 <= share <= 1, "min_p", "a number from 0 to 1", share)

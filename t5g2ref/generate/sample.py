@@ -8,7 +8,7 @@ import numpy as np
 
 from t5g2ref.generate.options import Options, begin
 from t5g2ref.generate.processors import drawn
-from t5g2ref.generate.rules import AS_IT_IS, Sampling, narrowed
+from t5g2ref.generate.rules import AS_IT_IS, Sampling, is_count, narrowed, require
 from t5g2ref.generate.steps import Generated, Tell, Way, generated
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
@@ -31,6 +31,8 @@ def sample(
         sampling: how the distribution is narrowed.
         seed: of NumPy's generator, or a generator, which goes on from where it is.
     """
+    whole = isinstance(seed, np.random.Generator) or is_count(seed, 0)
+    require(whole, "seed", "an integer of at least 0, or a generator", seed)
     xp, generator = model.nx.xp, np.random.default_rng(seed)
 
     def pick(logits: Array) -> Array:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from t5g2ref.config import Config
+from t5g2ref.config.fields import short
 from t5g2ref.generate.rules import is_count, require
 from t5g2ref.numerics import Array, Numerics
 
+MOST_NEW = 1 << 20
 Decode = Callable[[list[int]], str]
 """The text of a row's new ids."""
 
@@ -36,7 +38,8 @@ class Ends:
     def __post_init__(self) -> None:
         """ValueError for a setting that has no meaning."""
         if not is_count(self.most, 1):
-            raise ValueError(f"max_new_tokens: expected at least 1, found {self.most}")
+            raise ValueError(f"max_new_tokens: expected at least 1, found {short(self.most)}")
+        require(self.most <= MOST_NEW, "max_new_tokens", f"at most {MOST_NEW}", self.most)
         most = f"an integer from 0 to max_new_tokens ({self.most})"
         require(is_count(self.least, 0) and self.least <= self.most, "min_new_tokens", most, self.least)
         whole = all(isinstance(s, str) and s for s in self.strings)
@@ -82,6 +85,6 @@ def end_ids(config: Config, stop: Sequence[int] | None) -> tuple[int, ...]:
     """The given ids, or the configuration's; ValueError for one outside of the vocabulary."""
     ends = tuple(config.decoder.eos_token_id if stop is None else stop)
     size = config.decoder.vocab_size
-    if wrong := [end for end in ends if not 0 <= end < size]:
-        raise ValueError(f"stop: ids must lie in [0, {size}), found {wrong[0]}, which no row would ever have")
+    if wrong := [end for end in ends if not is_count(end, 0) or end >= size]:
+        raise ValueError(f"stop: ids must lie in [0, {size}), found {short(wrong[0])}, which no row would ever have")
     return ends

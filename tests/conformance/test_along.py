@@ -14,7 +14,10 @@ from conformance.judge.along import Along
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.judge.walk import Walk
+from conformance.peers.reference import ReferencePeer
 from conformance.target import Target
+from t5g2ref.backend import NUMPY
+from t5g2ref.dtypes import DType
 
 
 def bare(found: Judgement) -> Judgement:
@@ -40,7 +43,11 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return made
 
 
-def judged(peer: Ours, target: Target, name: str, shared: Along | None = None) -> Judgement:
+def reference(dtype: DType) -> ReferencePeer:
+    return ReferencePeer(NUMPY, dtype)
+
+
+def judged(peer: Ours | ReferencePeer, target: Target, name: str, shared: Along | None = None) -> Judgement:
     peer.open(target)
     return bare(judge(peer, target, case_of(target, name), repeat=False, shared=shared))
 
@@ -66,6 +73,18 @@ def test_another_case_or_checkpoint_is_walked(tiny: Target, walks: list[bool]) -
     for target, name in ((tiny, "short"), (tiny, "window"), (tiny, "short"), (again, "short")):
         judged(Ours(), target, name, shared)
     assert walks == [True, False] * 4
+
+
+def test_another_type_or_other_taps_are_walked(tiny: Target, walks: list[bool]) -> None:
+    """A float32 peer must not meet a bfloat16 truth, whose weights are other ones."""
+    shared, alone = Along(), [judged(reference(dtype), tiny, "short") for dtype in ("bfloat16", "float32")]
+    walks.clear()
+    assert [judged(reference(dtype), tiny, "short", shared) for dtype in ("bfloat16", "float32")] == alone
+    assert walks == [True, False] * 2
+    fewer = reference("float32")
+    fewer.taps = ("encoder.*", "logits", "decoder.layers.*.self_attn.mask", "decoder.norm")
+    judged(fewer, tiny, "short", shared)
+    assert walks == [True, False] * 3
 
 
 def test_what_was_broken_off_is_not_used(tiny: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,17 @@ def test_kept_are_the_best(scores: list[tuple[int, float]], penalty: float, earl
         assert math.isclose(beam.score(penalty), beam.total / 2**penalty)
 
 
+def test_better_answers_drive_worse_ones_out() -> None:
+    """Of five that have ended three stay: by total over 2 ids squared, so the order is that of totals. Of equals the
+    earlier stays first."""
+    before = Row(kept=tuple(beams_of((9, -2.0), (9, -4.0), (9, -6.0))))
+    row = advanced(before, beams_of((9, -1.0), (9, -4.0), (3, -5.0)), ends, Search(3, 2.0), 5)
+    assert [beam.total for beam in row.kept] == [-1.0, -2.0, -4.0]
+    assert row.kept[2] is before.kept[1]
+    worse = advanced(row, beams_of((9, -7.0), (3, -8.0)), ends, Search(3, 2.0), 5)
+    assert worse.kept == row.kept
+
+
 # Other libraries and types
 
 
