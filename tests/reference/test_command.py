@@ -83,7 +83,7 @@ def test_generate_prints_the_ids(model: T5Gemma2, capsys: pytest.CaptureFixture[
             ["generate", "tiny", "--ids", "5", "--prompt", "x"],
             "give one of --prompt TEXT, --ids 5,17,42 and --batch FILE",
         ),
-        (["generate", "tiny", "--ids", "5,x"], "--ids: expected integers between commas, found '5,x'"),
+        (["generate", "tiny", "--ids", "5,x"], "--ids: expected integers between commas, found 'x'"),
         (["generate", "tiny", "--ids", ""], "--ids: expected integers between commas, found ''"),
         (["generate", "tiny", "--ids", "5,9999"], "input_ids: ids must lie in [0, 311), found 9999"),
         (["generate", "tiny", "--ids", "-1"], "input_ids: ids must lie in [0, 311), found -1"),

@@ -252,7 +252,7 @@ def test_a_batch_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode
         (["--sample", "--seed", "-1"], "--seed: expected an integer of at least 0, found -1"),
         (
             ["--sample", "--temperature", "0"],
-            "temperature: expected a number above 0 (for the likeliest id use greedy)",
+            "temperature: expected a number from 0.0001 to 10000 (for the likeliest id use greedy)",
         ),
         (["--sample", "--top-p", "1.5"], "top_p: expected a number above 0, at most 1, found 1.5"),
         (["--beams", "1"], "beams: expected an integer of at least 2 (for one use greedy), found 1"),
@@ -265,7 +265,7 @@ def test_a_batch_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode
         (["--bad-word", "x"], "--bad-word: expected integers between commas, found 'x'"),
         (["--bad-word", "999"], "bad_words: ids must lie in [0, 311), found 999"),
         (["--no-repeat-ngram", "-1"], "no_repeat_ngram: expected an integer of at least 0, found -1"),
-        (["--repetition-penalty", "0"], "repetition_penalty: expected a number above 0, found 0.0"),
+        (["--repetition-penalty", "0"], "repetition_penalty: expected a number from 0.0001 to 10000, found 0.0"),
         (["--min-new-tokens", "65"], "min_new_tokens: expected an integer from 0 to max_new_tokens (64), found 65"),
         (["--batch", "x"], "give one of --prompt TEXT, --ids 5,17,42 and --batch FILE"),
     ],
