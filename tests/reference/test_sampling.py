@@ -248,13 +248,21 @@ def test_rules_that_forbid_everything(model: T5Gemma2) -> None:
 
 
 SETTINGS: list[tuple[str, str, Any]] = [
-    ("temperature: expected a number from 0.0001 to 10000 (for the likeliest id use greedy), found 0", "s", {"temperature": 0}),
+    (
+        "temperature: expected a number from 0.0001 to 10000 (for the likeliest id use greedy), found 0",
+        "s",
+        {"temperature": 0},
+    ),
     (
         "temperature: expected a number from 0.0001 to 10000 (for the likeliest id use greedy), found nan",
         "s",
         {"temperature": np.nan},
     ),
-    ("temperature: expected a number from 0.0001 to 10000 (for the likeliest id use greedy), found 'x'", "s", {"temperature": "x"}),
+    (
+        "temperature: expected a number from 0.0001 to 10000 (for the likeliest id use greedy), found 'x'",
+        "s",
+        {"temperature": "x"},
+    ),
     ("top_k: expected an integer of at least 0, 0 for all ids, found -1", "s", {"top_k": -1}),
     ("top_k: expected an integer of at least 0, 0 for all ids, found 2.5", "s", {"top_k": 2.5}),
     ("top_p: expected a number above 0, at most 1, found 0", "s", {"top_p": 0}),
