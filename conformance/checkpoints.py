@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from conformance.arrays import to_backend
+from conformance import room
+from conformance.arrays import has_device, to_backend
 from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
@@ -20,7 +21,9 @@ from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, fitted
 from t5g2ref.checkpoint.refusal import NotFound
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
+from t5g2ref.dtypes import HALF
 from t5g2ref.notes import noted
+from t5g2ref.on_demand import OnDemand, layer_of
 from t5g2ref.params import Shape, shapes
 
 HUB = SIZES
@@ -37,6 +40,8 @@ MOST_PIXELS = 1 << 26  # numbers in a picture
 LARGEST_VOCABULARY = 1 << 22
 WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
 
+GIB = 1 << 30
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,6 +50,7 @@ def resolve(
     *,
     synthetic: bool,
     calm: bool = False,
+    stream: bool | None = None,
     progress: Progress = lambda *_: None,
     backend: Backend = NUMPY,
 ) -> list[Target]:
@@ -55,6 +61,7 @@ def resolve(
             the Hugging Face Hub.
         synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
         calm: of the synthetic ones: without the massive activation, which float16 cannot hold.
+        stream: whether weights are read, or made, as a layer is entered; None for where memory would not do otherwise.
         progress: called with (what, done, total) while files are downloaded and tensors are read or made.
         backend: whose arrays the weights are.
 
@@ -66,13 +73,13 @@ def resolve(
     if calm and not synthetic:
         raise UsageError("--calm says how synthetic weights are made: give --synthetic too")
     if synthetic:
-        return [_synthetic(name, calm, progress, backend)]
+        return [_synthetic(name, calm, stream, progress, backend)]
     if name in BUNDLED:
-        return [_opened(variant, Found(bundled(variant)), progress, backend) for variant in BUNDLED[name]]
-    return [_opened(name, _found(name, progress), progress, backend)]
+        return [_opened(variant, Found(bundled(variant)), stream, progress, backend) for variant in BUNDLED[name]]
+    return [_opened(name, _found(name, progress), stream, progress, backend)]
 
 
-def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> Target:
+def _synthetic(name: str, calm: bool, stream: bool | None, progress: Progress, backend: Backend) -> Target:
     notes: list[str] = []
     if name in HUB:
         config = preset(name)
@@ -82,18 +89,36 @@ def _synthetic(name: str, calm: bool, progress: Progress, backend: Backend) -> T
     else:
         raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
     judgeable(name, config)
-    wanted = shapes(config)
-    if (size := 4 * sum(map(prod, wanted.values()))) > (there := _memory()):
-        remedy = "give a smaller geometry, or a machine with more memory"
-        raise CheckpointError(
-            f"--ckpt {name}: {size:,} bytes of synthetic weights, this machine has {there:,}; {remedy}"
-        )
-    _require(backend, name, wanted)
     tensors = Synthetic(config, massive=not calm)
-    weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
-    return Target(
-        f"{name} ({'calm ' if calm else ''}synthetic weights)", config, weights, backend=backend, notes=tuple(notes)
-    )
+    weights: Mapping[str, Any]
+    if _is_streamed(name, config, stream, backend, notes):
+        weights = OnDemand(tensors, lambda tensor: to_backend(_narrow(tensor, tensors[tensor]), backend))
+    else:
+        _require(backend, name, shapes(config))
+        weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
+    shown = f"{name} ({'calm ' if calm else ''}synthetic weights)"
+    return Target(shown, config, weights, backend=backend, notes=tuple(notes))
+
+
+def _is_streamed(name: str, config: Config, stream: bool | None, backend: Backend, notes: list[str]) -> bool:
+    """Whether a layer's weights are to be in memory only while it is entered; a note says so.
+
+    Raises CheckpointError where memory would not do either way.
+    """
+    there, least, all_of_it = room.available(), room.streamed(config), room.whole(config)
+    wanted = stream if stream is not None else not has_device(backend) and all_of_it > there
+    if wanted and least > there:
+        found = f"{least / GIB:.1f} GiB of memory even layer by layer, found {there / GIB:.1f}"
+        raise CheckpointError(f"--ckpt {name}: needs {found}; give a smaller geometry, or a machine with more memory")
+    if wanted:
+        why = "as asked" if stream else f"all at once would take {all_of_it / GIB:.1f} GiB of {there / GIB:.1f}"
+        notes.append(f"{name}: weights were read layer by layer ({why}); no peer's own loader was judged")
+    return wanted
+
+
+def _narrow(name: str, value: Any) -> Any:
+    """A synthetic tensor of no layer in bfloat16, which has all its values: it stays in memory."""
+    return value if layer_of(name) else value.astype(HALF["bfloat16"])
 
 
 def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:
@@ -121,16 +146,11 @@ def judgeable(name: str, config: Config) -> None:
             raise CheckpointError(f"--ckpt {name}: {field} is {found}, expected at most {most}; {remedy}")
 
 
-def _memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _require(backend: Backend, name: str, tensors: Mapping[str, Shape]) -> None:
     backend.require(4 * sum(map(prod, tensors.values())), f"the weights of {name} in float32")
 
 
-def _opened(name: str, found: Found, progress: Progress, backend: Backend) -> Target:
+def _opened(name: str, found: Found, stream: bool | None, progress: Progress, backend: Backend) -> Target:
     place, notes = found.place, [f"weights: {found.origin}"] if found.origin else []
     try:
         with noted(notes):
@@ -141,15 +161,24 @@ def _opened(name: str, found: Found, progress: Progress, backend: Backend) -> Ta
         if any(n.startswith("score.") for n in names):
             raise CheckpointError(f"{place}: this is a classifier's checkpoint; give the language model's")
         judgeable(name, config)
-        _require(backend, name, names)
-        weights = {}
-        for done, tensor in enumerate(names):
-            progress(tensor, done, len(names))
-            weights[tensor] = checkpoint.read(tensor, "float32", backend)
+        weights: Mapping[str, Any]
+        if _is_streamed(name, config, stream, backend, notes):
+            kept = {n: backend.kept(checkpoint.dtype(n), "float32", narrow=not layer_of(n)) for n in names}
+            weights = OnDemand(names, lambda tensor: checkpoint.read(tensor, kept[tensor], backend))
+        else:
+            _require(backend, name, names)
+            weights = dict(_read(checkpoint, list(names), progress, backend))
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
     folder = place if place.is_dir() else None  # a peer's loader would take another file of it
     return Target(name, config, weights, folder, backend, tuple(notes))
+
+
+def _read(checkpoint: Checkpoint, names: Sequence[str], progress: Progress, backend: Backend) -> Iterator[Any]:
+    """Every (name, tensor in float32)."""
+    for done, tensor in enumerate(names):
+        progress(tensor, done, len(names))
+        yield tensor, checkpoint.read(tensor, "float32", backend)
 
 
 def _found(name: str, progress: Progress) -> Found:

@@ -11,6 +11,7 @@ from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
 from t5g2ref.numerics import Numerics
+from t5g2ref.on_demand import OnDemand, mapped
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Target:
     Args:
         name: as shown in reports.
         config: its geometry.
-        weights: canonical name → float32 array of the backend.
+        weights: canonical name → float32 array of the backend. On demand for a model larger than memory: then an array
+            may be narrower where that is exact.
         folder: the checkpoint on disk, for a peer with a loader of its own; None for synthetic weights.
         backend: where the judge computes.
         notes: what is to be said of its files.
@@ -34,6 +36,11 @@ class Target:
     notes: tuple[str, ...] = ()
     _rounded: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether only a layer or two are in memory at a time."""
+        return isinstance(self.weights, OnDemand)
+
     def rounded(self, dtype: DType) -> Mapping[str, Any]:
         """The weights that a peer in `dtype` runs with, made once: rounded to the grid of a half type, as native
         arrays of it where the backend has them. On NumPy those that are on the grid already are the very same arrays.
@@ -43,10 +50,12 @@ class Target:
         if dtype not in self._rounded:
             nx = Numerics(dtype, backend=self.backend)
             with nx.scope():
-                self._rounded[dtype] = {name: _on_grid(nx, value) for name, value in self.weights.items()}
+                self._rounded[dtype] = mapped(self.weights, lambda _, value: _on_grid(nx, value))
         return self._rounded[dtype]
 
 
 def _on_grid(nx: Numerics, value: Any) -> Any:
+    if value.dtype == HALF[nx.dtype]:
+        return value
     rounded = nx.array(value)
     return value if nx.emulated and bool((rounded == value).all()) else rounded

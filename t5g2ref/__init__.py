@@ -68,6 +68,7 @@ def load(
     dtype: DType = "float64",
     embed_dtype: DType | None = None,
     backend: str | Backend = "numpy",
+    stream: bool = False,
 ) -> T5Gemma2:
     """The model of a checkpoint folder (config.json and safetensors, in either layout).
 
@@ -78,6 +79,8 @@ def load(
             (see `Numerics`): `dtype` when None. The truth for a peer in bfloat16 is float64 with "bfloat16" here.
         backend: where the weights are put and the model runs: "numpy", "cupy" (the first CUDA device), "cupy:1" (the
             second), or a Backend. Results are its arrays; `model.nx.backend.host(x)` brings one to NumPy.
+        stream: read each layer's weights from the file whenever it is entered: two layers are in memory at a time. For
+            a model that is larger than memory; every call then reads the file once more.
 
     Raises:
         ConfigError, WeightsError: naming the field or the tensor, what was expected and found, and what to do.
@@ -89,7 +92,7 @@ def load(
     from t5g2ref.numerics import EXACT, SDPA, Numerics
 
     place = find(backend) if isinstance(backend, str) else backend
-    config, weights = load_weights(folder, dtype, backend=place)
+    config, weights = load_weights(folder, dtype, backend=place, stream=stream)
     profile = EXACT if dtype == "float64" else SDPA
     return T5Gemma2(config, weights, Numerics(dtype, profile, place, embed_dtype))
 

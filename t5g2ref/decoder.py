@@ -31,7 +31,7 @@ def start(
     none = xp.zeros((batch, config.num_key_value_heads, 0, config.head_dim), dtype=encoded.dtype)
     valid = xp.ones(encoded.shape[:2], dtype=bool) if valid is None else valid
     return Cache(
-        own=tuple(KeyValue(none, none) for _ in w.layers),
+        own=tuple(KeyValue(none, none) for _ in cross),
         cross=cross,
         valid=xp.ones((batch, 0), dtype=bool),
         cross_valid=valid,

@@ -14,6 +14,8 @@ RUN_IN: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 """The types that an implementation runs in; float64 is the oracle's."""
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 """The half types, and what NumPy knows them by."""
+WIDER: dict[str, tuple[str, ...]] = {"float64": ("float32", *HALF), "float32": tuple(HALF), **dict.fromkeys(HALF, ())}
+"""A type → those whose every number it has."""
 LOST = np.uint64((1 << 29) - 1)
 """The bits of a float64 that float32 has no room for."""
 SUBNORMAL = np.uint64(((1023 - 126) << 53) - 1)

@@ -27,6 +27,9 @@ from t5g2ref.dtypes import DTYPES, HALF, DType, to_grid, unit_roundoff
 Array = Any
 P = ParamSpec("P")
 
+AT_ONCE = 1 << 26  # numbers of a weight that are widened at a time; the table of the released models has more
+TILE = 4096  # rows of a weight that a part is a multiple of
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -136,7 +139,11 @@ class Numerics:
     def weight(self, value: Array) -> Array:
         """A weight at its point of use. Weights may be kept narrower than the model runs (float32 under the
         float64 oracle: exact, half the memory); they are widened here, one layer at a time."""
-        return value if value.dtype == self.storage and not self.emulated else self.array(value)
+        return value if self._is_kept(value) else self.array(value)
+
+    def _is_kept(self, value: Array) -> bool:
+        """Whether a weight is used as it lies in memory."""
+        return bool(value.dtype == self.storage) and not self.emulated
 
     def wide(self, x: Array) -> Array:
         """Enter an island: float32 (float64 for the oracle)."""
@@ -189,9 +196,16 @@ class Numerics:
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""
         rows = x.reshape(-1, x.shape[-1])  # one large product instead of one per batch row
-        columns = self.weight(weight).T
-        y = self.matmul(rows, columns) if bias is None else biased(self, self.product(rows, columns), bias)
+        size = weight.shape[0] if self._is_kept(weight) else max(TILE, AT_ONCE // weight.shape[1] // TILE * TILE)
+        parts = [slice(first, first + size) for first in range(0, weight.shape[0], size)]
+        ys = [self.columns(rows, weight[part], None if bias is None else bias[part]) for part in parts]
+        y = ys[0] if len(ys) == 1 else self.join(ys, 1)
         return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    def columns(self, rows: Array, weight: Array, bias: Array | None) -> Array:
+        """Of `linear`, the columns of the result that these rows of the weight make: (R, in) → (R, out)."""
+        columns = self.weight(weight).T
+        return self.matmul(rows, columns) if bias is None else biased(self, self.product(rows, columns), bias)
 
     def join(self, arrays: list[Array], axis: int) -> Array:
         """The arrays one behind the other along `axis`."""

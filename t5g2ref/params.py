@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from t5g2ref.config import Config
+from t5g2ref.on_demand import OnDemand
 from t5g2ref.weights import Weights, arrays, children, grown, is_array
 
 Head = Literal["lm", "classification"]
@@ -135,7 +136,11 @@ def tree(flat: Mapping[str, Any]) -> Weights:
     """Return the weights of {canonical name: array}; those of a classifier where the names have a `score`.
 
     ValueError for a name that no parameter has, for a parameter that is not there, and for a gap between layers.
+    Of weights on demand only the names are looked at here.
     """
+    if isinstance(flat, OnDemand):
+        tree({name: name for name in flat})
+        return cast(Weights, grown(Weights, flat))
     try:
         root: Weights = grown(Weights, flat)
     except KeyError as error:

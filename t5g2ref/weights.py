@@ -9,10 +9,12 @@ shape in letters, once: `params.shapes` walks these classes, and so does whateve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints, overload
+
+from t5g2ref.on_demand import OnDemand
 
 Array = Any
 T = TypeVar("T")
@@ -234,11 +236,32 @@ def grown(kind: Any, flat: Mapping[str, Array], at: str = "") -> Any:
         if is_array(inner):
             made[name] = flat.get(path) if name in optional(kind) else flat[path]
         elif numbered:
-            made[name] = tuple(grown(inner, flat, f"{path}.{i}") for i in range(_count(flat, path)))
+            layers = Layers(inner, flat, path, _count(flat, path))
+            made[name] = layers if isinstance(flat, OnDemand) else tuple(layers)
         else:
             there = name not in optional(kind) or _count(flat, path)
             made[name] = grown(inner, flat, path) if there else None
     return kind(**made)
+
+
+class Layers(Sequence[T]):
+    """The layers of a stack, each grown when it is taken: then only the one in use is in memory."""
+
+    def __init__(self, kind: type[T], flat: Mapping[str, Array], path: str, count: int) -> None:
+        self._kind, self._flat, self._path, self._count = kind, flat, path, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[T]: ...
+    def __getitem__(self, i: int | slice) -> T | Sequence[T]:
+        where = range(self._count)[i]
+        if isinstance(where, range):
+            return [self[place] for place in where]
+        return cast(T, grown(self._kind, self._flat, f"{self._path}.{where}"))
 
 
 def _count(flat: Mapping[str, Array], path: str) -> int:

@@ -27,7 +27,7 @@ t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | pr
 t5g2ref/backend: interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics weights | taps params cache embedding ops rope_types masks | rope activation | attention
+t5g2ref: numerics on_demand | weights | taps params cache embedding ops rope_types masks | rope activation | attention
 t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | model
 t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
@@ -39,7 +39,7 @@ t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | he
 t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
 t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__
-conformance: errors arrays terminal | progress
+conformance: errors arrays terminal room | progress
 conformance/cases: prompt | case ingredients | rows forced generating | abilities catalogue plan
 conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
@@ -55,7 +55,7 @@ conformance/defects: all | __init__
 conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function later
-conformance/peers/torch: generating releases static_cache tensors | hooks onnx_graphs | transformers
+conformance/peers/torch: generating releases spill static_cache streamed tensors | hooks onnx_graphs | transformers
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from conformance.checkpoints import resolve
 from conformance.commands.diagnose import diagnoses, puzzling
@@ -55,7 +56,8 @@ def _diagnoses(found: Merged, judged: Found, say: Callable[[str], None]) -> list
     terms = found.work.terms
     try:
         backend = find(terms.environment.get("backend", "numpy"))
-        there = resolve(terms.ckpt, synthetic=terms.synthetic, calm=terms.calm, backend=backend)
+        how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": terms.stream}
+        there = resolve(terms.ckpt, **how, backend=backend)
     except (CheckpointError, UsageError, BackendError) as error:
         return _without(asked, f"the weights are not to be had here: {str(error).splitlines()[0]}")
     marks = {checkpoint.name: checkpoint.mark for checkpoint in found.header.checkpoints}

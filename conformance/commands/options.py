@@ -19,6 +19,9 @@ tiny, tiny-even, tiny-released, tiny-encoder, demo, 270m, 1b, 4b, a folder, a .s
 OWNER/REPO[@REVISION] on the Hub (default: tiny; of engines that run released settings alone: tiny-released, or of
 encoders alone: tiny-encoder)"""
 KNOWN = "known deviations, which are shown and do not fail: a TOML file with reasons and links; see `explain known`"
+STREAM = """\
+read or make weights as a layer is entered, in truth, controls and peer alike, so that memory does not grow with depth;
+by itself where memory would not do otherwise"""
 LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact" and "generate"
 
 
@@ -33,6 +36,10 @@ def checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calm", action="store_true", help="with --synthetic: no massive activation (1e5), which float16 cannot hold"
     )
+
+
+def stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stream", action=argparse.BooleanOptionalAction, help=STREAM)
 
 
 def cases(parser: argparse.ArgumentParser) -> None:

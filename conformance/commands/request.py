@@ -172,6 +172,7 @@ def _request(
         ckpt=given.ckpt,
         synthetic=given.synthetic,
         calm=given.calm,
+        stream=getattr(given, "stream", None),
         cases=tuple(given.case or ()),
         exact=exact,
         asked=asked,

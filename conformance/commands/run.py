@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
@@ -134,7 +135,8 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
         _judged_here(request, asked, so_far, reporter)
         return
     targets = tuple(target.name for target in asked.targets)
-    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout)
+    stream = any(target.streamed for target in asked.targets) or request.stream
+    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout, stream)
     reporter.start(len(left))
 
     def ended(one: Comparison | None, answer: Answer) -> None:
@@ -183,7 +185,7 @@ def _others(request: Request) -> dict[str, Peer]:
 
 def _processes(request: Request, comparisons: int) -> int:
     """As many as were asked for. Unasked, one a core where models are small, and the work is worth their start."""
-    usual = request.ckpt in BUNDLED and not request.synthetic and comparisons >= WORTH
+    usual = request.ckpt in BUNDLED and not request.synthetic and not request.stream and comparisons >= WORTH
     usual = usual and all(name.startswith("transformers") for name in request.names.values())
     most = request.jobs or ((os.cpu_count() or 1) if usual else 1)
     many = request.backend.name == "numpy" and len(request.names) == len(request.peers)
@@ -201,7 +203,7 @@ def _asked(request: Request, reporter: Reporter) -> Work:
 
 def _targets(request: Request, reporter: Reporter) -> list[Target]:
     """The checkpoints that every peer accepts; if there is none, all of them."""
-    made = {"synthetic": request.synthetic, "calm": request.calm}
+    made: dict[str, Any] = {"synthetic": request.synthetic, "calm": request.calm, "stream": request.stream}
     targets = resolve(request.ckpt, **made, progress=reporter.tensors, backend=request.backend)
     targets = [t for t in targets if all(optional(p, "accepts")(t) for p in request.peers)] or targets
     targets = targets[:1] if request.first else targets

@@ -21,6 +21,7 @@ from t5g2ref.config import Config, TextConfig
 from t5g2ref.dtypes import HALF
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array, Numerics
+from t5g2ref.on_demand import mapped
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
@@ -209,8 +210,7 @@ def weighed(pattern: str, change: Callable[[Array, Setting], Array]) -> Injectio
     """Other weights where the name matches; the change returns a new array."""
 
     def setting(s: Setting) -> Setting:
-        new = {n: change(w, s) if fnmatchcase(n, pattern) else w for n, w in s.weights.items()}
-        return replace(s, weights=new)
+        return replace(s, weights=mapped(s.weights, lambda n, w: change(w, s) if fnmatchcase(n, pattern) else w))
 
     return Injection(setting, how=f"other weights: {pattern}")
 
@@ -218,7 +218,8 @@ def weighed(pattern: str, change: Callable[[Array, Setting], Array]) -> Injectio
 def renamed(source: Callable[[str], str]) -> Injection:
     """Weights under each other's names: `source(name)` is where the weight of that name is taken from."""
     return Injection(
-        lambda s: replace(s, weights={n: s.weights[source(n)] for n in s.weights}), how="weights under other names"
+        lambda s: replace(s, weights=mapped(s.weights, lambda n, _: s.weights[source(n)])),
+        how="weights under other names",
     )
 
 

@@ -20,6 +20,8 @@ from conformance.defects.injection import Fault, Setting
 from conformance.measure import limits
 from conformance.target import Target
 from t5g2ref.numerics import Numerics
+from t5g2ref.on_demand import extended
+from t5g2ref.params import count
 from t5g2ref.trace import Trace
 
 LARGE = 5_000_000  # numbers in the weights
@@ -31,7 +33,7 @@ Seen = dict[tuple[int, str], Host]
 
 def is_small(target: Target) -> bool:
     """Whether a walk through a case takes a few hundredths of a second."""
-    return bool(sum(weight.size for weight in target.weights.values()) <= LARGE)
+    return count(target.config) <= LARGE
 
 
 def told_apart_by(fitting: Mapping[str, Sequence[Fault]], target: Target, case: str) -> str:
@@ -79,7 +81,7 @@ def _seen(fault: Fault, case: Case, target: Target) -> Seen:
 
         return Trace(keep)
 
-    weights = {**target.weights, **case.head(target.config.decoder.hidden_size)}
+    weights = extended(target.weights, case.head(target.config.decoder.hidden_size))
     try:
         with np.errstate(all="ignore"):
             fault.inject.run(Setting(target.config, weights, case, truth), trace_of)

@@ -16,6 +16,7 @@ from conformance.measure.finding import Finding
 from conformance.target import Target
 from t5g2ref.dtypes import HALF, DType
 from t5g2ref.numerics import EXACT, Numerics
+from t5g2ref.on_demand import extended
 from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
 
@@ -48,7 +49,7 @@ class FaultyWalk:
             rounded = Numerics(dtype, backend=backend).array
             head = {n: rounded(v) for n, v in case.head(target.config.decoder.hidden_size).items()}
         truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
-        self._setting = Setting(target.config, {**target.rounded(dtype), **head}, case, truth, half_of(dtype))
+        self._setting = Setting(target.config, extended(target.rounded(dtype), head), case, truth, half_of(dtype))
 
     def value(self, injection: Injection) -> Host | None:
         """What the oracle with the fault has at the culprit; None where it does not come so far on this input."""

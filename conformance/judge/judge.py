@@ -17,6 +17,7 @@ from conformance.activations import Dump
 from conformance.cases import least, token_words
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of
+from conformance.errors import CheckpointError
 from conformance.judge import name_defect as naming
 from conformance.judge.along import Along
 from conformance.judge.apart import is_small, told_apart_by
@@ -80,7 +81,7 @@ def judge(
         progress(f"{case.name}: {peer.name}")
         raised = ""
         try:
-            call("", peer.run, case.copied(), dump, passing=(Skip,))
+            call("", peer.run, case.copied(), dump, passing=(Skip, CheckpointError))
         except Skip as skip:
             return Judgement(peer.name, case.name, skipped=str(skip) or "it does not say why", dtype=dtype)
         except PeerError as error:

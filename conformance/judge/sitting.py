@@ -29,6 +29,7 @@ from conformance.peers.protocol import Peer, lacks, optional, wide
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import DType
+from t5g2ref.on_demand import OnDemand
 
 Progress = Callable[[str], None]
 
@@ -253,10 +254,11 @@ def _examined(peer: Peer, target: Target, progress: Progress, left: Sequence[str
 
 
 def fingerprint(target: Target, peer: Peer) -> list[int]:
-    """A sum of the bits of each tensor that truth and peer may share in memory."""
+    """A sum of the bits of each tensor that truth and peer may share in memory. What is on demand is read again."""
     xp = target.backend.xp
     with target.backend.scope():
-        weights = target.rounded(cast(DType, peer.dtype)).values()
+        rounded = target.rounded(cast(DType, peer.dtype))
+        weights = (rounded.settled() if isinstance(rounded, OnDemand) else rounded).values()
         words = [w.reshape(-1).view(np.uint32 if w.dtype.itemsize == 4 else np.uint16) for w in weights]
         sums = xp.stack([xp.sum(word, dtype=np.uint64) for word in words])
         return [int(total) for total in target.backend.host(sums)]

@@ -14,6 +14,7 @@ from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import EAGER, EXACT, FLASH, RUNNING, SDPA, TIES, Numerics, Profile
+from t5g2ref.on_demand import extended
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
@@ -43,7 +44,7 @@ def models(
     with backend.scope():
         rounded = Numerics(dtype, backend=backend).array
         head = {name: rounded(value) for name, value in case.head(config.decoder.hidden_size).items()}
-    node = tree({**weights, **head})
+    node = tree(extended(weights, head))
     config = replace(config, num_labels=case.num_labels)
     truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
     controls = [Numerics(dtype, profile, backend) for profile in legal(dtype)]

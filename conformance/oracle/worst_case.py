@@ -70,14 +70,14 @@ class Ceiling(Numerics):
         """Attention's weights, which are bounds already, times values."""
         return self.xp.matmul(self.xp.abs(a), self.xp.abs(b))
 
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    def columns(self, rows: Array, weight: Array, bias: Array | None) -> Array:
         w, abs_ = self.weight(weight).T, self.xp.abs
-        y, size = self.xp.matmul(x, w), self.xp.matmul(abs_(x), abs_(w))
+        y, size = self.xp.matmul(rows, w), self.xp.matmul(abs_(rows), abs_(w))
         first = 0.0
         if bias is not None:
             first = self.u * (1 + self.u) * abs_(y)  # a GPU library may round the product before it adds the bias
             y, size = y + self.weight(bias), size + abs_(self.weight(bias))
-        return first + self.u * abs_(y) + (x.shape[-1] + LOOSE) * SINGLE * size
+        return first + self.u * abs_(y) + (rows.shape[-1] + LOOSE) * SINGLE * size
 
 
 def ceiling(backend: Backend, dtype: DType) -> Ceiling:

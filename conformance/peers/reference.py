@@ -22,6 +22,7 @@ from t5g2ref.generate.hypotheses import Search
 from t5g2ref.generate.options import Options
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import SDPA, Numerics
+from t5g2ref.on_demand import extended, mapped
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
 
@@ -48,7 +49,7 @@ class ReferencePeer(OptionalMembers):
         """Take the judge's weights, rounded to the type, as arrays of this backend."""
         backend = self._nx.backend
         with backend.scope():
-            self._weights = {n: self._nx.array(to_backend(w, backend)) for n, w in target.rounded(self.dtype).items()}
+            self._weights = mapped(target.rounded(self.dtype), lambda _, w: self._nx.array(to_backend(w, backend)))
         self._target = target
 
     def weights(self) -> Iterator[tuple[str, Any]]:
@@ -65,7 +66,7 @@ class ReferencePeer(OptionalMembers):
         with self._nx.scope():
             head = {n: self._nx.array(value) for n, value in case.head(self._target.config.decoder.hidden_size).items()}
         config = replace(self._target.config, num_labels=case.num_labels)
-        model = T5Gemma2(config, tree({**self._weights, **head}), self._nx)
+        model = T5Gemma2(config, tree(extended(self._weights, head)), self._nx)
 
         def trace_of(call: int) -> Trace:
             while dump.calls <= call:

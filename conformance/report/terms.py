@@ -39,7 +39,7 @@ class Chosen:
     """What was chosen to be judged, and what its verdict follows from.
 
     Args:
-        ckpt, synthetic, calm: see `checkpoints.resolve`.
+        ckpt, synthetic, calm, stream: see `checkpoints.resolve`.
         cases: globs of case names; none for all.
         exact: whether the exact lane is wanted.
         asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
@@ -56,6 +56,7 @@ class Chosen:
     ckpt: str
     synthetic: bool = False
     calm: bool = False
+    stream: bool | None = None
     cases: tuple[str, ...] = ()
     exact: bool = True
     asked: bool = False

@@ -12,6 +12,7 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.judge.along import Along
@@ -35,6 +36,7 @@ class Question:
         peers: a peer's name → what `--peer` has to be given for it.
         targets: names of the checkpoints that are judged on, of those that `terms.ckpt` stands for.
         timeout: seconds for each answer of a process.
+        stream: whether the one who asks streams the weights; then all do.
     """
 
     terms: Terms
@@ -42,6 +44,7 @@ class Question:
     targets: tuple[str, ...]
     backend: str
     timeout: float
+    stream: bool | None = None
 
     @property
     def shares(self) -> bool:
@@ -89,7 +92,8 @@ class _Worker:
 
 def _start(question: Question) -> _Worker:
     terms = question.terms
-    made = resolve(terms.ckpt, synthetic=terms.synthetic, calm=terms.calm, backend=find(question.backend))
+    how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": question.stream}
+    made = resolve(terms.ckpt, **how, backend=find(question.backend))
     targets = [target for target in made if target.name in question.targets]
     return _Worker(question, work(terms, targets), shared=Along() if question.shares else None)
 

@@ -15,6 +15,8 @@ from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 
+from t5g2ref.dtypes import WIDER
+
 Array = Any
 Twin = Callable[..., Any]
 RUNNING_WORK = 1 << 23  # elements of the result, times steps, that one running sum may touch
@@ -83,10 +85,10 @@ class Backend:
         """
         return source.array(dtype)
 
-    def kept(self, stored: str, dtype: str) -> str:
+    def kept(self, stored: str, dtype: str, *, narrow: bool = False) -> str:
         """The type in which a model in `dtype` keeps a weight stored as `stored`; narrower only where that is exact,
-        since `Numerics.weight` widens at use."""
-        return dtype
+        since `Numerics.weight` widens at use. `narrow` asks for the least memory."""
+        return stored if narrow and stored in WIDER[dtype] else dtype
 
     def with_twins(self, twins: Mapping[str, Twin | None]) -> Self:
         """This backend, the same device and pool, with these twins in place of or beside its own. None takes one away:

@@ -17,6 +17,7 @@ from t5g2ref.checkpoint.opened import Checkpoint
 from t5g2ref.checkpoint.tensor import WeightsError, element
 from t5g2ref.checkpoint.write import save
 from t5g2ref.config import Config
+from t5g2ref.on_demand import OnDemand
 from t5g2ref.params import tree
 from t5g2ref.weights import Weights
 
@@ -32,6 +33,7 @@ def load(
     config: Config | None = None,
     progress: Progress | None = None,
     backend: Backend = NUMPY,
+    stream: bool = False,
 ) -> tuple[Config, Weights]:
     """Return a checkpoint's configuration and its parameters as a tree of arrays of the backend in `dtype`.
 
@@ -40,6 +42,9 @@ def load(
     MiB of a tensor is in host memory on its way to a device.
 
     `config` replaces the folder's config.json. `progress(name, done, total)` is called after each tensor.
+    With `stream` a layer's tensors are read whenever the layer is entered, and let go after it: two layers are in
+    memory at a time, beside what is in none. On NumPy they are kept as stored where `dtype` has all their values.
+
     The score head is read where it is there. Tied names are checked and left out: read their source.
     Raises ConfigError; WeightsError, for names, shapes and ties before any tensor is kept; and BackendError before
     any is read where the device has no room for all.
@@ -49,7 +54,9 @@ def load(
     checkpoint = Checkpoint.open(folder)
     config = fitted(checkpoint, config)
     names = check(checkpoint, config)
-    kept = {name: backend.kept(checkpoint.dtype(name), dtype) for name in names}
+    kept = {name: backend.kept(checkpoint.dtype(name), dtype, narrow=stream) for name in names}
+    if stream:
+        return config, tree(OnDemand(names, lambda name: checkpoint.read(name, kept[name], backend)))
     size = sum(prod(shape) * element(kept[name]).itemsize for name, shape in names.items())
     backend.require(size, f"the weights of {checkpoint.folder}")
     flat: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from conformance.oracle.run_case import legal
 from conformance.target import Target
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import EXACT, SDPA, Numerics, Profile
+from t5g2ref.on_demand import extended
 from t5g2ref.taps import Tap
 from t5g2ref.trace import Trace
 
@@ -115,7 +116,7 @@ class Oracles:
         head = {n: rounded(v) for n, v in case.head(self.target.config.decoder.hidden_size).items()}
         truth = Numerics("float64", EXACT, backend, embed_dtype=dtype)
         nx = truth if profile is None else Numerics(dtype, profile, backend)
-        return Setting(self.target.config, {**self.target.rounded(dtype), **head}, case, nx, half_of(dtype))
+        return Setting(self.target.config, extended(self.target.rounded(dtype), head), case, nx, half_of(dtype))
 
 
 def ids_of(faults: Sequence[Fault]) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from unittest.mock import patch
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from conformance.activations import DEVICE_SHARE, Dump
+from conformance.activations import Dump
+from conformance.peers.torch.spill import Spill, read
 from conformance.peers.torch.tensors import to_array
 from t5g2ref.taps import Tap
 
@@ -39,12 +40,12 @@ class Capture:
         self._taps = [tap for tap in taps if ":" in tap.peer]  # the others are what the model returns
         self._cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
         self._inside = ""  # path of the attention that was entered last
-        self._room = 0 if self._cuda is None else torch.cuda.mem_get_info(self._cuda)[0] // DEVICE_SHARE
+        self._spill = Spill(self._cuda)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Put hooks in place inside the block, and forget what was seen before it."""
-        self._seen.clear()
+        self._forget()
         homes: set[str] = set()  # the files that attentions are written in
         with ExitStack() as stack:
             for path, what in {self._place(tap)[:2] for tap in self._taps}:
@@ -88,19 +89,17 @@ class Capture:
             value = extra.get(tap.name) if ":" not in tap.peer else self._find(tap)
             if value is not None:
                 dump.put(tap.name, to_array(value, dump.backend) if torch.is_tensor(value) else value)
-        self._seen.clear()
+            del value  # of a file, its pages with it
+        self._forget()
         if self._cuda is not None:  # values are ready even for a library that uses another stream
             torch.cuda.synchronize(self._cuda)
 
     def _keep(self, path: str, what: str, value: Any) -> None:
-        self._seen.setdefault(f"{path}:{what}", []).append(self._copied(value))
+        self._seen.setdefault(f"{path}:{what}", []).append(self._spill.copied(value))
 
-    def _copied(self, value: Any) -> Any:
-        """A copy made at once, so that a later change in place cannot reach it."""
-        if not torch.is_tensor(value):
-            return value
-        self._room -= value.nbytes if value.is_cuda else 0
-        return value.detach().cpu() if value.is_cuda and self._room < 0 else value.detach().clone()
+    def _forget(self) -> None:
+        self._seen.clear()
+        self._spill.clear()
 
     def _before(self, path: str) -> Callable[..., None]:
         """A hook that keeps a module's input before it runs, and so even if it raises."""
@@ -154,7 +153,8 @@ class Capture:
         seen = self._seen.get(f"{path}:{halves.get(what, what)}", [])
         if index >= len(seen):
             return None
-        value = self._half(path, what, seen[index]) if what in halves else seen[index]
+        value = read(seen[index])
+        value = self._half(path, what, value) if what in halves else value
         if tap.shape.startswith("I P") and value.ndim == 4:  # a convolution's (I, D, rows, columns)
             return value.flatten(2).transpose(1, 2)
         if what.startswith(("cos", "sin")):
@@ -166,7 +166,7 @@ class Capture:
 
         The decoder's attention gets own and cross ones in one tensor, the encoder's only own ones.
         """
-        rows = self._seen[f"{path}:query"][0].shape[2]
+        rows = self._seen[f"{path}:query"][0].shape[2]  # a file's shape is known without reading it
         cross = self._cross_length if path.startswith("decoder.") else 0
         own = merged.shape[2] - cross
         if own < rows:  # too few keys: shown as they are, so that the judge finds the wrong length

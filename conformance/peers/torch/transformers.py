@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -19,13 +19,14 @@ from conformance.cases.case import Case, Run
 from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
-from conformance.peers.torch import generating, static_cache
+from conformance.peers.torch import generating, static_cache, streamed
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, named, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
 from conformance.target import Target
 from t5g2ref import taps
 from t5g2ref.dtypes import DType
+from t5g2ref.on_demand import extended
 from t5g2ref.params import EYES, TIED, canonical
 
 _CLASSES = {
@@ -63,6 +64,9 @@ class TransformersPeer(OptionalMembers):
     def open(self, target: Target) -> None:
         self.close()
         self._target = target
+        vars(self).pop("weights", None)
+        if target.streamed:
+            self.weights = None  # type: ignore[method-assign, assignment] # no loader of its own made them
         if self._static:
             self.taps = static_cache.shown(target.config)
         if self._device != "cpu":
@@ -183,9 +187,14 @@ class TransformersPeer(OptionalMembers):
         assert self._target is not None
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        model = self._from_arrays(case) if self._target.folder is None else self._from_folder(case)
+        if self._target.streamed:
+            model = self._streamed(case)
+        else:
+            model = self._from_arrays(case) if self._target.folder is None else self._from_folder(case)
         for name, value in case.head(self._target.config.decoder.hidden_size).items():
             model.get_parameter(name).data = from_array(value, self._torch_dtype, self._device)
+        if self._target.streamed:
+            return model.eval()
         return model.to(self._device).eval()  # not the type: what is kept in float32 (RoPE) must stay there
 
     def _config(self, config: Any, case: Case) -> Any:
@@ -218,13 +227,35 @@ class TransformersPeer(OptionalMembers):
             )
         arrays = {**self._target.rounded(self.dtype), **case.head(self._target.config.decoder.hidden_size)}
         tensors = {name: from_array(value, self._torch_dtype, self._device) for name, value in arrays.items()}
-        # By the names that this release has: earlier ones write vision_tower.vision_model.
-        names = {key: TIED.get(name, name) for key in model.state_dict() if (name := canonical(key))}
-        if strange := sorted(set(names.values()) ^ set(tensors)):
-            raise PeerUnavailable(
-                f"transformers {transformers.__version__} expects other weights: {', '.join(strange[:8])}"
-            )
-        state = {key: tensors[name] for key, name in names.items()}
+        state = {key: tensors[name] for key, name in _names(model, tensors).items()}
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         return model
+
+    def _streamed(self, case: Case) -> Any:
+        """Weights that are put in place layer by layer as the model runs; what its own loader does is not seen."""
+        assert self._target is not None
+        config = self._config(self._kind(**self._target.config.to_dict()), case)
+        with no_init_weights(), streamed.without_memory():
+            model = _CLASSES[case.task]._from_config(
+                config, dtype=self._torch_dtype, attn_implementation=self._attention
+            )
+        arrays = extended(self._target.rounded(self.dtype), case.head(self._target.config.decoder.hidden_size))
+
+        def read(name: str) -> torch.Tensor:
+            return from_array(arrays[name], self._torch_dtype, self._device)
+
+        streamed.stream(model, _names(model, arrays), read, self._device)
+        model.tie_weights()
+        return model
+
+
+def _names(model: Any, tensors: Collection[str]) -> dict[str, str]:
+    """The model's name of each parameter → the canonical one, by the names that this release has: earlier ones write
+    vision_tower.vision_model."""
+    names = {key: TIED.get(name, name) for key in model.state_dict() if (name := canonical(key))}
+    if strange := sorted(set(names.values()) ^ set(tensors)):
+        raise PeerUnavailable(
+            f"transformers {transformers.__version__} expects other weights: {', '.join(strange[:8])}"
+        )
+    return names

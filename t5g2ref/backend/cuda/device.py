@@ -71,7 +71,7 @@ class CudaBackend(Backend):
         with self.scope():
             return self._loader.load(source, dtype)
 
-    def kept(self, stored: str, dtype: str) -> str:
+    def kept(self, stored: str, dtype: str, *, narrow: bool = False) -> str:
         # Exact down to 2⁻¹²⁶: below it a float32 counts as 0 when CuPy, which compiles with -ftz=true, widens it.
         return "float32" if dtype == "float64" and stored != "float64" else dtype
 
