@@ -5,6 +5,9 @@ Such a library is never imported here: it comes as a backend's `xp`, or with the
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,11 @@ import numpy as np
 from t5g2ref.backend import Backend, find
 
 Array = Any
+_CONTAINER = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Files that say how much a container may have, and how much it has."""
 
 
 def has_device(backend: Backend) -> bool:
@@ -31,9 +39,23 @@ def device_index(backend: Backend) -> int:
 
 
 def free_bytes(backend: Backend) -> int:
-    """What is free on a device backend's device."""
+    """What is free on a device backend's device; else what a process may take here without swapping."""
+    if not has_device(backend):
+        return _free_memory()
     with backend.scope():
         return int(backend.xp.cuda.runtime.memGetInfo()[0])
+
+
+def _free_memory() -> int:
+    """Of the machine, or of the container that this runs in where that is less."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    for limit, used in _CONTAINER:
+        with suppress(OSError, ValueError):  # "max" is no number
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, free)
 
 
 def release(backend: Backend) -> None:

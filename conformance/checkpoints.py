@@ -10,8 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from conformance import room
-from conformance.arrays import has_device, to_backend
+from conformance.arrays import free_bytes, has_device, to_backend
 from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
@@ -23,7 +22,7 @@ from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
 from t5g2ref.dtypes import HALF
 from t5g2ref.notes import noted
-from t5g2ref.on_demand import OnDemand, layer_of
+from t5g2ref.on_demand import HELD, OnDemand, layer_of
 from t5g2ref.params import Shape, shapes
 
 HUB = SIZES
@@ -41,6 +40,8 @@ LARGEST_VOCABULARY = 1 << 22
 WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
 
 GIB = 1 << 30
+SINGLE = 4  # bytes of a number in float32
+BESIDE = 2 << 30  # libraries, a case's values and what is in between
 
 Progress = Callable[[str, int, int], None]
 
@@ -105,7 +106,7 @@ def _is_streamed(name: str, config: Config, stream: bool | None, backend: Backen
 
     Raises CheckpointError where memory would not do either way.
     """
-    there, least, all_of_it = room.available(), room.streamed(config), room.whole(config)
+    there, least, all_of_it = free_bytes(backend), bytes_streamed(config), bytes_whole(config)
     wanted = stream if stream is not None else not has_device(backend) and all_of_it > there
     if wanted and least > there:
         found = f"{least / GIB:.1f} GiB of memory even layer by layer, found {there / GIB:.1f}"
@@ -114,6 +115,20 @@ def _is_streamed(name: str, config: Config, stream: bool | None, backend: Backen
         why = "as asked" if stream else f"all at once would take {all_of_it / GIB:.1f} GiB of {there / GIB:.1f}"
         notes.append(f"{name}: weights were read layer by layer ({why}); no peer's own loader was judged")
     return wanted
+
+
+def bytes_whole(config: Config) -> int:
+    """Memory for a run with all weights in it: ours in float32, and a peer's own."""
+    return 2 * SINGLE * sum(map(prod, shapes(config).values())) + BESIDE
+
+
+def bytes_streamed(config: Config) -> int:
+    """Memory for a run that streams: what is in no layer, narrow and in parts in float64, and a few layers."""
+    layers: dict[str, int] = {}
+    for name, shape in shapes(config).items():
+        layers[layer_of(name)] = layers.get(layer_of(name), 0) + prod(shape)
+    outside = layers.pop("", 0)
+    return 2 * SINGLE * outside + (HELD + 2) * SINGLE * max(layers.values(), default=0) + BESIDE
 
 
 def _narrow(name: str, value: Any) -> Any:

@@ -39,7 +39,7 @@ t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | he
 t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
 t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__
-conformance: errors arrays terminal room | progress
+conformance: errors arrays terminal | progress
 conformance/cases: prompt | case ingredients | rows forced generating | abilities catalogue plan
 conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
@@ -72,7 +72,7 @@ conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: pool share | workers header record | kept | keeping merging | so_far | __init__
+conformance/sweep: pool share | workers header record forecast | kept | keeping merging | so_far | __init__
 conformance/selftest: faulty_peer legal | speaking_peer black_box false_alarms | trial | diagnoses matrix workers
 conformance/selftest: __init__
 conformance/commands: options required diagnose | request vectors explain listing black_boxes

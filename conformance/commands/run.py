@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
+from conformance.sweep.forecast import Forecast, forecast
 from conformance.sweep.header import header_of
 from conformance.sweep.keeping import Keeping
 from conformance.sweep.kept import Ended, write
@@ -84,6 +86,7 @@ class _Made:
     work: Work
     so_far: SoFar
     began: float
+    forecast: Forecast | None = None
     interrupted: bool = False
 
     @property
@@ -98,7 +101,11 @@ def _began(request: Request) -> _Made:
         asked = _asked(request, reporter)
     wanted = asked.every if request.share is None else part(asked, request.share)
     keeping = Keeping(request.resume, header_of(asked, request.share or WHOLE), asked) if request.resume else None
-    return _Made(asked, SoFar(wanted, keeping), began)
+    so_far = SoFar(wanted, keeping)
+    predicted = forecast(asked, so_far.left)
+    if predicted is not None:
+        print(f"conformance: weights are streamed; predicted: {predicted}", file=sys.stderr, flush=True)
+    return _Made(asked, so_far, began, predicted)
 
 
 def _make(request: Request, made: _Made) -> None:
@@ -112,6 +119,8 @@ def _make(request: Request, made: _Made) -> None:
 
 def _result(request: Request, made: _Made) -> Result:
     asked, so_far = made.work, made.so_far
+    if made.forecast is not None and not made.interrupted:
+        so_far.beside.note(made.forecast.beside(time.perf_counter() - made.began, made.peak_bytes))
     result = concluded(asked, so_far.found, so_far.beside, request.known, request.command)
     whole, ended = not made.interrupted and request.share is None, f"{len(so_far.records)} of {len(asked.every)}"
     with reporting(quiet=not request.progress) as reporter:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 from unittest import mock
 
@@ -209,18 +209,16 @@ def decoding(change: Callable[[TextConfig], TextConfig]) -> Injection:
 def weighed(pattern: str, change: Callable[[Array, Setting], Array]) -> Injection:
     """Other weights where the name matches; the change returns a new array."""
 
-    def setting(s: Setting) -> Setting:
-        return replace(s, weights=mapped(s.weights, lambda n, w: change(w, s) if fnmatchcase(n, pattern) else w))
+    def one(setting: Setting, name: str, weight: Array) -> Array:
+        return change(weight, setting) if fnmatchcase(name, pattern) else weight
 
-    return Injection(setting, how=f"other weights: {pattern}")
+    return Injection(lambda s: replace(s, weights=mapped(s.weights, partial(one, s))), how=f"other weights: {pattern}")
 
 
 def renamed(source: Callable[[str], str]) -> Injection:
     """Weights under each other's names: `source(name)` is where the weight of that name is taken from."""
-    return Injection(
-        lambda s: replace(s, weights=mapped(s.weights, lambda n, _: s.weights[source(n)])),
-        how="weights under other names",
-    )
+    how = "weights under other names"
+    return Injection(lambda s: replace(s, weights=mapped(s.weights, lambda n, _: s.weights[source(n)])), how=how)
 
 
 def inputs(change: Callable[[Run, Setting], Run]) -> Injection:
@@ -279,7 +277,7 @@ def earlier(tap: Callable[[Config], str], source: Callable[[Config], str]) -> In
 
 
 def patched(owner: Any, name: str, wrap: Wrap) -> Injection:
-    """A function exchanged; `wrap` makes it anew for every run, so that it may count its calls."""
+    """A function exchanged; `wrap` makes it anew for every run."""
     return Injection(patches=((owner, name, wrap),), how=f"another function: {owner.__name__}.{name}")
 
 
