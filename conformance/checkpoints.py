@@ -179,7 +179,7 @@ def _opened(name: str, found: Found, stream: bool | None, progress: Progress, ba
         weights: Mapping[str, Any]
         if _is_streamed(name, config, stream, backend, notes):
             kept = {n: backend.kept(checkpoint.dtype(n), "float32", narrow=not layer_of(n)) for n in names}
-            weights = OnDemand(names, lambda tensor: checkpoint.read(tensor, kept[tensor], backend))
+            weights = OnDemand(names, lambda tensor: _one(checkpoint, tensor, kept[tensor], backend))
         else:
             _require(backend, name, names)
             weights = dict(_read(checkpoint, list(names), progress, backend))
@@ -187,6 +187,14 @@ def _opened(name: str, found: Found, stream: bool | None, progress: Progress, ba
         raise CheckpointError(str(error)) from error
     folder = place if place.is_dir() else None  # a peer's loader would take another file of it
     return Target(name, config, weights, folder, backend, tuple(notes))
+
+
+def _one(checkpoint: Checkpoint, tensor: str, dtype: str, backend: Backend) -> Any:
+    """A tensor while a run goes on; CheckpointError where it cannot be read."""
+    try:
+        return checkpoint.read(tensor, dtype, backend)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read(checkpoint: Checkpoint, names: Sequence[str], progress: Progress, backend: Backend) -> Iterator[Any]:

@@ -25,7 +25,7 @@ from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import Finding
 from conformance.peers.guard import PeerError, call, line, said, warnings_kept
-from conformance.peers.protocol import Peer, lacks, optional, wide
+from conformance.peers.protocol import Peer, lacks, optional, scheme_of, wide
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import DType
@@ -191,6 +191,8 @@ class Sitting:
         peer, known = self._peer, (BackendError,)
         alone = (BackendError, PeerUnavailable, CheckpointError)
         call("open()", peer.open, self._target, passing=alone if self._manner.alone else known)
+        if self._target.streamed and scheme_of(peer) is not None:
+            raise PeerError("it is quantised, and its controls need all weights in memory: give --no-stream")
         self._beside.versions[peer.name] = _versions(peer)
         lacks(peer)
         called = optional(peer, "called")

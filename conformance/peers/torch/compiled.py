@@ -10,9 +10,11 @@ import torch
 from conformance.activations import Dump
 from conformance.cases.case import Case, Run
 from conformance.cases.least import ENCODED, LOGITS
+from conformance.errors import PeerUnavailable
 from conformance.peers.torch.releases import cache_name
 from conformance.peers.torch.tensors import to_array
 from conformance.peers.torch.transformers import TransformersPeer
+from conformance.target import Target
 from t5g2ref.dtypes import DType
 
 GRAPHS = 64  # of one model: each set of inputs that are given has its own
@@ -32,6 +34,11 @@ class CompiledPeer(TransformersPeer):
         self.name = self.name.replace(attention, f"{attention}-compile", 1)
         self._compiled: dict[int, Any] = {}
         self.generate = None  # type: ignore[method-assign, assignment] # it compiles in its own way
+
+    def open(self, target: Target) -> None:
+        if target.streamed:
+            raise PeerUnavailable(f"{self.name}: a graph holds all weights: give --no-stream, or a smaller checkpoint")
+        super().open(target)
 
     def close(self) -> None:
         super().close()

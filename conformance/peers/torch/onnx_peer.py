@@ -50,6 +50,8 @@ class OnnxPeer(OptionalMembers):
             raise PeerUnavailable(
                 "peer onnxruntime: an encoder alone is not exported; give a checkpoint with a decoder"
             )
+        if target.streamed:
+            raise PeerUnavailable("peer onnxruntime: a graph holds all weights: give --no-stream")
         source = TransformersPeer("eager")
         source.open(target)
         self._folder = tempfile.TemporaryDirectory(prefix="conformance-onnx-")
