@@ -41,6 +41,7 @@ WORKERS = 8  # threads that make synthetic tensors; the array library's generato
 
 GIB = 1 << 30
 SINGLE = 4  # bytes of a number in float32
+SMALL = GIB  # bytes of weights that always fit
 BESIDE = 2 << 30  # libraries, a case's values and what is in between
 
 Progress = Callable[[str, int, int], None]
@@ -107,8 +108,9 @@ def _is_streamed(name: str, config: Config, stream: bool | None, backend: Backen
     Raises CheckpointError where memory would not do either way.
     """
     there, least, all_of_it = free_bytes(backend), bytes_streamed(config), bytes_whole(config)
-    wanted = stream if stream is not None else not has_device(backend) and all_of_it > there
-    if wanted and least > there:
+    is_large = all_of_it - BESIDE > SMALL and not has_device(backend)
+    wanted = stream if stream is not None else is_large and all_of_it > there
+    if wanted and is_large and least > there:
         found = f"{least / GIB:.1f} GiB of memory even layer by layer, found {there / GIB:.1f}"
         raise CheckpointError(f"--ckpt {name}: needs {found}; give a smaller geometry, or a machine with more memory")
     if wanted:

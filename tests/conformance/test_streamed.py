@@ -116,6 +116,7 @@ def test_a_quantised_peer_is_refused(capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_free_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     config = resolve(TINY, synthetic=False)[0].config
+    monkeypatch.setattr(checkpoints, "SMALL", 0)
     needed, least = checkpoints.bytes_whole(config), checkpoints.bytes_streamed(config)
     assert needed - checkpoints.BESIDE == 8 * count(config)
     assert least < needed
@@ -129,6 +130,9 @@ def test_free_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="GiB of memory even layer by layer, found"):
         resolve(TINY, synthetic=False)
     assert not resolve(TINY, synthetic=False, stream=False)[0].streamed, "who says no is believed"
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda _: 0)
+    assert not resolve(TINY, synthetic=False)[0].streamed, "a small one always fits"
 
 
 def test_the_forecast_is_held_against_the_run(capsys: pytest.CaptureFixture[str]) -> None:
