@@ -20,7 +20,6 @@ from t5g2ref.checkpoint.folder import Checkpoint, WeightsError, check, fitted
 from t5g2ref.checkpoint.refusal import NotFound
 from t5g2ref.checkpoint.synthetic import Synthetic
 from t5g2ref.config import Config, ConfigError, preset
-from t5g2ref.dtypes import HALF
 from t5g2ref.notes import noted
 from t5g2ref.on_demand import HELD, OnDemand, layer_of
 from t5g2ref.params import Shape, shapes
@@ -94,7 +93,7 @@ def _synthetic(name: str, calm: bool, stream: bool | None, progress: Progress, b
     tensors = Synthetic(config, massive=not calm)
     weights: Mapping[str, Any]
     if _is_streamed(name, config, stream, backend, notes):
-        weights = OnDemand(tensors, lambda tensor: to_backend(_narrow(tensor, tensors[tensor]), backend))
+        weights = OnDemand(tensors, lambda tensor: to_backend(tensors.narrow(tensor), backend))
     else:
         _require(backend, name, shapes(config))
         weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
@@ -125,17 +124,12 @@ def bytes_whole(config: Config) -> int:
 
 
 def bytes_streamed(config: Config) -> int:
-    """Memory for a run that streams: what is in no layer, narrow and in parts in float64, and a few layers."""
+    """Memory for a run that streams: what is in no layer, ours and a peer's, and a few layers."""
     layers: dict[str, int] = {}
     for name, shape in shapes(config).items():
         layers[layer_of(name)] = layers.get(layer_of(name), 0) + prod(shape)
     outside = layers.pop("", 0)
     return 2 * SINGLE * outside + (HELD + 2) * SINGLE * max(layers.values(), default=0) + BESIDE
-
-
-def _narrow(name: str, value: Any) -> Any:
-    """A synthetic tensor of no layer in bfloat16, which has all its values: it stays in memory."""
-    return value if layer_of(name) else value.astype(HALF["bfloat16"])
 
 
 def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:
@@ -180,7 +174,7 @@ def _opened(name: str, found: Found, stream: bool | None, progress: Progress, ba
         judgeable(name, config)
         weights: Mapping[str, Any]
         if _is_streamed(name, config, stream, backend, notes):
-            kept = {n: backend.kept(checkpoint.dtype(n), "float32", narrow=not layer_of(n)) for n in names}
+            kept = {n: backend.kept(checkpoint.dtype(n), "float32", narrow=True) for n in names}
             weights = OnDemand(names, lambda tensor: _one(checkpoint, tensor, kept[tensor], backend))
         else:
             _require(backend, name, names)

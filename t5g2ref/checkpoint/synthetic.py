@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from t5g2ref.config import Config
-from t5g2ref.dtypes import to_grid
+from t5g2ref.dtypes import HALF
 from t5g2ref.params import shapes
 
 Array = np.ndarray[Any, Any]
@@ -57,12 +57,18 @@ class Synthetic(Mapping[str, Array]):
         return len(self._shapes)
 
     def __getitem__(self, name: str) -> Array:
+        value = self.narrow(name).astype(np.float32)
+        value.flags.writeable = False
+        return value
+
+    def narrow(self, name: str) -> Array:
+        """The tensor in bfloat16, which has all its values."""
         shape = self._shapes[name]
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         value = _drawn(rng, name, shape)
         if self._massive and not name.startswith(("encoder.vision_tower", "encoder.multi_modal")):
             self._give_channel_to_bos(name, value)
-        value = np.asarray(to_grid(value, "bfloat16"))
+        value = value.astype(HALF["bfloat16"])
         value.flags.writeable = False
         return value
 
