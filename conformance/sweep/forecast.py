@@ -16,6 +16,7 @@ import numpy as np
 
 from conformance.cases.case import Case, Run
 from conformance.cases.plan import plan_of
+from conformance.cases.prompt import Prompt
 from conformance.checkpoints import bytes_streamed
 from conformance.judge.comparisons import Comparison
 from conformance.oracle.run_case import legal
@@ -86,6 +87,7 @@ class _Clock:
     def of(self, case: Case, runs: int) -> float:
         """Seconds for a case which the peer runs so often."""
         parts = [part for run in case.runs for part in _parts(run, self._target.config)]
+        parts += [part for prompt in case.prompts for part in _generated(prompt)]
         reading = sum(self._read(stack) for stack, _ in parts if stack in STACKS)
         ours = ANCHORS * sum(self._products(stack, rows, ours=True) for stack, rows in parts)
         theirs = runs * sum(self._products(stack, rows, ours=False) for stack, rows in parts)
@@ -145,6 +147,13 @@ def _parts(run: Run, config: Config) -> Iterator[tuple[str, int]]:
         if rows:
             yield STACKS[2], rows
             yield "table", len(run.decoder_input_ids) * min(last - first, run.logits_to_keep or rows)
+
+
+def _generated(prompt: Prompt) -> Iterator[tuple[str, int]]:
+    """The same of a generation that makes as many ids as it may."""
+    rows = len(prompt.input_ids) * prompt.beams
+    yield STACKS[1], prompt.input_ids.size
+    yield from [(STACKS[2], rows), ("table", rows)] * prompt.new
 
 
 def _product(nx: Numerics, x: Array, weight: Array) -> None:
