@@ -56,10 +56,15 @@ class Keys:
     def allowed(self, nx: Numerics, first: int, last: int) -> Array:
         """bool (B or 1, rows, s): the band's rule and the padding, for that range."""
         low, high = self.span(first, last)
-        allowed = self.band.allows(nx.xp.arange(first, last + 1), nx.xp.arange(low, high))[None]
+        allowed = _by_row(self.band.allows(nx.xp.arange(first, last + 1), nx.xp.arange(low, high)))
         return (
             allowed if self.valid is None else allowed & self.valid[:, None, low - self.kv.start : high - self.kv.start]
         )
+
+
+def _by_row(allowed: Array) -> Array:
+    """(T, s), the same in every row of the batch, or (B or 1, T, s) → (B or 1, T, s)."""
+    return allowed if allowed.ndim == 3 else allowed[None]
 
 
 def attend(
@@ -144,7 +149,7 @@ def dense_mask(nx: Numerics, groups: Sequence[Keys], first_query: int, length: i
     queries = xp.arange(first_query, first_query + length)
     for group in groups:
         positions = xp.arange(group.kv.start, group.kv.start + group.kv.length)
-        allowed = group.band.allows(queries, positions)[None]  # (1, T, S)
+        allowed = _by_row(group.band.allows(queries, positions))  # (B or 1, T, S)
         allowed = allowed if group.valid is None else allowed & group.valid[:, None]
         dense.append(xp.broadcast_to(allowed, (group.kv.keys.shape[0], *allowed.shape[1:])))
     return xp.concatenate(dense, axis=2)

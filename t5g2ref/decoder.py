@@ -7,10 +7,12 @@ split between give the same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from t5g2ref.attention import Keys, merged_attention, project_cross
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
-from t5g2ref.masks import Band, decoder_band
+from t5g2ref.masks import NONE_GIVEN, Band, Given, decoder_band
 from t5g2ref.mlp import feed_forward
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, rms_norm
@@ -47,11 +49,18 @@ def decode(
     cache: Cache,
     valid: Array | None = None,
     trace: Trace = OFF,
+    given: Mapping[str, Given] = NONE_GIVEN,
+    given_cross: Given | None = None,
 ) -> tuple[Array, Cache]:
     """New positions through the stack.
 
     Shapes: embedded (B, T, D), positions (B, T), valid bool (B, T) or None → hidden states (B, T, D) after the last
     norm, and the cache that the next call needs.
+
+    Args:
+        given: masks of the caller's over the own keys by layer kind, for all kinds or for none; a band and padding are
+            not asked then.
+        given_cross: the same over the encoder's keys, for all layers.
     """
     xp = nx.xp
     new = xp.ones(embedded.shape[:2], dtype=bool) if valid is None else valid
@@ -60,9 +69,11 @@ def decode(
     rope = rope_tables(nx, config, positions, trace)
     kept = []
     for i, (layer, kind) in enumerate(zip(w.layers, config.layer_types, strict=True)):
-        past, band = cache.own[i], decoder_band(config, kind)
+        past, inner = cache.own[i], trace.at(f"layers.{i}")
+        band, own_valid = (given[kind], None) if given else (decoder_band(config, kind), seen)
         cross = Keys(cache.cross[i], cache.cross_valid)  # no band: no window ever lies over the cross half
-        x, own = _layer(nx, layer, config, x, rope[kind], past, band, seen, cross, trace.at(f"layers.{i}"))
+        cross = cross if given_cross is None else Keys(cache.cross[i], band=given_cross)
+        x, own = _layer(nx, layer, config, x, rope[kind], past, band, own_valid, cross, inner)
         x = trace(f"layers.{i}", x)
         window = config.window(kind)
         kept.append(own.last(None if window is None else window - 1))
@@ -78,7 +89,7 @@ def _layer(
     rope: tuple[Array, Array],
     past: KeyValue,
     band: Band,
-    valid: Array,
+    valid: Array | None,
     cross: Keys,
     trace: Trace,
 ) -> tuple[Array, KeyValue]:

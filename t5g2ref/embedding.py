@@ -24,6 +24,15 @@ def embed(nx: Numerics, w: Embedding, ids: Array, eoi_id: int) -> Array:
     return nx.cast(nx.xp.where((ids == eoi_id)[..., None], nx.array(w.eoi_embedding), scaled))
 
 
+def told_ids(nx: Numerics, w: Embedding, given: Array, image_id: int) -> Array:
+    """ids (B, T) as far as embeddings (B, T, D) tell them: `image_id` where a row is that id's own, −1 elsewhere.
+
+    Rows are compared bit for bit in the type that they were given in: transformers finds a picture's place so.
+    """
+    row = embed(nx, w, nx.xp.full((1, 1), image_id), -1).astype(given.dtype)
+    return nx.xp.where((nx.array(given) == nx.array(row)).all(axis=-1), image_id, -1)
+
+
 def place_images(embedded: Array, ids: Array, features: Array, image_id: int) -> Array:
     """Put image features (I, M, D), unscaled, on the rows of embedded (B, S, D) whose id is `image_id`, in reading
     order over the batch. Raises ValueError unless there are exactly I · M such rows."""
@@ -31,7 +40,7 @@ def place_images(embedded: Array, ids: Array, features: Array, image_id: int) ->
     count, rows = int(slots.sum()), features.shape[0] * features.shape[1]
     if count != rows:
         raise ValueError(
-            f"input_ids hold {count} image tokens (id {image_id}) but pixel_values give {rows} feature rows "
+            f"the source holds {count} image tokens (id {image_id}) but pixel_values give {rows} feature rows "
             f"({features.shape[0]} images of {features.shape[1]}): put {features.shape[1]} image tokens per image"
         )
     placed = embedded.copy()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from t5g2ref.attention import self_attention
 from t5g2ref.config import TextConfig
-from t5g2ref.masks import Band, encoder_band
+from t5g2ref.masks import NONE_GIVEN, Band, Given, encoder_band
 from t5g2ref.mlp import feed_forward
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, rms_norm
@@ -21,13 +23,19 @@ def encode(
     positions: Array,
     valid: Array | None = None,
     trace: Trace = OFF,
+    given: Mapping[str, Given] = NONE_GIVEN,
 ) -> Array:
-    """embedded (B, S, D), positions (B, S), valid bool (B, S) or None → (B, S, D) after the last norm."""
+    """embedded (B, S, D), positions (B, S), valid bool (B, S) or None → (B, S, D) after the last norm.
+
+    Args:
+        given: masks of the caller's by layer kind, for all kinds or for none; a band and `valid` are not asked then.
+    """
     x = trace("inputs_embeds", embedded)
     rope = rope_tables(nx, config, positions, trace)
     for i, (layer, kind) in enumerate(zip(w.layers, config.layer_types, strict=True)):
         inner = trace.at(f"layers.{i}")
-        x = trace(f"layers.{i}", _layer(nx, layer, config, x, rope[kind], encoder_band(config, kind), valid, inner))
+        band, seen = (given[kind], None) if given else (encoder_band(config, kind), valid)
+        x = trace(f"layers.{i}", _layer(nx, layer, config, x, rope[kind], band, seen, inner))
     return trace("norm", rms_norm(nx, x, w.norm.weight, config.rms_norm_eps))
 
 

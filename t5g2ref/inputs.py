@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from t5g2ref.config import Config
+from t5g2ref.dtypes import HALF
 from t5g2ref.notes import note
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.outputs import IGNORED
@@ -37,6 +38,26 @@ def token_ids(nx: Numerics, config: Config, name: str, value: Any) -> Array:
     if bool(wrong.any()):  # on a device the only wait of a decoding step
         raise ValueError(f"{name}: ids must lie in [0, {config.decoder.vocab_size}), found {int(ids[wrong][0])}")
     return ids
+
+
+def embeddings(nx: Numerics, name: str, value: Any, width: int) -> tuple[Array, Array]:
+    """(B, T, D) finite numbers, of the type that they were given in and of the model's."""
+    given = array(nx, name, value)
+    if given.ndim != 3 or 0 in given.shape or given.shape[2] != width:
+        raise ValueError(f"{name}: expected a non-empty (batch, length, {width}) array, found {tuple(given.shape)}")
+    if given.dtype.kind != "f" and given.dtype not in HALF.values():
+        raise ValueError(f"{name}: expected floats, found dtype {given.dtype}; T5Gemma2.embed makes them from ids")
+    ours = nx.array(given)
+    if not bool(nx.xp.isfinite(ours).all()):
+        raise ValueError(f"{name}: found NaN or infinity, expected finite numbers")
+    return given, ours
+
+
+def one_of(first: str, value: Any, second: str, other: Any) -> None:
+    """ValueError unless exactly one of two inputs is given."""
+    if (value is None) == (other is None):
+        found = "neither" if value is None else "both"
+        raise ValueError(f"{first}, {second}: expected exactly one of them, found {found}")
 
 
 def keep_mask(nx: Numerics, name: str, value: Any, shape: tuple[int, ...]) -> Array:

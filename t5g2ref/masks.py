@@ -2,11 +2,16 @@
 
 Every rule of this model is a band: query q may see key k when q − back ≤ k ≤ q + ahead. A side that is None is
 unbounded. Padding is a second, independent condition on the key. No S × S array is ever needed.
+
+A caller may give a mask of his own instead. It is a rule, too: one that is looked up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array
@@ -16,11 +21,12 @@ from t5g2ref.numerics import Array
 class Band:
     """Keys from `back` behind the query to `ahead` in front of it, both inclusive; None is no bound."""
 
+    by_distance: ClassVar[bool] = True  # the two bounds are the whole rule, which a kernel may rely on
     back: int | None = None
     ahead: int | None = None
 
     def allows(self, queries: Array, keys: Array) -> Array:
-        """bool (T, S) for absolute positions queries (T,) and keys (S,)."""
+        """bool (T, S) for absolute positions queries (T,) and keys (S,); the same in every row of the batch."""
         distance = keys[None, :] - queries[:, None]
         allowed = distance == distance
         if self.back is not None:
@@ -37,6 +43,27 @@ class Band:
 
 
 EVERYTHING = Band()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Given(Band):
+    """A mask that was made by the caller, in the place of a band and of padding.
+
+    Args:
+        mask: bool (B or 1, T, S), whether query t may see key s. Its keys are counted from position 0 on.
+        first: the absolute position of its first query.
+    """
+
+    by_distance: ClassVar[bool] = False
+    mask: Array
+    first: int = 0
+
+    def allows(self, queries: Array, keys: Array) -> Array:
+        """bool (B or 1, T, S) for absolute positions queries (T,) and keys (S,)."""
+        return self.mask[:, queries[:, None] - self.first, keys[None, :]]
+
+
+NONE_GIVEN: Mapping[str, Given] = MappingProxyType({})
 
 
 def encoder_band(config: TextConfig, layer_type: str) -> Band:

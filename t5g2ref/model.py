@@ -11,7 +11,8 @@ from t5g2ref import decoder, encoder, inputs, vision
 from t5g2ref import outputs as heads
 from t5g2ref.cache import Cache
 from t5g2ref.config import Config
-from t5g2ref.embedding import embed, place_images
+from t5g2ref.embedding import embed, place_images, told_ids
+from t5g2ref.given_masks import answer_masks, refuse_alone, source_masks
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Stack, Weights
@@ -76,37 +77,60 @@ class T5Gemma2:
         return self.weights.decoder
 
     @scoped
+    def embed(self, input_ids: Any) -> Array:
+        """input_ids (B, T) integer → (B, T, D), what `inputs_embeds` and `decoder_inputs_embeds` are for these ids:
+        scaled, and the end-of-image id with its own row. Rows of image tokens are still to be replaced."""
+        return self._embedded("input_ids", input_ids, "", None)[1]
+
+    def _embedded(self, name: str, ids: Any, other: str, embeds: Any) -> tuple[Array, Array]:
+        """ids (B, T) and embeddings (B, T, D), from either; ids of given embeddings are told as far as they can be."""
+        inputs.one_of(name, ids, other, embeds)
+        nx, config, table = self.nx, self.config, self.weights.encoder.text_model.embed_tokens
+        if embeds is None:
+            ids = inputs.token_ids(nx, config, name, ids)
+            return ids, embed(nx, table, ids, config.eoi_token_index)
+        given, x = inputs.embeddings(nx, other, embeds, config.encoder.hidden_size)
+        return told_ids(nx, table, given, config.image_token_index), x
+
+    @scoped
     def encode(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         position_ids: Any = None,
         pixel_values: Any = None,
         trace: Trace = OFF,
+        *,
+        inputs_embeds: Any = None,
     ) -> Encoded:
         """input_ids (B, S) integer, attention_mask (B, S) of 0/1, position_ids (B, S) or (1, S), pixel_values
         (I, C, side, side) float in [-1, 1] → the encoder's output. Positions count from 0 over the padded row.
 
+        Args:
+            attention_mask: also (B or 1, 1, S or 1, S), or a mapping of such by layer kind, as `given_masks` has it.
+                It stands in the place of window and padding; what no query sees of it is padding to the decoder.
+            inputs_embeds: (B, S, D) floats in the place of the ids, taken as they are: `embed` says what those of ids
+                are. Where pixel_values are given, rows that equal the image token's are replaced.
+
         Raises:
             ValueError: a wrong shape, dtype or id, no ids at all, or images that do not match their tokens.
         """
-        w, config, nx = self.weights.encoder, self.config, self.nx
-        ids = inputs.token_ids(nx, config, "input_ids", input_ids)
-        valid = inputs.keep_mask(nx, "attention_mask", attention_mask, ids.shape)
+        w, config, nx, inner = self.weights.encoder, self.config, self.nx, trace.at("encoder")
+        ids, x = self._embedded("input_ids", input_ids, "inputs_embeds", inputs_embeds)
+        given, valid = source_masks(nx, attention_mask, ids.shape, config.encoder.layer_types)
         longest = config.encoder.max_position_embeddings
         positions = inputs.positions(nx, "position_ids", position_ids, ids.shape, 0, longest)
-        inner = trace.at("encoder")
-        x = embed(nx, w.text_model.embed_tokens, ids, config.eoi_token_index)
-        x = inner("text_model.embed_tokens", x)
+        x = x if input_ids is None else inner("text_model.embed_tokens", x)
         if pixel_values is None and bool((ids == config.image_token_index).any()):
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
             raise ValueError(
-                f"input_ids hold image tokens (id {config.image_token_index}) but there are no pixel_values for them"
+                f"{name} hold image tokens (id {config.image_token_index}) but there are no pixel_values for them"
             )
         if pixel_values is not None:
             pixels = inputs.pixel_values(nx, config, pixel_values)
             features = vision.image_features(nx, w, config, pixels, inner)
             x = place_images(x, ids, features, config.image_token_index)
-        x = encoder.encode(nx, w.text_model, config.encoder, x, positions, valid, inner.at("text_model"))
+        x = encoder.encode(nx, w.text_model, config.encoder, x, positions, valid, inner.at("text_model"), given)
         return Encoded(x, valid)
 
     @scoped
@@ -123,20 +147,35 @@ class T5Gemma2:
         decoder_attention_mask: Any = None,
         decoder_position_ids: Any = None,
         trace: Trace = OFF,
+        *,
+        decoder_inputs_embeds: Any = None,
+        cross_attention_mask: Any = None,
     ) -> tuple[Array, Cache]:
         """New decoder ids (B, T) → hidden states (B, T, D) and the advanced cache. Mask and positions are those of
-        the new ids alone; positions go on from the cache's length unless given."""
+        the new ids alone; positions go on from the cache's length unless given.
+
+        Args:
+            decoder_attention_mask: also (B or 1, 1, T or 1, past + T), or a mapping of such by layer kind, as
+                `given_masks` has it. It stands in the place of causality, window and padding.
+            decoder_inputs_embeds: (B, T, D) floats in the place of the ids, which are None then.
+            cross_attention_mask: (B or 1, 1, T or 1, S_enc) over the encoder's keys, in the place of its padding.
+
+        Raises:
+            ValueError: a wrong shape, dtype or id; a mask that sees what a sliding layer's cache has not any more.
+        """
         nx, config = self.nx, self.config
-        ids = inputs.token_ids(nx, config, "decoder_input_ids", decoder_input_ids)
+        # Tied: one table for both stacks and the logits.
+        ids, x = self._embedded("decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
         if ids.shape[0] != cache.batch:
-            raise ValueError(f"decoder_input_ids have {ids.shape[0]} rows but the cache was started with {cache.batch}")
-        valid = inputs.keep_mask(nx, "decoder_attention_mask", decoder_attention_mask, ids.shape)
+            name = "decoder_input_ids" if decoder_inputs_embeds is None else "decoder_inputs_embeds"
+            raise ValueError(f"{name} have {ids.shape[0]} rows but the cache was started with {cache.batch}")
+        masks = (decoder_attention_mask, cross_attention_mask)
+        given, cross, valid = answer_masks(nx, *masks, ids.shape, cache, config.decoder.layer_types)
         start, longest = cache.length, config.decoder.max_position_embeddings
         positions = inputs.positions(nx, "decoder_position_ids", decoder_position_ids, ids.shape, start, longest)
         inner = trace.at("decoder")
-        table = self.weights.encoder.text_model.embed_tokens  # tied: one table for both stacks and the logits
-        x = inner("embed_tokens", embed(nx, table, ids, config.eoi_token_index))
-        return decoder.decode(nx, self._decoder, config.decoder, x, positions, cache, valid, inner)
+        x = x if decoder_input_ids is None else inner("embed_tokens", x)
+        return decoder.decode(nx, self._decoder, config.decoder, x, positions, cache, valid, inner, given, cross)
 
     @scoped
     def logits(self, hidden: Array, trace: Trace = OFF) -> Array:
@@ -146,7 +185,7 @@ class T5Gemma2:
     @scoped
     def __call__(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         decoder_input_ids: Any = None,
         *,
         attention_mask: Any = None,
@@ -154,20 +193,32 @@ class T5Gemma2:
         pixel_values: Any = None,
         decoder_attention_mask: Any = None,
         decoder_position_ids: Any = None,
+        inputs_embeds: Any = None,
+        decoder_inputs_embeds: Any = None,
+        cross_attention_mask: Any = None,
         labels: Any = None,
         trace: Trace = OFF,
     ) -> Output:
         """The whole language model in one call; decoder ids default to the labels shifted right.
 
+        Arguments are those of `encode` and `decode`. A 4-D attention_mask needs a cross_attention_mask beside it.
         labels (B, T) integer, −100 to ignore: mean cross-entropy without a further shift.
         """
-        if decoder_input_ids is None:
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
             if labels is None:
                 raise ValueError("give decoder_input_ids, or labels from which they can be made by shifting right")
             decoder_input_ids = self.shift_right(labels)
-        encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace)
-        cache = self.start(encoded, trace)
-        hidden, cache = self.decode(decoder_input_ids, cache, decoder_attention_mask, decoder_position_ids, trace)
+        encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace, inputs_embeds=inputs_embeds)
+        refuse_alone(self.nx, attention_mask, cross_attention_mask)
+        hidden, cache = self.decode(
+            decoder_input_ids,
+            self.start(encoded, trace),
+            decoder_attention_mask,
+            decoder_position_ids,
+            trace,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            cross_attention_mask=cross_attention_mask,
+        )
         logits = self.logits(hidden, trace)
         if labels is None:
             return Output(logits, None, cache, encoded)

@@ -29,7 +29,7 @@ t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
 t5g2ref: numerics on_demand | weights | taps params cache embedding ops rope_types masks | rope activation | attention
 t5g2ref: mlp outputs tap_inputs tap_words
-t5g2ref: vision encoder decoder inputs | model
+t5g2ref: vision encoder decoder inputs | given_masks | model
 t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
 t5g2ref/checkpoint: __init__
 t5g2ref/processor: crops picture_files rule tokenizer_json | image settings | marks | text | prepare | __init__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from conformance.cases.case import Run
 from conformance.defects.injection import Fault, Injection, Setting, Spot, inputs, patched, tapped
@@ -25,6 +25,7 @@ TABLE = f"{E}.embed_tokens.weight"
 class _OneRow(Band):
     """Every query of a call has the row of this one."""
 
+    by_distance: ClassVar[bool] = False
     query: int = 0
 
     def allows(self, queries: Array, keys: Array) -> Array:

@@ -20,7 +20,7 @@ from t5g2ref.attention import Keys
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import HALF, DType
-from t5g2ref.masks import EVERYTHING, Band
+from t5g2ref.masks import EVERYTHING, Band, Given
 from t5g2ref.numerics import EAGER, EXACT, FLASH, SDPA, TIES, Numerics, Profile
 from t5g2ref.trace import OFF
 
@@ -171,6 +171,16 @@ def test_visible_tells_its_kernel_the_rule(launched: list[str], band: Band, padd
         assert (found is None) == (expected is None)
         if expected is not None:
             same_bits(found, expected)
+
+
+def test_a_mask_that_is_given_is_the_definitions(launched: list[str]) -> None:
+    """Its bounds are none, which would show every key."""
+    mask = Given(mask=padding("given", 6, 9)[None], first=6)
+    sources = [source(9, 0, mask, None), source(5, 0, EVERYTHING, None)]
+    found, expected = (attention.visible(nx, sources, 6, 11) for nx in (twinned("float32"), Numerics("float32")))
+    same_bits(found, expected)
+    assert not found.all()
+    assert not launched
 
 
 def test_more_sources_than_two_are_the_definitions(launched: list[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2ref.config import Config, TextConfig
-from t5g2ref.masks import EVERYTHING, Band, decoder_band, encoder_band
+from t5g2ref.masks import EVERYTHING, Band, Given, decoder_band, encoder_band
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 BOUNDS = st.none() | st.integers(0, 9)
@@ -143,3 +143,21 @@ def test_a_mask_is_never_written_into() -> None:
     positions: Array = np.arange(4)
     positions.flags.writeable = False
     assert Band(1, 0).allows(positions, positions).flags.writeable  # a new array: callers may narrow it
+
+
+# Given masks
+
+
+@given(first=st.integers(0, 5), cut=st.tuples(st.integers(0, 3), st.integers(1, 3)), low=st.integers(0, 6))
+def test_a_given_mask_is_looked_up_by_absolute_positions(first: int, cut: tuple[int, int], low: int) -> None:
+    mask = np.arange(2 * 6 * 9).reshape(2, 6, 9) % 5 < 2
+    queries, keys = np.arange(first + cut[0], first + sum(cut)), np.arange(low, 9)
+    found = Given(mask=mask, first=first).allows(queries, keys)
+    assert found.tolist() == [[[bool(row[q - first][k]) for k in keys] for q in queries] for row in mask]
+
+
+def test_a_given_mask_is_no_distance_and_reaches_all_keys() -> None:
+    mask = Given(mask=np.ones((1, 2, 3), bool))
+    assert mask != EVERYTHING
+    assert (mask.by_distance, Band(1, 2).by_distance) == (False, True)
+    assert mask.span(1, 1, 7) == (0, 7)

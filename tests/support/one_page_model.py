@@ -97,7 +97,10 @@ class Naive:
         )
         return x + norm("post_feedforward_layernorm", self.linear(f"{at}.mlp.down_proj", y))
 
-    def encode(self, ids: Array, mask: Array, positions: Array, pixels: Array | None = None) -> Array:
+    def encode(
+        self, ids: Array, mask: Array, positions: Array, pixels: Array | None = None, given: Any = None
+    ) -> Array:
+        """`given`: {layer kind: bool (B, S, S)} in the place of window and mask."""
         text, x = self.config.encoder, self.embed(ids)
         if pixels is not None:
             x[ids == self.config.image_token_index] = self.images(pixels).reshape(-1, x.shape[-1])
@@ -106,16 +109,21 @@ class Naive:
         near = ((q - k >= 0) & (q - k < (w + 1) // 2)) | ((k - q > 0) & (k - q < w // 2 + 1))
         for i, kind in enumerate(text.layer_types):
             allowed = mask[:, None, :].astype(bool) & (near if kind == "sliding_attention" else np.ones_like(near))
+            allowed = allowed if given is None else given[kind]
             x = self.layer(f"encoder.text_model.layers.{i}", text, kind, x, positions, allowed, None)
         return rms(x, self.w["encoder.text_model.norm.weight"], text.rms_norm_eps)
 
-    def decode(self, ids: Array, mask: Array, positions: Array, encoded: Array, encoder_mask: Array) -> Array:
+    def decode(
+        self, ids: Array, mask: Array, positions: Array, encoded: Array, encoder_mask: Array, given: Any = None
+    ) -> Array:
+        """`given`: {layer kind: bool (B, T, T + S_enc)} in the place of causality, window and both masks."""
         text, x, (batch, length) = self.config.decoder, self.embed(ids), ids.shape
         q, k = np.mgrid[:length, :length]
         cross = np.broadcast_to(encoder_mask[:, None, :].astype(bool), (batch, length, encoded.shape[1]))
         for i, kind in enumerate(text.layer_types):
             band = (k <= q) & ((q - k < text.sliding_window) | (kind == "full_attention"))
             allowed = np.concatenate([band & mask[:, None, :].astype(bool), cross], axis=2)
+            allowed = allowed if given is None else given[kind]
             x = self.layer(f"decoder.layers.{i}", text, kind, x, positions, allowed, encoded)
         return rms(x, self.w["decoder.norm.weight"], text.rms_norm_eps)
 

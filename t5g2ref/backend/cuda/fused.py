@@ -180,8 +180,11 @@ def softmax(
 
 
 def visible(definition: Definition, nx: Any, sources: Sequence[Any], first: int, last: int) -> Array | None:
-    """One kernel for one or two sources; without a rule there is no mask, as in the definition."""
-    if len(sources) > 2 or all(s.valid is None and s.band.back is s.band.ahead is None for s in sources):
+    """One kernel for one or two sources; without a rule there is no mask, as in the definition. A rule that is no
+    distance is left to it."""
+    if len(sources) > 2 or not all(s.band.by_distance for s in sources):
+        return definition(nx, sources, first, last)
+    if all(s.valid is None and s.band.back is s.band.ahead is None for s in sources):
         return definition(nx, sources, first, last)
     parts, keys = [], 0
     for source in sources:
