@@ -34,7 +34,7 @@ t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic |
 t5g2ref/checkpoint: __init__
 t5g2ref/processor: crops picture_files rule tokenizer_json | image settings | marks | text | prepare | __init__
 t5g2ref: __init__
-t5g2ref/generate: processors | rules | hypotheses stop | options | steps | greedy sample beam | __init__
+t5g2ref/generate: processors | rules | hypotheses stop starts | options | steps | greedy sample beam | __init__
 t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | heads way | view | page | __init__
 t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
 t5g2ref/commands: describe generate atlas | __init__

@@ -11,7 +11,8 @@ from t5g2ref.atlas.attending import NEEDED
 from t5g2ref.atlas.places import Places
 from t5g2ref.atlas.seen import Seen, seen, sizes
 from t5g2ref.config import TextConfig, VisionConfig
-from t5g2ref.generate.options import Begun, Settings, start_ids
+from t5g2ref.generate.options import Begun, Settings
+from t5g2ref.generate.starts import start_of
 from t5g2ref.generate.steps import Way, generated
 from t5g2ref.model import Encoded, T5Gemma2
 from t5g2ref.numerics import Array
@@ -95,7 +96,7 @@ def _answer(model: T5Gemma2, encoded: Encoded, most: int) -> Array:
     settings = Settings(max_new_tokens=most)
     ends = settings.ends(model.config)
     way = Way(narrow=lambda logits: logits, pick=lambda logits: logits.argmax(axis=-1))
-    return generated(model, Begun(model.start(encoded), start_ids(model, None, 1), ends, settings.rules), way, None).ids
+    return generated(model, Begun(model.start(encoded), start_of(model, 1), ends, settings.rules), way, None).ids
 
 
 @dataclass

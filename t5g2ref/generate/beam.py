@@ -48,7 +48,7 @@ def beam_search(model: T5Gemma2, input_ids: Any, search: Search, **options: Unpa
     Rules act on log-probabilities here, and nothing is normalised behind them, as in transformers.
 
     Args:
-        input_ids, options: as for `greedy`.
+        input_ids, options: as for `greedy`; input_ids are None beside inputs_embeds.
 
     Raises:
         ValueError: as `greedy`, and where the rules leave a source fewer answers than beams.
@@ -61,16 +61,17 @@ def beam_search(model: T5Gemma2, input_ids: Any, search: Search, **options: Unpa
                 left = f"source {n} has {len(row.kept)} answers that the rules allow"
                 raise ValueError(f"beams: {left}, expected {search.beams}; give fewer beams, or fewer rules")
         best = [beam for row in rows for beam in row.kept]
-        start = np.repeat(model.nx.backend.host(begun.ids), search.beams, axis=0)
+        start = np.repeat(model.nx.backend.host(begun.start.ids), search.beams, axis=0)
         return _joined(model, start, best, steps, search.length_penalty)
 
 
 def _searched(model: T5Gemma2, begun: Begun, search: Search) -> tuple[list[Row], list[Array]]:
     """Every source's row at its end, and the logits (rows, V) of every step."""
-    nx, ends, start = model.nx, begun.ends, model.nx.backend.host(begun.ids)
-    rows, cache, new, steps = [Row() for _ in start], begun.cache, begun.ids, []
+    nx, ends, start = model.nx, begun.ends, model.nx.backend.host(begun.start.ids)
+    rows, cache, steps = [Row() for _ in start], begun.cache, []
+    new, mask = begun.start.ids, begun.start.mask
     for step in range(ends.most):
-        hidden, cache = model.decode(new, cache)
+        hidden, cache = model.decode(new, cache, mask)
         steps.append(model.logits(hidden[:, -1:])[:, -1])
         ids = np.array([(*s, *beam.ids) for s, row in zip(start, rows, strict=True) for beam in _growing(row)])
         scores = restricted(nx, log_softmax(nx.xp, finite(nx, steps[-1], step)), nx.xp.asarray(ids), begun, step)
@@ -79,7 +80,7 @@ def _searched(model: T5Gemma2, begun: Begun, search: Search) -> tuple[list[Row],
         growing = [beam for row in rows for beam in _growing(row)]
         if not growing:
             break
-        new = nx.xp.asarray(np.array([beam.ids[-1:] for beam in growing]))
+        new, mask = nx.xp.asarray(np.array([beam.ids[-1:] for beam in growing])), None
         cache = _followed(nx, cache, growing)
     return rows, steps
 

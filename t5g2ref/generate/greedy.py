@@ -9,11 +9,13 @@ from t5g2ref.generate.steps import Generated, Tell, Way, generated
 from t5g2ref.model import T5Gemma2
 
 
-def greedy(model: T5Gemma2, input_ids: Any, *, on_token: Tell | None = None, **options: Unpack[Options]) -> Generated:
+def greedy(
+    model: T5Gemma2, input_ids: Any = None, *, on_token: Tell | None = None, **options: Unpack[Options]
+) -> Generated:
     """The likeliest id at each step, the lower of equals, until every row has ended.
 
     Args:
-        input_ids: as for `T5Gemma2.encode`.
+        input_ids: as for `T5Gemma2.encode`; None beside inputs_embeds.
         on_token: called with the new ids (B,) after each step (for streaming).
         options: see `generate.options.Settings`.
 

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from t5g2ref import inputs
 from t5g2ref.cache import Cache
 from t5g2ref.config import Config
 from t5g2ref.generate.rules import NO_RULES, Rules, require
+from t5g2ref.generate.starts import Start, start_of
 from t5g2ref.generate.stop import Decode, Ends, end_ids
+from t5g2ref.given_masks import is_made
 from t5g2ref.model import T5Gemma2
-from t5g2ref.numerics import Array
 
 
 class Options(TypedDict, total=False):
     """The keywords; `Settings` says what each is, and has the defaults."""
 
     attention_mask: Any
+    position_ids: Any
     pixel_values: Any
+    inputs_embeds: Any
     decoder_input_ids: Any
+    decoder_attention_mask: Any
     decoder_start_token_id: int | None
     max_new_tokens: int
     min_new_tokens: int
@@ -35,8 +38,11 @@ class Settings:
     """The options of one call.
 
     Args:
-        attention_mask, pixel_values: as for `T5Gemma2.encode`. Sources of several lengths are padded and masked.
+        attention_mask, position_ids, pixel_values: as for `T5Gemma2.encode`, but for 4-D masks. Sources of several
+            lengths are padded and masked.
+        inputs_embeds: (B, S, D) in the place of input_ids, which are None then.
         decoder_input_ids: (B, n) start of the answer; the start id is put in front unless the rows begin with it.
+        decoder_attention_mask: (B, n) of 0 and 1, for starts of several lengths, which are padded in front.
         decoder_start_token_id: that id; the configuration's bos when None.
         max_new_tokens: every row ends with so many; at least 1.
         min_new_tokens: no row ends before.
@@ -47,8 +53,11 @@ class Settings:
     """
 
     attention_mask: Any = None
+    position_ids: Any = None
     pixel_values: Any = None
+    inputs_embeds: Any = None
     decoder_input_ids: Any = None
+    decoder_attention_mask: Any = None
     decoder_start_token_id: int | None = None
     max_new_tokens: int = 64
     min_new_tokens: int = 0
@@ -73,7 +82,7 @@ class Begun:
     """A call's beginning: a cache over the encoded source, the start's ids (B, n), the ends and the rules."""
 
     cache: Cache
-    ids: Array
+    start: Start
     ends: Ends
     rules: Rules
 
@@ -82,26 +91,12 @@ def begin(model: T5Gemma2, input_ids: Any, options: Options) -> Begun:
     """Check the options, encode the source and start a cache. ValueError as in `Settings` and `T5Gemma2.encode`."""
     settings = Settings(**options)
     ends = settings.ends(model.config)
-    encoded = model.encode(input_ids, settings.attention_mask, None, settings.pixel_values)
-    batch = encoded.hidden.shape[0]
-    start = start_ids(model, settings.decoder_input_ids, batch, settings.decoder_start_token_id)
+    mask = settings.attention_mask
+    if mask is not None and is_made(model.nx, "attention_mask", mask):
+        raise ValueError("attention_mask: expected (batch, length) of 1 and 0, found a 4-D one; generate takes none")
+    encoded = model.encode(
+        input_ids, mask, settings.position_ids, settings.pixel_values, inputs_embeds=settings.inputs_embeds
+    )
+    given = (settings.decoder_input_ids, settings.decoder_attention_mask, settings.decoder_start_token_id)
+    start = start_of(model, encoded.hidden.shape[0], *given)
     return Begun(model.start(encoded), start, ends, settings.rules)
-
-
-def start_ids(model: T5Gemma2, given: Any, batch: int, first: int | None = None) -> Array:
-    """(B, n) decoder ids to begin with: the first (bos) alone, or the given ones with it in front where it is not yet.
-
-    Raises:
-        ValueError: a wrong shape; rows of which some begin with it and some do not.
-    """
-    xp, bos = model.nx.xp, model.config.decoder.bos_token_id if first is None else first
-    front = xp.full((batch, 1), bos)
-    if given is None:
-        return front
-    given = inputs.array(model.nx, "decoder_input_ids", given)
-    if given.ndim != 2 or given.shape[0] != batch:
-        raise ValueError(f"decoder_input_ids: expected ({batch}, length), found shape {tuple(given.shape)}")
-    begins = model.nx.backend.host(given[:, :1] == bos)
-    if begins.any() and not begins.all():
-        raise ValueError(f"decoder_input_ids: some rows begin with bos ({bos}) and some do not; begin all or none")
-    return given if begins.size and begins.all() else xp.concatenate([front, given], axis=1)

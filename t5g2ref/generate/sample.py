@@ -16,7 +16,7 @@ from t5g2ref.numerics import Array
 
 def sample(
     model: T5Gemma2,
-    input_ids: Any,
+    input_ids: Any = None,
     sampling: Sampling = AS_IT_IS,
     *,
     seed: int | np.random.Generator,

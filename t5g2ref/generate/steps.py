@@ -43,17 +43,17 @@ class Way:
 def generated(model: T5Gemma2, begun: Begun, way: Way, tell: Tell | None) -> Generated:
     """So many steps as the ends allow, or as it takes until each row has ended."""
     xp, pad, ends = model.nx.xp, model.config.decoder.pad_token_id, begun.ends
-    cache, new, ids = begun.cache, begun.ids, begun.ids
+    cache, new, mask, ids = begun.cache, begun.start.ids, begun.start.mask, begun.start.ids
     began, running = ids.shape[1], xp.ones(ids.shape[0], dtype=bool)
     logits, log_probs, lengths = [], [], xp.zeros(ids.shape[0], dtype=int)
     for step in range(ends.most):
-        hidden, cache = model.decode(new, cache)
+        hidden, cache = model.decode(new, cache, mask)
         logits.append(model.logits(hidden[:, -1:]))
         scores = allowed(model.nx, logits[-1][:, -1], ids, begun, step, running)
         scores = way.narrow(scores)
         token = xp.where(running, way.pick(scores), pad)
         log_probs.append(xp.where(running, chosen(xp, log_softmax(xp, scores), token), 0.0))
-        new, lengths = token[:, None], lengths + running
+        new, mask, lengths = token[:, None], None, lengths + running
         ids = xp.concatenate([ids, new], axis=1)
         if tell is not None:
             tell(token)

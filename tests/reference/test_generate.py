@@ -17,7 +17,7 @@ from conformance.measure.ratio import examine
 from conformance.oracle.run_case import models
 from t5g2ref import taps
 from t5g2ref.generate.greedy import greedy
-from t5g2ref.generate.options import start_ids
+from t5g2ref.generate.starts import start_of
 from t5g2ref.model import T5Gemma2
 
 STEPS = 40  # more than twice the decoder's window
@@ -163,11 +163,66 @@ def test_one_token(model: T5Gemma2) -> None:
 
 
 def test_start_ids(model: T5Gemma2, bos: int) -> None:
-    assert start_ids(model, None, 2).tolist() == [[bos], [bos]]
-    assert start_ids(model, [[40, 41], [42, 43]], 2).tolist() == [[bos, 40, 41], [bos, 42, 43]]
-    assert start_ids(model, [[bos, 41], [bos, 43]], 2).tolist() == [[bos, 41], [bos, 43]]
-    assert start_ids(model, [[41, bos]], 1).tolist() == [[bos, 41, bos]], "bos further on begins nothing"
-    assert start_ids(model, np.zeros((2, 0), int), 2).tolist() == [[bos], [bos]]
+    def ids(batch: int, *given: Any) -> list[list[int]]:
+        found: list[list[int]] = start_of(model, batch, *given).ids.tolist()
+        return found
+
+    assert ids(2) == [[bos], [bos]]
+    assert ids(2, [[40, 41], [42, 43]]) == [[bos, 40, 41], [bos, 42, 43]]
+    assert ids(2, [[bos, 41], [bos, 43]]) == [[bos, 41], [bos, 43]]
+    assert ids(1, [[41, bos]]) == [[bos, 41, bos]], "bos further on begins nothing"
+    assert ids(2, np.zeros((2, 0), int)) == [[bos], [bos]]
+
+
+def test_starts_of_unlike_lengths(model: T5Gemma2, bos: int) -> None:
+    """Padding is in front. Where a row begins behind it with bos, all do and it is there; else it goes before it."""
+    mask, pad = [[0, 0, 1], [1, 1, 1]], model.config.decoder.pad_token_id
+    there = start_of(model, 2, [[pad, pad, bos], [bos, 40, 41]], mask)
+    assert (there.ids.tolist(), there.mask.tolist()) == (
+        [[pad, pad, bos], [bos, 40, 41]],
+        np.array(mask, bool).tolist(),
+    )
+    made = start_of(model, 2, [[pad, pad, 44], [42, 40, 41]], mask)
+    assert made.ids.tolist() == [[bos, pad, pad, 44], [bos, 42, 40, 41]]
+    assert made.mask.tolist() == [[True, False, False, True], [True] * 4]
+
+
+@pytest.mark.parametrize(
+    ("given", "mask", "message"),
+    [
+        (None, [[1]], r"^decoder_attention_mask: expected decoder_input_ids beside it, found none"),
+        ([[9, 8]], [[1, 0]], r"^decoder_attention_mask: expected 0 \(padding\) in front and at least one 1 behind"),
+        ([[9, 8], [7, 7]], [[0, 0], [1, 1]], r"at least one 1 behind it, in every row"),
+        ([[9, 8, 7], [7, 7, 7]], [[0, 1, 1], [0, 0, 1]], r"^decoder_attention_mask: expected a row without padding"),
+        ([[9, 8]], [[1, 1, 1]], r"^decoder_attention_mask: expected shape \(1, 2\) as the ids, found \(1, 3\)"),
+        ([[9, 8]], [[0.5, 1]], r"^decoder_attention_mask: expected only 1 \(keep\) and 0 \(padding\)"),
+        ([["bos", 8], [7, 7]], [[0, 1], [1, 1]], r"^decoder_input_ids: bos \(\d+\) is padding and begins no row"),
+        ([[9, "bos"], [7, 7]], [[0, 1], [1, 1]], r"^decoder_input_ids: some rows begin with bos"),
+    ],
+)
+def test_starts_that_are_refused(given: Any, mask: Any, message: str, model: T5Gemma2, bos: int) -> None:
+    given = given and [[bos if token == "bos" else token for token in row] for row in given]
+    with pytest.raises(ValueError, match=message):
+        start_of(model, len(mask), given, mask)
+
+
+@pytest.mark.parametrize("mask", [np.ones((2, 1, 9, 9), bool), {"full_attention": np.ones((2, 1, 9, 9), bool)}])
+def test_a_mask_of_the_callers_is_for_forward_alone(mask: Any, model: T5Gemma2) -> None:
+    with pytest.raises(ValueError, match=r"^attention_mask: expected \(batch, length\) of 1 and 0, found a 4-D one"):
+        greedy(model, prompt(model, 0), attention_mask=mask, max_new_tokens=1)
+
+
+def test_from_embeddings_and_at_given_positions(model: T5Gemma2) -> None:
+    """Embeddings of ids are these ids; positions are the source's, as in `encode`."""
+    ids = prompt(model, 0)
+    positions = np.arange(ids.shape[1])[None] * 3
+    told, plain = greedy(model, inputs_embeds=model.embed(ids), max_new_tokens=4), greedy(model, ids, max_new_tokens=4)
+    same_bits(told.logits, plain.logits)
+    moved = greedy(model, ids, position_ids=positions, max_new_tokens=4, stop=())
+    same_bits(moved.logits[:, :1], model(ids, moved.ids[:, :1], position_ids=positions).logits)
+    assert (moved.logits[:, 0] != plain.logits[:, 0]).any()
+    with pytest.raises(ValueError, match="expected exactly one of them, found both"):
+        greedy(model, ids, inputs_embeds=model.embed(ids), max_new_tokens=1)
 
 
 def test_mixed_starts_are_refused(model: T5Gemma2, bos: int) -> None:

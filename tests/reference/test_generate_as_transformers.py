@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from generating import STEPS, common, pictured, ragged
-from helpers import Array, close
+from helpers import Array, close, generator
 
 import t5g2ref
 from conformance.cases.case import Case
@@ -161,6 +161,44 @@ def test_greedy(seed: int, theirs: Any, ours: T5Gemma2) -> None:
     found = greedy(ours, **source, **names, stop=stop, rules=ruling(rules))
     assert np.array_equal(out.sequences.numpy(), found.ids)
     assert not stop or (found.ids[:, -1] == pad).any() or found.ids.shape[1] < 21
+
+
+def starts(model: T5Gemma2, seed: int, rows: int, bos: bool) -> dict[str, Array]:
+    """Starts of unlike lengths, padded in front, with bos in all of them or in none."""
+    lengths = generator(f"starts {seed}").permutation(rows) + 1
+    mask = (np.arange(rows) >= rows - lengths[:, None]).astype(int)
+    ids = np.where(mask == 1, generator(f"ids {seed}").integers(40, 290, mask.shape), model.config.decoder.pad_token_id)
+    if bos:
+        ids[range(rows), rows - lengths] = model.config.decoder.bos_token_id
+    return {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_starts_of_unlike_lengths(seed: int, theirs: Any, ours: T5Gemma2) -> None:
+    """Greedy and beams, with rules, which count padding as they do in transformers, past the decoder's window."""
+    source = ragged(ours, seed, (17, 4, 9)) | starts(ours, seed, 3, bos=seed % 2 == 0)
+    rules = RULES[seed // 2] if seed > 1 else {}
+    out = asked(theirs, ours, source, (), max_new_tokens=20, **rules)
+    found = greedy(ours, **source, max_new_tokens=20, stop=(), rules=ruling(rules))
+    assert np.array_equal(out.sequences.numpy(), found.ids)
+    names = {"max_new_tokens": STEPS, "rules": rules}
+    out, searched = beamed(theirs, ours, source, common(ours, source, 2), Search(3), **names)
+    same(out, searched, ours.config.decoder.pad_token_id)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_from_embeddings(seed: int, theirs: Any, ours: T5Gemma2) -> None:
+    """With pictures or not, and at given positions; greedy and beams."""
+    source = pictured(ours, seed) if seed % 2 else ragged(ours, seed)
+    if seed > 1:
+        source["position_ids"] = generator(f"p {seed}").integers(0, 60, source["input_ids"].shape)
+    embeds = ours.with_numerics(Numerics("float32")).embed(source.pop("input_ids"))
+    source["inputs_embeds"] = embeds
+    out = asked(theirs, ours, source, (), max_new_tokens=STEPS)
+    assert np.array_equal(out.sequences.numpy(), greedy(ours, **source, max_new_tokens=STEPS, stop=()).ids)
+    out = asked(theirs, ours, source, (), max_new_tokens=STEPS, num_beams=3)
+    found = beam_search(ours, None, Search(3), **source, max_new_tokens=STEPS, stop=())
+    assert np.array_equal(out.sequences.numpy(), found.ids[::3])
 
 
 # Sampling
