@@ -35,7 +35,8 @@ t5g2ref/checkpoint: __init__
 t5g2ref/processor: crops picture_files rule tokenizer_json | image settings | marks | text | prepare | __init__
 t5g2ref: __init__
 t5g2ref/generate: processors | rules | hypotheses stop starts | options | steps | greedy sample beam | __init__
-t5g2ref/atlas: places tokens attending pictures plots | seen | gather grids | heads way | view | page | __init__
+t5g2ref/atlas: places tokens attending pictures plots | seen | grids | looking | gather | heads way | view
+t5g2ref/atlas: page | __init__
 t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example
 t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from t5g2ref.atlas.attending import NEEDED
+from t5g2ref.atlas.looking import Looked, looked
 from t5g2ref.atlas.places import Places
 from t5g2ref.atlas.seen import Seen, seen, sizes
 from t5g2ref.config import TextConfig, VisionConfig
@@ -22,6 +23,9 @@ from t5g2ref.trace import Trace
 LONGEST = 320  # tokens of a source: a picture of the released sizes takes 256
 MOST_NEW = 32  # tokens of an answer
 MOST_LAYERS = 12  # that are shown of a stack
+MOST_LOOKED = 4  # layers of the tower whose attention is: each takes as long again as in the model
+PHOTOS = 8  # pictures that are drawn
+TOWER = "encoder.vision_tower.encoder.layers."
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Gathered:
         taps: those of the layers that are shown, in the order in which they came to be.
         kept: whole arrays, by tap.
         sizes: {tap of the residual stream: (tokens,) root mean squares}.
+        looked: {layer of the tower: its attention}.
         logits: (T, V) or None.
         places: the code that was met.
     """
@@ -48,6 +53,7 @@ class Gathered:
     taps: list[Seen]
     kept: dict[str, Array]
     sizes: dict[str, Array]
+    looked: dict[int, Looked]
     logits: Array | None
     places: Places
 
@@ -62,6 +68,12 @@ def shown(part: TextConfig | VisionConfig) -> list[int]:
     types = part.layer_types if isinstance(part, TextConfig) else ()
     spread = {round(i) for i in np.linspace(0, layers - 1, min(layers, MOST_LAYERS))}
     return sorted(spread | {types.index(kind) for kind in set(types)})
+
+
+def looked_at(part: VisionConfig) -> list[int]:
+    """The tower's layers whose attention is shown, spread evenly over those that are shown."""
+    layers = shown(part)
+    return sorted({layers[round(i)] for i in np.linspace(0, len(layers) - 1, min(len(layers), MOST_LOOKED))})
 
 
 def gather(model: T5Gemma2, ids: Any, pixels: Any = None, *, max_new_tokens: int = 16) -> Gathered:
@@ -108,7 +120,9 @@ class Watch:
     taps: list[Seen] = field(default_factory=list)
     kept: dict[str, Array] = field(default_factory=dict)
     sizes: dict[str, Array] = field(default_factory=dict)
+    looked: dict[int, Looked] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+    _queries: Any = None
 
     def __post_init__(self) -> None:
         self._table = {tap.name: tap for tap in table(self.model.config, images=self.images)}
@@ -120,16 +134,28 @@ class Watch:
         if self._hidden(tap):
             return value
         self.taps.append(seen(tap, value, self.places.calling()))
-        if name.endswith(NEEDED) and not name.startswith("encoder.vision"):
+        if name.startswith(TOWER):
+            self._look(name.removeprefix(TOWER), value)
+        elif name.endswith(NEEDED):
             self.kept[name] = value
         return value
+
+    def _look(self, name: str, value: Any) -> None:
+        """A layer's attention, once its queries and keys are there."""
+        layer, _, part = name.partition(".self_attn.")
+        if not part or int(layer) not in looked_at(self.model.config.vision):
+            return
+        if part == "q_proj":
+            self._queries = value
+        if part == "k_proj":
+            self.looked[int(layer)] = looked(self.model, self._queries, value, PHOTOS)
 
     def found(
         self, ids: Array, pixels: Array | None, answer: Array | None = None, logits: Array | None = None
     ) -> Gathered:
         """All that it saw, with what it was asked for."""
         start, chosen = (None, None) if answer is None else (answer[:-1], answer[1:])
-        seen_of = (self.taps, self.kept, self.sizes)
+        seen_of = (self.taps, self.kept, self.sizes, self.looked)
         return Gathered(self.model, ids[0], start, chosen, pixels, *seen_of, logits, self.places)
 
     def _hidden(self, tap: Tap) -> bool:

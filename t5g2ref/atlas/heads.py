@@ -9,11 +9,10 @@ import numpy as np
 
 from t5g2ref.atlas import attending, grids, pictures
 from t5g2ref.atlas.gather import Gathered
+from t5g2ref.atlas.looking import HEADS, patch_names
 from t5g2ref.atlas.seen import shrunk
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array
-
-HEADS = 8  # drawn of a layer, beside their mean
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,21 @@ class Heads:
             mean = grids.weighed("mean of the heads", weights.mean(axis=0), self.source, self.source)
             layers.append(self._layer(layer, self.found.model.config.encoder, mean, weights))
         return layers
+
+    def tower_attention(self) -> list[dict[str, Any]]:
+        """The tower's weights in each layer: of the first picture's patches; and what each patch gets, by picture."""
+        names, layers = patch_names(self.found.model.config.vision.patches_per_side), []
+        for layer, seen in self.found.looked.items():
+            mean = grids.weighed("mean of the heads", seen.mean, names, names)
+            heads = [pictures.strength(head) for head in seen.heads]
+            layers.append({"layer": layer, "kind": "", "mean": mean, "heads": heads, "looks": self._given(seen.given)})
+        return layers
+
+    def _given(self, given: Array) -> list[tuple[str, float]]:
+        """Of each picture what its patches get, as a square, and how many times an even share the largest is."""
+        side = self.found.model.config.vision.patches_per_side
+        squares = [one.reshape(side, side) for one in given]
+        return [(pictures.strength(one, 0.0, pictures.ORANGE), float(one.max() * one.size)) for one in squares]
 
     def merged_attention(self) -> list[dict[str, Any]]:
         """The decoder's weights in each layer, in two halves."""
@@ -86,7 +100,7 @@ class Heads:
 
     def _layer(self, layer: int, text: TextConfig, mean: grids.Grid, weights: Array) -> dict[str, Any]:
         heads = [pictures.strength(shrunk(head, 64, 64)) for head in weights[:HEADS]]
-        return {"layer": layer, "kind": self._kind(text, layer), "mean": mean, "heads": heads}
+        return {"layer": layer, "kind": self._kind(text, layer), "mean": mean, "heads": heads, "looks": []}
 
     def _merged(self, layer: int) -> Array:
         return attending.decoder_weights(self.found.model, self.found.kept, layer)[0]

@@ -10,7 +10,8 @@ import numpy as np
 
 from t5g2ref.numerics import Array
 
-LEVELS = 16  # of each sign
+LEVELS = 7  # of each sign: with 0 no more than fit into four bits a cell
+STRENGTHS = 15  # beside 0: four bits as well
 LARGEST = 256  # pixels a side of a picture
 BLUE, ORANGE = (23, 104, 214), (214, 98, 12)
 
@@ -29,8 +30,9 @@ def strength(weights: Array, top: float = 0.0, colour: tuple[int, int, int] = BL
 
     top: the number that is fully opaque; the largest by default.
     """
-    levels = np.rint(np.sqrt(np.clip(weights / (top or float(weights.max()) or 1.0), 0.0, 1.0)) * 32)
-    return _palette(levels, [colour] * 33, [min(255, 8 * level) for level in range(33)])
+    levels = np.rint(np.sqrt(np.clip(weights / (top or float(weights.max()) or 1.0), 0.0, 1.0)) * STRENGTHS)
+    alpha = [round(255 * level / STRENGTHS) for level in range(STRENGTHS + 1)]
+    return _palette(levels, [colour] * (STRENGTHS + 1), alpha)
 
 
 def photo(pixels: Array) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 
 from t5g2ref import decoder, embedding, encoder, masks, mlp, ops, outputs, rope, vision
 from t5g2ref.atlas import grids, pictures, plots
-from t5g2ref.atlas.gather import MOST_LAYERS, Gathered, shown
-from t5g2ref.atlas.heads import HEADS, Heads
+from t5g2ref.atlas.gather import PHOTOS, Gathered, shown
+from t5g2ref.atlas.heads import Heads
+from t5g2ref.atlas.looking import HEADS
 from t5g2ref.atlas.places import Place, summary
 from t5g2ref.atlas.tokens import named
 from t5g2ref.attention import attend, attention_weights, dense_mask, merged_attention, self_attention
@@ -19,7 +20,6 @@ from t5g2ref.generate.processors import log_softmax
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
 
-PHOTOS = 8  # that are drawn
 CHIPS = 16  # tokens of a picture that are listed one by one
 CHOICES = 5
 CODE: dict[str, tuple[Callable[..., Any], ...]] = {
@@ -27,13 +27,14 @@ CODE: dict[str, tuple[Callable[..., Any], ...]] = {
     "input": (embedding.embed, embedding.place_images, vision.patches, vision.average),
     "choices": (outputs.lm_logits, T5Gemma2.decode),
     "merged": (merged_attention, attend, attention_weights),
+    "tower": (vision.tower, vision.attention, attend),
     "self": (self_attention, attend, attention_weights),
     "masks": (masks.encoder_band, masks.decoder_band, dense_mask),
     "rope": (rope.inverse_frequencies, rope.tables, rope.rotate),
     "depth": (ops.add_norm, mlp.feed_forward, vision.block),
 }
 """The code of each section."""
-PICTURES = (embedding.place_images, vision.patches, vision.average, vision.block)
+PICTURES = (*(embedding.place_images, vision.tower, vision.patches, vision.attention, vision.average, vision.block),)
 ANSWERS = (decoder.decode, masks.decoder_band, T5Gemma2.start)
 """What does not run without pictures, and without a decoder."""
 
@@ -146,13 +147,18 @@ class View:
             for stack, text, layers in stacks
             if len(layers) < text.num_hidden_layers
         ]
-        if len(shown(self.config.vision)) < self.config.vision.num_hidden_layers and self.found.pixels is not None:
-            said.append(f"Of the tower's {self.config.vision.num_hidden_layers} layers {MOST_LAYERS} are shown.")
-        if max(t.num_attention_heads for _, t, _ in self._stacks()) > HEADS:
+        tower, looked = self.config.vision, len(self.found.looked)
+        if self.found.pixels is not None and looked < tower.num_hidden_layers:
+            layers = f"{len(shown(tower))} are shown, and the attention of {looked}"
+            said.append(f"Of the tower's {tower.num_hidden_layers} layers {layers}.")
+        heads = [text.num_attention_heads for _, text, _ in self._stacks()]
+        heads += [tower.num_attention_heads] if looked else []
+        if max(heads) > HEADS:
             said.append(f"Of the heads the first {HEADS} are drawn; means are of all.")
         if self.found.pixels is not None and len(self.found.pixels) > PHOTOS:
             said.append(f"Of {len(self.found.pixels)} pictures the first {PHOTOS} are drawn.")
-        if len(self.source) > grids.SIDE:
+        patches = tower.patches_per_side**2 if looked else 0
+        if max(len(self.source), patches) > grids.SIDE:
             said.append(f"Drawings of more than {grids.SIDE} keys show the largest weight of each block of keys.")
         return said
 

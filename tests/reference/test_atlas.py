@@ -16,7 +16,8 @@ import pytest
 
 import t5g2ref
 from t5g2ref.atlas import attending, grids, pictures, plots, seen, tokens
-from t5g2ref.atlas.gather import LONGEST, MOST_LAYERS, MOST_NEW, Gathered, gather, shown
+from t5g2ref.atlas.gather import LONGEST, MOST_LAYERS, MOST_NEW, PHOTOS, Gathered, gather, looked_at, shown
+from t5g2ref.atlas.looking import HEADS, looked, patch_names
 from t5g2ref.atlas.places import ROOT, Places
 from t5g2ref.attention import attend, merge_heads, split_heads
 from t5g2ref.command_line import main
@@ -25,7 +26,7 @@ from t5g2ref.generate.greedy import greedy
 from t5g2ref.model import T5Gemma2
 from t5g2ref.trace import recorder
 
-SECTIONS = ("way", "input", "choices", "merged", "self", "masks", "rope", "depth", "taps", "code")
+SECTIONS = ("way", "input", "choices", "merged", "tower", "self", "masks", "rope", "depth", "taps", "code")
 DEMO = t5g2ref.bundled("demo")
 LINE = re.compile(r"trace\(|inner\(|lazy\(")
 VOID = {"meta", "input", "img", "br", "wbr", "path", "rect", "image", "circle"}
@@ -99,7 +100,7 @@ def test_it_is_one_file_that_loads_nothing(page: Page, demo: str) -> None:
     assert "url(" not in style
     assert "@import" not in style
     assert "default-src 'none'" in page.every("content")[0]
-    assert len(demo) < 3_000_000
+    assert len(demo.encode()) < 650_000
     assert page.open == []
 
 
@@ -152,7 +153,9 @@ def test_lines_of_code_link_where_one_says(tmp_path: Path) -> None:
 
 def test_an_encoder_alone_has_no_decoder_s_sections(tmp_path: Path) -> None:
     ids = Page(made(tmp_path, "--ckpt", "tiny-encoder", "--ids", "5,17,42")).every("id")
-    assert [one for one in ids if one in SECTIONS] == [one for one in SECTIONS if one not in ("choices", "merged")]
+    assert [one for one in ids if one in SECTIONS] == [
+        one for one in SECTIONS if one not in ("choices", "merged", "tower")
+    ]
 
 
 def test_a_long_input_stays_small(tmp_path: Path) -> None:
@@ -183,6 +186,62 @@ def test_weights_times_values_are_the_tap(name: str) -> None:
             assert not weights[~np.broadcast_to(taps[f"{at}.mask"][:, None], weights.shape)].any()
             out = merge_heads(weights @ values.repeat(config.groups, axis=1))
             np.testing.assert_allclose(out, taps[f"{at}.attention"], rtol=0, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def eyes() -> tuple[T5Gemma2, dict[str, Any], Gathered]:
+    """The demo with two pictures: every tap, and what is gathered."""
+    model, taps = t5g2ref.load(DEMO, "float64"), dict[str, Any]()
+    ids = [[2, *[6] * 4, 9, *[6] * 4, 11]]
+    pixels = np.random.default_rng(2).uniform(-1, 1, (2, 3, 32, 32))
+    model.encode(ids, pixel_values=pixels, trace=recorder(taps))
+    return model, taps, gather(model, ids, pixels, max_new_tokens=1)
+
+
+def test_the_tower_s_weights_times_values_are_the_tap(eyes: tuple[T5Gemma2, dict[str, Any], Gathered]) -> None:
+    """Of the first picture as they are, since 64 patches are no more than a drawing has cells."""
+    model, taps, found = eyes
+    config = model.config.vision
+    assert sorted(found.looked) == list(range(config.num_hidden_layers))
+    for layer, seen_ in found.looked.items():
+        at = f"encoder.vision_tower.encoder.layers.{layer}.self_attn"
+        values = split_heads(taps[f"{at}.v_proj"], config.head_dim)[:1]
+        weights = np.stack(seen_.heads)[None]
+        np.testing.assert_allclose(merge_heads(weights @ values), taps[f"{at}.attention"][:1], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(seen_.mean, weights[0].mean(axis=0), rtol=1e-13)
+        np.testing.assert_allclose(seen_.given[0], weights[0].mean(axis=(0, 1)), rtol=1e-13)
+        np.testing.assert_allclose(seen_.given.sum(axis=1), 1.0, atol=1e-13)
+
+
+def test_many_patches_heads_and_pictures_are_kept_in_short(eyes: tuple[T5Gemma2, dict[str, Any], Gathered]) -> None:
+    from dataclasses import replace
+
+    model = eyes[0]
+    heads = replace(model.config.vision, num_attention_heads=HEADS + 2, hidden_size=4 * (HEADS + 2))
+    wide = T5Gemma2(replace(model.config, vision=heads), model.weights, model.nx)
+    q, k = np.random.default_rng(3).normal(size=(2, PHOTOS + 1, 200, 4 * (HEADS + 2)))
+    found = looked(wide, q, k, PHOTOS)
+    assert found.mean.shape == (grids.SIDE, grids.SIDE)
+    assert [head.shape for head in found.heads] == [(64, 64)] * HEADS
+    assert found.given.shape == (PHOTOS, 200)
+    assert patch_names(20)[:3] == ["0,0", "0,3", "0,6"]
+    assert (len(patch_names(20)), patch_names(8)[9]) == (grids.SIDE, "1,1")
+
+
+def test_what_patches_get_lies_over_their_own_picture(
+    eyes: tuple[T5Gemma2, dict[str, Any], Gathered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL", reason="needs Pillow")
+    from t5g2ref.atlas.heads import Heads
+
+    _, _, found = eyes
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "strength", lambda weights, *_: drawn.append(weights) or "")
+    layers = Heads(found, [], [], []).tower_attention()
+    first = found.looked[0].given
+    np.testing.assert_array_equal(drawn[5:7], first.reshape(2, 8, 8))  # behind the mean and four heads
+    np.testing.assert_allclose([times for _, times in layers[0]["looks"]], first.max(axis=1) * 64)
+    assert [layer["layer"] for layer in layers] == [0, 1, 2]
 
 
 def test_one_call_chooses_as_the_steps_did(model: T5Gemma2, found: Gathered) -> None:
@@ -216,7 +275,10 @@ def test_what_is_left_out_is_never_a_kind_of_layer() -> None:
         assert layers[-1] == config.decoder.num_hidden_layers - 1
         assert len(layers) <= MOST_LAYERS + 1
         assert {config.decoder.layer_types[i] for i in layers} == set(config.decoder.layer_types)
-    assert len(shown(PRESETS["270m"].vision)) == MOST_LAYERS
+    tower = PRESETS["270m"].vision
+    assert len(shown(tower)) == MOST_LAYERS
+    assert looked_at(tower) == [0, 9, 17, 26]
+    assert set(looked_at(tower)) <= set(shown(tower))
 
 
 # The drawings
@@ -241,11 +303,11 @@ def test_a_picture_is_what_the_tower_sees() -> None:
 def test_colours_are_signs_and_opacity_is_size() -> None:
     pytest.importorskip("PIL", reason="needs Pillow")
     drawn = np.asarray(opened(pictures.signed(np.array([[0.0, 2.0, -2.0, 1.0]]))).convert("RGBA"))[0]
-    assert drawn[:, 3].tolist() == [0, 255, 255, 128]
+    assert drawn[:, 3].tolist() == [0, 255, 255, 146]  # of seven steps the fourth
     assert (tuple(drawn[1, :3]), tuple(drawn[2, :3])) == (pictures.BLUE, pictures.ORANGE)
     assert not np.asarray(opened(pictures.signed(np.zeros((3, 3)))).convert("RGBA"))[..., 3].any()
     weights = np.asarray(opened(pictures.strength(np.array([[0.0, 0.25, 1.0]]))).convert("RGBA"))[0]
-    assert weights[:, 3].tolist() == [0, 128, 255]
+    assert weights[:, 3].tolist() == [0, 136, 255]  # of fifteen steps the eighth
 
 
 def areas(path: str) -> Iterator[tuple[float, float, float, float]]:
