@@ -41,7 +41,7 @@ t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing
 t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: prompt | case ingredients | rows forced generating | abilities catalogue plan
+conformance/cases: picture prompt | case ingredients | rows forced generating pictured | abilities catalogue plan
 conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
@@ -49,14 +49,15 @@ conformance/measure: ratio | half accumulated | __init__
 conformance/oracle: beams taking_turns quantised angles | worst_case | side_by_side | run_case | expected | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
-conformance/defects: cached generating padding steps windows
+conformance/defects: cached generating padding pictures steps windows
 conformance/defects/uncatalogued: attention elements lengths outputs rows runs stream weights | pictures | __init__
 conformance/defects/near: shortened | activation attention norms tables | __init__
 conformance/defects: all | __init__
 conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard | protocol | reference folder made replay function later
-conformance/peers/torch: generating releases spill static_cache streamed tensors | hooks onnx_graphs | transformers
+conformance/peers/torch: generating pictures releases spill static_cache streamed tensors | hooks onnx_graphs
+conformance/peers/torch: transformers
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
@@ -64,7 +65,7 @@ conformance/peers/engines: wire | keras_places mlx_watch | keras_cases keras_wat
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
-conformance/judge: steady together walk choices | along | judge pooled | generated
+conformance/judge: steady together walk choices | along | judge pictured pooled | generated
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: sitting | session | __init__
@@ -74,8 +75,8 @@ conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
 conformance/sweep: pool share | workers header record forecast | kept | keeping merging | so_far | __init__
-conformance/selftest: faulty_peer legal | speaking_peer black_box false_alarms | trial | diagnoses matrix workers
-conformance/selftest: __init__
+conformance/selftest: faulty_peer legal preparing_peer | speaking_peer black_box false_alarms | trial
+conformance/selftest: diagnoses matrix workers | __init__
 conformance/commands: options required diagnose | request vectors explain listing black_boxes
 conformance/commands: run merged_result | check merge replay selftest export | command_line
 conformance/commands: __init__

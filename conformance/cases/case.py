@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.cases.picture import Picture
 from conformance.cases.prompt import Prompt
 from t5g2ref.dtypes import HALF, to_grid
 
@@ -70,6 +71,7 @@ class Case:
             runs it only for the faults that ask for it.
         types: the types that peers are judged in on it; all where there is none.
         prompts: what the peer's own `generate` is asked for. The runs then follow from its answers.
+        pictures: files that the peer's own processor is asked for; there are no runs then.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Case:
     costly: bool = False
     types: tuple[str, ...] = ()
     prompts: tuple[Prompt, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
     def asks(self, dtype: str) -> bool:
         """Whether a peer in this type is judged on it."""

@@ -84,10 +84,10 @@ class Request(Chosen):
 
     def _asked(self, peer: Peer) -> Asked:
         preallocated, probed = (bool(optional(peer, name)) for name in ("preallocated", "probed"))
-        generates = optional(peer, "generate") is not None
+        generates, prepares = (optional(peer, name) is not None for name in ("generate", "preprocess"))
         given = self.names.get(peer.name)
         mark = checksum(given) if given else ""
-        return Asked(peer.name, peer.dtype, given, mark, preallocated, probed, generates)
+        return Asked(peer.name, peer.dtype, given, mark, preallocated, probed, generates, prepares)
 
 
 def of_run(given: argparse.Namespace) -> Request:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.cases import catalogue as case_list
-from conformance.cases import generating
+from conformance.cases import generating, pictured
 from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED
 from conformance.commands import black_boxes
@@ -147,7 +147,7 @@ def _columns(everywhere: bool, chosen: list[Fault]) -> list[Case]:
     """The cases of the matrix. Every checkpoint has them under the names that the bundled one has."""
     names = {fault.case for fault in chosen}
     config = Config.load(bundled("tiny"))
-    cases = [*case_list.build(config), *(c for c in generating.build(config) if not c.costly)]
+    cases = [*case_list.build(config), *(c for c in generating.build(config) if not c.costly), *pictured.build(config)]
     return [c for c in cases if everywhere or c.name in names]
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from conformance.defects import arithmetic, attention, cached, embedding, generating, masks, norms, padding, positions
 from conformance.defects import outputs as heads
+from conformance.defects import pictures as files
 from conformance.defects import settings as shared
 from conformance.defects import steps as calls
 from conformance.defects import uncatalogued as own
@@ -16,7 +17,7 @@ from conformance.defects.near import NEAR as NEAR
 
 _PARTS = (
     *(embedding, norms, positions, masks, layers, padding, attention, shared),
-    *(cached, calls, pictures, heads, arithmetic, generating, own),
+    *(cached, calls, pictures, files, heads, arithmetic, generating, own),
 )
 
 FAULTS: list[Fault] = sorted((fault for part in _PARTS for fault in part.FAULTS), key=lambda fault: fault.id)

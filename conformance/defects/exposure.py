@@ -25,13 +25,16 @@ _SLOTS = ("D57", "D75")  # of a preallocated cache
 _ELSEWHERE = {
     "D49": "no checkpoint here sets attn_logit_softcapping (one added where none is set would show in float32)",
     "D57": "only a peer with a preallocated cache can have it (transformers:sdpa-static)",
-    "D58": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the preprocessing",
     "D63": "needs a peer in float16, and activations near its largest number",
     "D75": "only a peer with a preallocated cache can have it (transformers:sdpa-static)",
     "D76": "the cases give ids: a peer that takes embeddings as well is not asked to",
-    "D77": "the cases give pixel_values, not pictures; t5g2ref's own tests compare the resampling",
 }
 
+
+_UNSHOWN = dict.fromkeys(
+    ("D58", "D77"),
+    "picture files are for a peer's own processor, which not every peer here has (or Pillow is missing)",
+)  # where the cases give pixel_values alone
 
 _SHARED = ("rms_norm_eps", "query_pre_attn_scalar", "rope_parameters", "sliding_window")  # settings of D71
 
@@ -153,8 +156,8 @@ def hidden(
     partly |= _BLACK_HALF if set(outside) & set(HALF) else {}
     partly |= _QUANTISED_HALF if set(quantised) & set(HALF) else {}
     configs, cases, powers = list(configs), list(cases), powers or {}
-    shown = {d for case in cases for d in case.exposes} | (_ALWAYS if cases else set())
-    shown |= {"D80"} if cases and repeated else set()
+    always = _ALWAYS | ({"D80"} if repeated else set()) if any(not case.pictures for case in cases) else set()
+    shown = {d for case in cases for d in case.exposes} | always
     reasons: dict[str, str] = {}
     for defect in DEFECTS:
         hides, reason = _HIDDEN.get(defect, (lambda _: False, ""))
@@ -170,7 +173,7 @@ def hidden(
         elif defect in _ELSEWHERE and not (preallocated and defect in _SLOTS):
             reasons[defect] = _ELSEWHERE[defect]
         elif defect not in shown:
-            reasons[defect] = "no case that was run exposes it"
+            reasons[defect] = _UNSHOWN.get(defect, "no case that was run exposes it")
         elif all(hides(config) for config in configs):
             reasons[defect] = reason
     return reasons

@@ -14,11 +14,11 @@ from typing import Any
 from unittest import mock
 
 from conformance.cases.case import Case, Run
+from conformance.cases.picture import Prepared
 from conformance.cases.prompt import GENERATE, Answer, Prompt
 from conformance.defects import rounding
 from conformance.oracle.run_case import TraceOfCall, program
 from t5g2ref.config import Config, TextConfig
-from t5g2ref.dtypes import HALF
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.on_demand import mapped
@@ -125,6 +125,7 @@ class Fault:
         jumps: whether a last bit may move a whole token as far, as where what divides a row is rounded to few bits.
         near: the catalogued defect that it resembles and is not. Whether it is found is not asked; its name is.
         answered, stays: of `generate`: what it makes of an answer; whether a beam keeps its own row's cache.
+        prepared: of a peer's own processor: what stands in its place.
     """
 
     id: str
@@ -145,6 +146,7 @@ class Fault:
     jumps: bool = False
     answered: Callable[[Prompt, Answer, Config], Answer] | None = None
     stays: bool = False
+    prepared: Prepared | None = None
 
     @property
     def key(self) -> str:
@@ -155,6 +157,10 @@ class Fault:
     @property
     def spoken(self) -> bool:  # on a peer's own generation, where alone it shows
         return self.case.startswith(GENERATE)
+
+    @property
+    def beside(self) -> bool:  # it shows beside the model's calls alone: in a peer's own generation or its processor
+        return self.spoken or self.prepared is not None
 
     @property
     def catalogued(self) -> bool:
@@ -202,7 +208,6 @@ def stacks(change: Callable[[TextConfig], TextConfig]) -> Injection:
 
 
 def decoding(change: Callable[[TextConfig], TextConfig]) -> Injection:
-    """Another configuration of the decoder."""
     return configured(lambda config: replace(config, decoder=change(config.decoder)))
 
 
@@ -279,11 +284,6 @@ def earlier(tap: Callable[[Config], str], source: Callable[[Config], str]) -> In
 def patched(owner: Any, name: str, wrap: Wrap) -> Injection:
     """A function exchanged; `wrap` makes it anew for every run."""
     return Injection(patches=((owner, name, wrap),), how=f"another function: {owner.__name__}.{name}")
-
-
-def half_of(dtype: str) -> str:
-    """The half type of a lane."""
-    return dtype if dtype in HALF else "bfloat16"
 
 
 def in_single(defect: str, title: str, case: str, tap: str) -> Fault:

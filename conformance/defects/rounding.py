@@ -37,6 +37,11 @@ def twins(defect: str, half: str) -> dict[str, Twin | None]:
     return ROUNDING[defect](half)
 
 
+def half_of(dtype: str) -> str:
+    """The half type of a lane; bfloat16 of one that has none."""
+    return dtype if dtype in HALF else "bfloat16"
+
+
 def grid(nx: Numerics, x: Array, half: str) -> Array:
     """x rounded to the half type's grid, in its own dtype again. On a device by way of float32, which every library
     converts."""

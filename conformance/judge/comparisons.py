@@ -47,13 +47,14 @@ def comparisons(targets: Iterable[str], peers: Mapping[str, Asks], plan: Plan, *
     ]
 
 
-def asks(dtype: str, case: Case, *, generates: bool) -> bool:
+def asks(dtype: str, case: Case, *, generates: bool, prepares: bool) -> bool:
     """Whether a peer is judged on a case: one of its type, and to generate one that can, or that is asked by name.
 
     Args:
         generates: whether the peer can generate, or was asked to by name.
+        prepares: whether it has a processor of its own.
     """
-    return (generates or not case.prompts) and case.asks(dtype)
+    return (generates or not case.prompts) and (prepares or not case.pictures) and case.asks(dtype)
 
 
 def in_order(found: Found, order: Sequence[Comparison]) -> Found:

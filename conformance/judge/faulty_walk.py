@@ -10,7 +10,8 @@ import numpy as np
 from conformance.activations import Dump
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, validity
-from conformance.defects.injection import Injection, Setting, half_of
+from conformance.defects.injection import Injection, Setting
+from conformance.defects.rounding import half_of
 from conformance.measure import limits
 from conformance.measure.finding import Finding
 from conformance.target import Target

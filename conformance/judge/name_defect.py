@@ -110,7 +110,10 @@ def candidates(tap: str, unseen: Iterable[str] = ()) -> list[Fault]:
     chosen = {
         (fault.id, fault.variant): fault
         for fault in FAULTS
-        if fault.catalogued and fault.named and (fault.id in ids or kind_of(fault.tap) in kinds)
+        if fault.catalogued
+        and fault.named
+        and fault.prepared is None
+        and (fault.id in ids or kind_of(fault.tap) in kinds)
     }
     return list(chosen.values())
 

@@ -62,8 +62,7 @@ class Session:
 
     def _every(self, peers: list[Peer]) -> list[Comparison]:
         def asks_of(peer: Peer) -> Asks:
-            able = self._generating or optional(peer, "generate") is not None
-            return lambda case: asks(peer.dtype, case, generates=able)
+            return lambda case: _asks(peer, case, self._generating)
 
         names = [target.name for target in self._targets]
         return comparisons(names, {peer.name: asks_of(peer) for peer in peers}, self._plan, exact=self._exact)
@@ -86,5 +85,9 @@ class Session:
 
 def asked(plan: Plan, target: Target, peer: Peer, *, generating: bool) -> list[Case]:
     """The cases of a checkpoint that the peer is asked for."""
-    able = generating or optional(peer, "generate") is not None
-    return [case for of, case in plan if of is target and asks(peer.dtype, case, generates=able)]
+    return [case for of, case in plan if of is target and _asks(peer, case, generating)]
+
+
+def _asks(peer: Peer, case: Case, generating: bool) -> bool:
+    able = {"generates": generating or optional(peer, "generate") is not None}
+    return asks(peer.dtype, case, **able, prepares=optional(peer, "preprocess") is not None)

@@ -23,6 +23,7 @@ from conformance.judge.exact.probes import probes
 from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
+from conformance.judge.pictured import judge_pictures, legal_note
 from conformance.measure.finding import Finding
 from conformance.peers.guard import PeerError, call, line, said, warnings_kept
 from conformance.peers.protocol import Peer, lacks, optional, scheme_of, wide
@@ -157,6 +158,10 @@ class Sitting:
     def _compared(self, case: Case) -> Judgement:
         if why := why_skipped(case, lacks(self._peer)):
             return Judgement(self._peer.name, case.name, skipped=why, dtype=self._peer.dtype)
+        if case.pictures:
+            found = judge_pictures(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
+            self._beside.note(*filter(None, [legal_note(found)]))
+            return found
         if case.prompts:
             return judge_generated(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
         return judge(self._peer, self._target, case, self._progress, repeat=self._manner.repeat, shared=self._shared)

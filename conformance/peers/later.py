@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from conformance.activations import Dump
@@ -19,17 +20,26 @@ class Later(OptionalMembers):
     Args:
         name, dtype: the peer's.
         make: makes it. Raises PeerUnavailable.
-        generates: whether it can be asked to generate.
+        generates, prepares: whether it can be asked to generate, and has a processor of its own.
         known: its other optional members that are not the default.
     """
 
     def __init__(
-        self, name: str, dtype: str, make: Callable[[], Peer], *, generates: bool = False, **known: Any
+        self,
+        name: str,
+        dtype: str,
+        make: Callable[[], Peer],
+        *,
+        generates: bool = False,
+        prepares: bool = False,
+        **known: Any,
     ) -> None:
         self.name, self.dtype, self._make = name, dtype, make
         vars(self).update(known)
         if generates:
             self.generate = self._generate
+        if prepares:
+            self.preprocess = self._preprocess
 
     @cached_property
     def made(self) -> Peer:
@@ -41,6 +51,9 @@ class Later(OptionalMembers):
     def _generate(self, prompt: Prompt) -> Answer:
         answer: Answer = optional(self.made, "generate")(prompt)
         return answer
+
+    def _preprocess(self, file: Path) -> Any:
+        return optional(self.made, "preprocess")(file)
 
     def versions(self) -> dict[str, str]:
         return self.made.versions()

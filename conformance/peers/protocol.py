@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Protocol
 
 from conformance.activations import Dump
@@ -95,6 +96,10 @@ class OptionalMembers:
 
     generate: Callable[[Prompt], Answer] | None = None
     """Its own generation for one prompt, without sampling; see `explain generation`. A peer without it is not asked."""
+
+    preprocess: Callable[[Path], Any] | None = None
+    """Its own processor: the path of a picture file → values (3, side, side) in float32, without crops; see `explain
+    pictures`. A peer without it is given pixel values alone."""
 
     timeout: float | None = None
     """Seconds that it may take for each answer; --timeout sets them. None where there is nothing to wait for."""

@@ -31,7 +31,8 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from conformance.cases import catalogue as case_list
-from conformance.cases import generating
+from conformance.cases import generating, pictured
+from conformance.cases.picture import PIXELS
 from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
 from conformance.measure.finding import FAILURES, Finding
@@ -46,7 +47,7 @@ REQUIRED = ("peer", "case", "tap", "reason", "link")
 SKIPPED, RAISED = "skipped", "raised"
 WHOLE = (SKIPPED, RAISED)  # of an entry of a whole case
 BY_NAME = ("missing", "shape", "dtype", "nan")  # excused only where an entry says so
-NO_TAPS = ("weights", "probe-", "generate.")  # how the names of what is judged begin that is no tap
+NO_TAPS = ("weights", "probe-", "generate.", PIXELS)  # how the names of what is judged begin that is no tap
 SEEN, PASSED, NOT_RUN = "seen", "unexpected pass", "not run"
 
 
@@ -135,7 +136,7 @@ class Known:
         names = {tap.name for table in tables for tap in table}
         for i, entry in enumerate(self.entries, 1):
             if entry.status in WHOLE:
-                built = (case_list.build, case_list.build_rows, generating.build)
+                built = (case_list.build, case_list.build_rows, generating.build, pictured.build)
                 cases = ["exact", *(case.name for t in targets for build in built for case in build(t.config))]
                 if not any(fnmatchcase(name, entry.case) for name in cases):
                     raise _strange(i, entry.case, "case of this checkpoint", cases)

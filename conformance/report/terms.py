@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from conformance.cases import catalogue, generating
+from conformance.cases import catalogue, generating, pictured
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.judge.comparisons import EXACT, Comparison, Plan, asks, comparisons
@@ -22,7 +22,7 @@ class Asked:
         given: what to give to `--peer` for it; None for what no name has.
         mark: a checksum of the Python file that it is in; "" for none.
         preallocated, probed: see `peers.protocol.OptionalMembers`.
-        generates: whether it has a `generate`.
+        generates, prepares: whether it has a `generate`, and a processor of its own.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Asked:
     preallocated: bool = False
     probed: bool = True
     generates: bool = False
+    prepares: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +136,15 @@ class Work:
 
     def asks(self, peer: Asked, case: Case) -> bool:
         """Whether a peer is judged on a case."""
-        return asks(peer.dtype, case, generates=peer.generates or self.terms.generating)
+        generates = peer.generates or self.terms.generating
+        return asks(peer.dtype, case, generates=generates, prepares=peer.prepares)
 
 
 def cases(terms: Terms, config: Config) -> list[Case]:
-    """Every case for a geometry that a lane which is wanted has. Prompts that take a while are asked for by name."""
+    """Every case for a geometry that a lane which is wanted has, and that of picture files where a peer can read them.
+    Prompts that take a while are asked for by name."""
     made = (catalogue.build_rows if terms.rows else catalogue.build)(config)
+    made += pictured.build(config) if any(peer.prepares for peer in terms.peers) else []
     prompts = generating.build(config) if terms.generate else []
     return made + [c for c in prompts if not c.costly or terms.generating or c.name in terms.cases]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from conformance.cases.pictured import NAME as PICTURES
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge.judgement import Judgement
 from conformance.judge.together import TOGETHER
@@ -85,7 +86,8 @@ def _place(judgements: list[Judgement]) -> str:
             return _shortened(j.culprit.tap) if j.culprit else (j.skipped or j.error or other).split(":")[0]
     worst = max((w for j in judgements if (w := j.worst()) is not None), key=lambda f: f.judged, default=None)
     if worst is None:
-        return "patterns" if judgements[0].case == TOGETHER else "weights, embeddings, probes"
+        named = {TOGETHER: "patterns", PICTURES: "pixel values, by picture"}
+        return named.get(judgements[0].case, "weights, embeddings, probes")
     return _shortened(worst.tap)
 
 

@@ -60,7 +60,7 @@ class Told:
 
 def singles() -> list[Fault]:
     """Every catalogued fault of a float32 peer that is there from its first run on, each variant once."""
-    chosen = {(f.id, f.variant): f for f in FAULTS if f.catalogued and f.lane == LANE and not f.later and not f.spoken}
+    chosen = {(f.id, f.variant): f for f in FAULTS if f.catalogued and f.lane == LANE and not f.later and not f.beside}
     return list(chosen.values())
 
 
@@ -79,7 +79,7 @@ class BlackBoxes:
 
     def pairs(self, count: int, seed: int = SEED) -> list[tuple[Fault, Fault]]:
         """Pairs of faults of different defects, drawn by the seed; more than are needed: some do not count."""
-        faults = [fault for fault in candidates(LANE) if not fault.spoken]
+        faults = [fault for fault in candidates(LANE) if not fault.beside]
         drawn = np.random.default_rng(seed).integers(len(faults), size=(4 * count, 2))
         return [(faults[i], faults[j]) for i, j in drawn if faults[i].id != faults[j].id]
 

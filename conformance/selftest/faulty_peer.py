@@ -6,7 +6,8 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.cases.case import Case
-from conformance.defects.injection import HEALTHY, Injection, Setting, half_of
+from conformance.defects.injection import HEALTHY, Injection, Setting
+from conformance.defects.rounding import half_of
 from conformance.peers.reference import ReferencePeer
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.dtypes import DType

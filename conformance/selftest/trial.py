@@ -11,7 +11,7 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.cases import catalogue as case_list
-from conformance.cases import generating
+from conformance.cases import generating, pictured
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, valid_tokens
 from conformance.defects.injection import Fault
@@ -22,11 +22,13 @@ from conformance.judge.judgement import Judgement
 from conformance.judge.lanes import SingleLane
 from conformance.judge.meeting import Ended, Meeting, Place
 from conformance.judge.operations import Operations
+from conformance.judge.pictured import judge_pictures, written
 from conformance.judge.walk import Walk
 from conformance.measure.distance import distances
 from conformance.measure.finding import Finding
 from conformance.oracle.run_case import models
 from conformance.selftest.faulty_peer import FaultyPeer
+from conformance.selftest.preparing_peer import PreparingPeer
 from conformance.selftest.speaking_peer import SpeakingPeer
 from conformance.target import Target
 from t5g2ref.dtypes import DType
@@ -90,7 +92,7 @@ class Bench:
     def cases(self, fault: Fault, name: str = "") -> list[Case]:
         """Every case of the target that the fault is tried on."""
         config = self.target(fault, name).config
-        return [*case_list.build(config), *generating.build(config)]
+        return [*case_list.build(config), *generating.build(config), *pictured.build(config)]
 
     def try_out(self, fault: Fault, where: Where) -> Trial:
         """Try the fault in its own case and, as `where` says, in others: in half types only if they declare it."""
@@ -108,6 +110,10 @@ class Bench:
 
     def judged(self, fault: Fault, target: Target, case: Case) -> Judgement:
         """The whole judgement of the peer with this fault."""
+        if case.pictures:
+            preparing = PreparingPeer(fault)
+            preparing.open(target)
+            return judge_pictures(cast(Any, preparing), target, case, repeat=False)
         if case.prompts:
             speaking = SpeakingPeer(fault, backend=target.backend)
             speaking.open(target)
@@ -137,6 +143,12 @@ class Bench:
 
     def _injected(self, fault: Fault, target: Target, case: Case) -> bool:
         """Whether the fault changes what the peer shows. One that does not says nothing about the judge."""
+        if case.pictures:
+            right, wrong = PreparingPeer(), PreparingPeer(fault)
+            right.open(target)
+            wrong.open(target)
+            with written(case) as files:
+                return any(not np.array_equal(right.preprocess(f), wrong.preprocess(f)) for _, f in files)
         if case.prompts:
             healthy, peer = (SpeakingPeer(f, backend=target.backend) for f in (None, fault))
             for one in (healthy, peer):
@@ -156,9 +168,9 @@ class Bench:
         return min(found, self._cell(fault, target, case), key=STRONGER.index)
 
     def _cell(self, fault: Fault, target: Target, case: Case) -> str:
-        if fault.lane != "float32" or case.prompts:
+        if fault.lane != "float32" or case.prompts or case.pictures:
             result = self.judged(fault, target, case)
-            if case.prompts and not result.deviates and not self._injected(fault, target, case):
+            if (case.prompts or case.pictures) and not result.deviates and not self._injected(fault, target, case):
                 return NOTHING
             return _letter(fault, result.culprit if result.deviates else None)
         healthy = self.healthy(target, case)

@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Any, cast
 
 from conformance.cases import catalogue as case_list
-from conformance.cases import generating
+from conformance.cases import generating, pictured
+from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.defects import all as catalogue
 from conformance.defects.injection import HEALTHY
 from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
+from conformance.judge.pictured import judge_pictures
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import LEGAL
+from conformance.selftest.preparing_peer import PreparingPeer
 from conformance.selftest.speaking_peer import SpeakingPeer
 from conformance.selftest.trial import Bench, Where
 from conformance.sweep.pool import done
@@ -68,7 +71,17 @@ def _conforming(target: Target, name: str, lane: DType) -> list[tuple[str, str, 
             found.append((name, lane, target.name, case.name, blame or result.error))
     if lane == generating.TYPE and injection is HEALTHY:
         found += _generated(target, name, profile)
+        found += [_prepared(target, name, case) for case in pictured.build(target.config)]
     return found
+
+
+def _prepared(target: Target, name: str, case: Case) -> tuple[str, str, str, str, str]:
+    """The same of a healthy processor."""
+    peer = PreparingPeer()
+    peer.open(target)
+    result = judge_pictures(cast(Any, peer), target, case, repeat=False)
+    blame = "" if result.culprit is None else f"{result.culprit.tap} {result.culprit.status}"
+    return name, generating.TYPE, target.name, case.name, blame or result.error or result.skipped
 
 
 def _generated(target: Target, name: str, profile: Profile) -> list[tuple[str, str, str, str, str]]:

@@ -155,7 +155,7 @@ def _in_plan(judgement: Judgement, case: Case | None, config: Config, where: str
     for f in rows:
         if f.passed and not (f.judged <= f.limit and f.tokens > 0):
             raise PlainError(f"{where}: {f.tap} passes with {f.judged} of {f.limit} in {f.tokens} tokens")
-    if case is None or case.prompts:
+    if case is None or case.prompts or case.pictures:
         return
     known = {(n, tap.name) for n, tap in plan_of(config, case)}
     if strange := next((f for f in rows if (f.call, f.tap) not in known), None):

@@ -44,7 +44,7 @@ def text_faults(lane: DType, targets: dict[str, Target]) -> list[Fault]:
     """The faults of a lane in a text case of a bundled checkpoint as it is, but for the cases that take seconds."""
 
     def fits(fault: Fault) -> bool:
-        if fault.lane != lane or fault.later or fault.spoken or fault.target not in targets:
+        if fault.lane != lane or fault.later or fault.beside or fault.target not in targets:
             return False
         target = targets[fault.target]
         case = case_of(target, fault.case) if not fault.case.startswith("image") else None

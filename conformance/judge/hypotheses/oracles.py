@@ -10,7 +10,8 @@ import numpy as np
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, valid_tokens
 from conformance.defects.all import FAULTS
-from conformance.defects.injection import Fault, Setting, half_of, joined
+from conformance.defects.injection import Fault, Setting, joined
+from conformance.defects.rounding import half_of
 from conformance.judge.evidence import Evidence, Host, Place, alike
 from conformance.oracle.run_case import legal
 from conformance.target import Target
@@ -33,7 +34,13 @@ def candidates(dtype: str) -> list[Fault]:
     """Each variant of each catalogued defect once, that a peer in this type can have and an oracle can know."""
     chosen: dict[tuple[str, str], Fault] = {}
     for fault in FAULTS:
-        if fault.catalogued and fault.named and not fault.later and fault.lane in ("float32", dtype):
+        if (
+            fault.catalogued
+            and fault.named
+            and fault.prepared is None
+            and not fault.later
+            and fault.lane in ("float32", dtype)
+        ):
             chosen.setdefault((fault.id, fault.variant), fault)
     return list(chosen.values())
 

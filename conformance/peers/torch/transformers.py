@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from conformance.cases.case import Case, Run
 from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
-from conformance.peers.torch import generating, static_cache, streamed
+from conformance.peers.torch import generating, pictures, static_cache, streamed
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, named, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
@@ -115,6 +116,11 @@ class TransformersPeer(OptionalMembers):
         """Its own generation, with the cache that it makes itself; a preallocated one where it is asked for that."""
         model = self.model(Case("generate", "", ()))
         return generating.answered(model, prompt, self._device, self._torch_dtype, static=self._static)
+
+    def preprocess(self, file: Path) -> Any:
+        """What its Pillow processor makes of a picture file."""
+        assert self._target is not None, "open() comes first"
+        return pictures.prepared(self._target, file)
 
     def _run(self, model: Any, case: Case, run: Run, dump: Dump) -> None:
         assert self._target is not None
