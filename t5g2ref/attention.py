@@ -62,6 +62,7 @@ class Keys:
         )
 
 
+@twinned
 def attend(
     nx: Numerics,
     q: Array,
@@ -138,6 +139,7 @@ def visible(nx: Numerics, groups: Sequence[Keys], first: int, last: int) -> Arra
     return nx.join([xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks], 2)
 
 
+@twinned
 def dense_mask(nx: Numerics, groups: Sequence[Keys], first_query: int, length: int) -> Array:
     """bool (B, T, S): what the rules allow, written out over all keys of all groups. For taps only."""
     xp, dense = nx.xp, []

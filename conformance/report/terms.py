@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from conformance.cases import catalogue, generating
+from conformance.cases import catalogue, generating, long
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
 from conformance.judge.comparisons import EXACT, Comparison, Plan, asks, comparisons
@@ -139,10 +139,14 @@ class Work:
 
 
 def cases(terms: Terms, config: Config) -> list[Case]:
-    """Every case for a geometry that a lane which is wanted has. Prompts that take a while are asked for by name."""
+    """Every case for a geometry that a lane which is wanted has. Long context, and prompts that take a while, are asked
+    for by name."""
     made = (catalogue.build_rows if terms.rows else catalogue.build)(config)
     prompts = generating.build(config) if terms.generate else []
-    return made + [c for c in prompts if not c.costly or terms.generating or c.name in terms.cases]
+    named = (
+        [case for case in long.build(config) if case.name in terms.cases] if set(long.NAMES) & {*terms.cases} else []
+    )
+    return made + named + [c for c in prompts if not c.costly or terms.generating or c.name in terms.cases]
 
 
 def work(terms: Terms, targets: Iterable[Target], cases_of: Callable[[Config], list[Case]] | None = None) -> Work:
