@@ -89,4 +89,4 @@ def judged(picked: Picked | None, tap: Tap, value: Any) -> Any:
 def _taken(value: Any, positions: Array, at: int | None) -> Any:
     if at is None or at >= value.ndim or not len(positions) or value.shape[at] <= positions[-1]:
         return value
-    return value[(slice(None),) * at + (positions,)]
+    return value[(slice(None),) * at + (positions.tolist(),)]  # a list serves every array library

@@ -115,6 +115,7 @@ def described(name: str, backend: Backend = NUMPY) -> Peer | None:
         dtype,
         partial(create, name, backend),
         generates=True,
+        picks=True,
         preallocated=way == "-static",
     )
 

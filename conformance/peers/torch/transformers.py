@@ -47,6 +47,8 @@ class TransformersPeer(OptionalMembers):
         static: whether cached calls are given a preallocated cache, as `generate` makes it; see `static_cache`.
     """
 
+    picks = True
+
     def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu", static: bool = False) -> None:
         self.name = named(attention, "-static" * static, dtype, device)
         self._static = self.preallocated = static
@@ -120,7 +122,7 @@ class TransformersPeer(OptionalMembers):
         assert self._target is not None
         config, images = self._target.config, run.pixel_values is not None
         plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
-        capture = Capture(model, plan, *run.input_ids.shape)
+        capture = Capture(model, plan, *run.input_ids.shape, run.picked)
         held = cache_name(type(model).forward)
         cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
         if self._static and run.splits is not None:
