@@ -8,6 +8,7 @@ source to a long answer: so encoder, cross half and decoder all have keys far ou
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,36 +22,43 @@ LENGTHS = {"long-8k": 8192, "long-32k": 32_768, "long-128k": 131_072}
 POSITIONS = "long-positions"
 NAMES = (*LENGTHS, POSITIONS)
 SHORT = 8  # tokens beside a long row
-EXPOSES = tuple("D19 D20 D21 D22 D23 D27 D30 D31 D32 D33 D34 D35 D37 D67 D68 D69 D71 D79".split())
-FAR = tuple("D19 D20 D21 D22 D23 D27".split())
+FAR = ("D19", "D20", "D21", "D22", "D23", "D27")
+ENCODER, DECODER = ("D30", "D31", "D32", "D35"), ("D33", "D34", "D37", "D67", "D68", "D69", "D71", "D79")
 
 
 def build(config: Config) -> list[Case]:
     """Every case of long context that this geometry's parts can run."""
     kits = [Kit(config, np.random.default_rng([SEED, i])) for i in range(len(NAMES))]
-    return [*(long(kit, name, LENGTHS[name]) for kit, name in zip(kits, LENGTHS, strict=False)), _positions(kits[-1])]
+    return [*(long(kits[i], name, length) for i, (name, length) in enumerate(LENGTHS.items())), _positions(kits[-1])]
 
 
 def long(k: Kit, name: str, length: int) -> Case:
     """The case of rows of so many tokens."""
     encoder, decoder = k.config.encoder, k.config.decoder
-    source, title = k.ids(1, length), f"{length} tokens to a few, and a few to {length}, at picked ones"
+    source = k.ids(1, length)
     at = tokens(length, _reaches(encoder), k.rng)
     if not k.config.has_decoder:
         alone = Run(source, source[:, :0], picked=Picked(at, np.arange(0)))
-        return Case(name, f"{length} tokens, at picked ones", (alone,), "encoder", **_how(("D30", "D31", "D32", "D35")))
+        return Case(name, f"{length} tokens, at picked ones", (alone,), "encoder", **_how(FAR, ENCODER))
     answer = decoder.sliding_window + SHORT
-    first = Picked(at, tokens(answer, _reaches(decoder), k.rng))
-    second = Picked(np.arange(SHORT), tokens(length, _reaches(decoder), k.rng))
-    runs = (
-        Run(source, k.ids(1, answer), logits_to_keep=LAST, picked=first),
-        Run(k.ids(1, SHORT), k.ids(1, length), logits_to_keep=LAST, picked=second),
+    far = Run(
+        source,
+        k.ids(1, answer),
+        logits_to_keep=LAST,
+        picked=Picked(at, tokens(answer, _reaches(decoder), k.rng)),
     )
-    return Case(name, title, runs, **_how(EXPOSES))
+    long_answer = Run(
+        k.ids(1, SHORT),
+        k.ids(1, length),
+        logits_to_keep=LAST,
+        picked=Picked(np.arange(SHORT), tokens(length, _reaches(decoder), k.rng)),
+    )
+    title = f"{length} tokens to a few, and few to as many"
+    return Case(name, title, (far, long_answer), **_how(FAR, ENCODER, DECODER))
 
 
-def _how(exposes: tuple[str, ...]) -> dict[str, tuple[str, ...] | bool]:
-    return {"exposes": exposes, "costly": True, "types": ("float32",)}
+def _how(*exposes: tuple[str, ...]) -> dict[str, Any]:
+    return {"exposes": tuple(sorted(sum(exposes, ()))), "costly": True, "types": ("float32",)}
 
 
 def _reaches(stack: TextConfig) -> tuple[int, ...]:
@@ -60,14 +68,13 @@ def _reaches(stack: TextConfig) -> tuple[int, ...]:
 
 
 def _positions(k: Kit) -> Case:
-    """Every far position beside its neighbour, up to the last of 128K tokens."""
-    last = max(LENGTHS.values()) - 1
-    far = [edge + near for edge in (*DOUBLINGS, last) for near in (-1, 0)]
-    places = np.array(sorted({0, 1, *far, *k.rng.choice(last, 12, replace=False).tolist()}), np.int64)[None]
-    ids = k.ids(1, places.size)
-    run = Run(ids, k.ids(1, places.size), position_ids=places, decoder_position_ids=places)
-    title = f"a few tokens at positions up to {last}"
+    """A row for each far place, up to the last of 128K positions. Positions rise by one in each: transformers takes a
+    jump for the beginning of another text in the same row."""
+    last = max(LENGTHS.values())
+    first = [0, *(edge - SHORT // 2 for edge in DOUBLINGS), last - SHORT, *k.rng.integers(0, last - SHORT, 2).tolist()]
+    places = np.array(first, np.int64)[:, None] + np.arange(SHORT)
+    ids, answer = k.ids(len(places), SHORT), k.ids(len(places), SHORT)
+    run = Run(ids, answer, position_ids=places, decoder_position_ids=places)
+    title = f"rows of {SHORT} at positions up to {last - 1}"
     case = Case(POSITIONS, title, (run,), exposes=FAR, types=("float32",))
-    if k.config.has_decoder:
-        return case
-    return replace(case.of_encoder(), exposes=FAR)
+    return case if k.config.has_decoder else replace(case.of_encoder(), exposes=FAR)

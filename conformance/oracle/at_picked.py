@@ -59,7 +59,7 @@ def neighbours(positions: Positions) -> Iterator[tuple[int, int]]:
     return zip([0, *ends[:-1]], ends, strict=True)
 
 
-def _mask(picked: Picked, _: Definition, nx: Numerics, groups: Sequence[Keys], first_query: int, length: int) -> Array:
+def _mask(picked: Picked, _: Definition, nx: Numerics, groups: Sequence[Keys], *__: int) -> Array:
     """bool (1, n, S): what the rules let the picked queries see."""
     xp = nx.xp
     queries = xp.asarray(_positions(picked, groups))

@@ -82,9 +82,9 @@ class OptionalMembers:
     float32, and its modules' weights count as the checkpoint has them."""
 
     picks: bool = False
-    """Whether it can be asked for a row that is too long to show. Of a run that has `picked` it then shows, of each tap,
-    what `cases.picked.shown` leaves: the picked tokens, but keys and values at every token. Such cases are skipped by
-    name for every other peer."""
+    """Whether it can be asked for a row that is too long to show. Of a run that has `picked` it then shows, of each
+    tap, what `cases.picked.shown` leaves: the picked tokens, but keys and values at every token. For every other peer
+    such cases are skipped by name."""
 
     preallocated: bool = False
     """Whether its cache has its slots before they are filled: only there can one be read too early."""

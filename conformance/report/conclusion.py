@@ -64,7 +64,7 @@ def concluded(work: Work, found: Found, beside: Beside, known: Known, command: s
             *(renamed(note, called) for note in _ordered(beside.notes, terms.peers)),
         ],
         command=command,
-        covers=coverage(terms.required, plan, found),
+        covers=coverage(terms.required, plan, found, terms.layers),
         layers={t.name: layer_types(t.config) for t in work.targets},
     )
 

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from conformance.cases import catalogue, generating, long
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
+from conformance.cases.each_kind import ALL
 from conformance.judge.comparisons import EXACT, Comparison, Plan, asks, comparisons
 from conformance.target import Target
 from t5g2ref.config import Config
@@ -39,7 +40,7 @@ class Chosen:
     """What was chosen to be judged, and what its verdict follows from.
 
     Args:
-        ckpt, synthetic, calm, stream: see `checkpoints.resolve`.
+        ckpt, synthetic, calm, stream, layers: see `checkpoints.resolve`.
         cases: globs of case names; none for all.
         exact: whether the exact lane is wanted.
         asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
@@ -57,6 +58,7 @@ class Chosen:
     synthetic: bool = False
     calm: bool = False
     stream: bool | None = None
+    layers: str = ALL
     cases: tuple[str, ...] = ()
     exact: bool = True
     asked: bool = False

@@ -122,7 +122,8 @@ class TransformersPeer(OptionalMembers):
         assert self._target is not None
         config, images = self._target.config, run.pixel_values is not None
         plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
-        capture = Capture(model, plan, *run.input_ids.shape, run.picked)
+        batch, length = run.input_ids.shape
+        capture = Capture(model, plan, batch, length, run.picked)
         held = cache_name(type(model).forward)
         cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
         if self._static and run.splits is not None:
