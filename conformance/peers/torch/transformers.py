@@ -19,7 +19,7 @@ from conformance.cases.case import Case, Run
 from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
-from conformance.peers.torch import generating, static_cache, streamed
+from conformance.peers.torch import generating, long_rows, static_cache, streamed
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, named, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
@@ -108,6 +108,8 @@ class TransformersPeer(OptionalMembers):
 
     def run(self, case: Case, dump: Dump) -> None:
         assert self._target is not None, "open() comes first"
+        for run in case.runs:
+            long_rows.refuse(self._target.config, run, self._attention, self.dtype, self._device)
         model = self.model(case)
         with torch.no_grad():
             for run in case.runs:
