@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -97,7 +97,7 @@ def _synthetic(name: str, calm: bool, stream: bool | None, layers: str, progress
         raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
     judgeable(name, config)
     tensors = Synthetic(config, massive=not calm)
-    shown, config, names = _kept(f"{name} ({'calm ' if calm else ''}synthetic weights)", config, layers, notes)
+    shown, config, names = _kept(f"{name} ({'calm ' if calm else ''}synthetic weights)", config, tensors, layers, notes)
     weights: Mapping[str, Any]
     if _is_streamed(name, config, stream, backend, notes):
         weights = OnDemand(names, lambda tensor: to_backend(_narrow(tensor, tensors[names[tensor]]), backend))
@@ -107,10 +107,12 @@ def _synthetic(name: str, calm: bool, stream: bool | None, layers: str, progress
     return Target(shown, config, weights, backend=backend, notes=tuple(notes))
 
 
-def _kept(name: str, config: Config, layers: str, notes: list[str]) -> tuple[str, Config, Mapping[str, str]]:
+def _kept(
+    name: str, config: Config, tensors: Iterable[str], layers: str, notes: list[str]
+) -> tuple[str, Config, Mapping[str, str]]:
     """What is judged of a checkpoint: its name, its geometry, and each tensor's name → the one in the checkpoint."""
     if layers == each_kind.ALL:
-        return name, config, {tensor: tensor for tensor in shapes(config)}
+        return name, config, {tensor: tensor for tensor in tensors}
     notes.append(f"{name}: {each_kind.told(config)}; no peer's own loader was judged")
     return name + each_kind.CUT, *each_kind.cut(config)
 
@@ -191,7 +193,7 @@ def _opened(name: str, found: Found, stream: bool | None, layers: str, progress:
         if any(n.startswith("score.") for n in every):
             raise CheckpointError(f"{place}: this is a classifier's checkpoint; give the language model's")
         judgeable(name, config)
-        shown, config, names = _kept(name, config, layers, notes)
+        shown, config, names = _kept(name, config, every, layers, notes)
         weights: Mapping[str, Any]
         if _is_streamed(name, config, stream, backend, notes):
             types = {n: backend.kept(checkpoint.dtype(names[n]), "float32", narrow=not layer_of(n)) for n in names}

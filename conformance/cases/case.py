@@ -48,9 +48,13 @@ class Run:
     cut: bool = False
 
     def __post_init__(self) -> None:
-        plain = self.attention_mask is None and self.decoder_attention_mask is None and self.splits is None
-        if self.picked is not None and not (plain and len(self.input_ids) == 1):
-            raise ValueError("a run with picked tokens: expected one row without masks and one call")
+        if self.picked is None or self.cut:
+            return
+        if self.attention_mask is not None or self.decoder_attention_mask is not None or self.splits is not None:
+            raise ValueError("a run with picked tokens: expected no mask and one call, found masks or several calls")
+        if len(self.input_ids) != 1:
+            raise ValueError(f"a run with picked tokens: expected one row, found {len(self.input_ids)}")
+        self.picked.check(self.input_ids.shape[1], self.decoder_input_ids.shape[1], self.logits_to_keep)
 
     @property
     def bounds(self) -> list[tuple[int, int]]:

@@ -38,6 +38,16 @@ class Picked:
                 raise ValueError(f"picked.{name}: expected rising positions (n,) from 0 on, found {positions}")
             positions.setflags(write=False)
 
+    def check(self, source: int, answer: int, logits: int | None) -> None:
+        """Raises ValueError for rows of these lengths of which none is picked, or one that is not there, or whose last
+        positions, of which so many get logits, are not all picked."""
+        for name, positions, length in (("source", self.source, source), ("answer", self.answer, answer)):
+            if len(positions) > length or (length and not len(positions)) or (positions >= length).any():
+                raise ValueError(f"picked.{name}: expected 1 to {length} positions below {length}, found {positions}")
+        last = answer if logits is None else min(logits, answer)
+        if last and not np.isin(np.arange(answer - last, answer), self.answer).all():
+            raise ValueError(f"picked.answer: expected the last {last} positions, which get logits, in {self.answer}")
+
     def at(self, tap: Tap) -> Array | None:
         """The positions that are judged of this tap; None where all its tokens are."""
         if axis(tap) is None or last_part(tap) in COPIED:

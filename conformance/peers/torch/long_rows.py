@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from conformance import room
+from conformance.arrays import free_bytes
 from conformance.cases.case import Run
 from conformance.peers.protocol import Skip
+from t5g2ref.backend import NUMPY
 from t5g2ref.config import Config, TextConfig
 
 GIB = 1 << 30
@@ -33,7 +34,7 @@ def refuse(config: Config, run: Run, attention: str, dtype: str, device: str) ->
 def needed(config: Config, run: Run, attention: str, dtype: str) -> int:
     """Bytes beside the weights: of the stack that needs more."""
     source, answer = run.input_ids.shape[1], run.decoder_input_ids.shape[1]
-    size = torch.tensor([], dtype=getattr(torch, dtype)).element_size()
+    size = int(torch.tensor([], dtype=getattr(torch, dtype)).element_size())
 
     def of(stack: str, text: TextConfig, queries: int, keys: int) -> int:
         scores = SCORES[stack] * size * text.num_attention_heads if attention == "eager" else 0.0
@@ -46,4 +47,4 @@ def needed(config: Config, run: Run, attention: str, dtype: str) -> int:
 
 def free(device: str) -> int:
     """Bytes that are free where the model computes."""
-    return room.available() if device == "cpu" else int(torch.cuda.mem_get_info(torch.device(device))[0])
+    return free_bytes(NUMPY) if device == "cpu" else int(torch.cuda.mem_get_info(torch.device(device))[0])
