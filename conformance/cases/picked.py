@@ -6,7 +6,7 @@ values at that token alone, but for attention, which reads the keys and values o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 from t5g2ref.taps import Tap
 
 Array = np.ndarray[Any, Any]
-Says = Callable[[str], bool]
 
 READ = ("k_rope", "v_proj", "cross_k_norm", "cross_v_proj")
 """Last parts of the names of taps that attention reads: shown at every token, and judged at the picked ones."""

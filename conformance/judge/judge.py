@@ -27,7 +27,7 @@ from conformance.judge.judgement import Further, Judgement
 from conformance.judge.lanes import CumulativeLane, QuantisedLane, SingleLane
 from conformance.judge.meeting import Lane
 from conformance.judge.operations import Operations
-from conformance.judge.positions import placed, unread
+from conformance.judge.positions import check_keys, placed
 from conformance.judge.steady import steadied
 from conformance.judge.typed_lane import WIDE, TypedLane, kind_at, weights_of
 from conformance.judge.walk import Found, Walk, quiet
@@ -45,7 +45,6 @@ from t5g2ref.taps import Tap
 
 Progress = Callable[[str], None]
 Places = list[tuple[int, Tap]]
-NO_KEYS = "picked tokens are judged from the keys and values of all others, which it does not show"
 BESIDE = 3  # causes beside the culprit's for which a name is looked for
 
 
@@ -91,8 +90,7 @@ def judge(
         try:
             says = _Says(least.with_pair(shows(peer), case), scheme_of(peer), wide(peer))
             _in_order(target, case, dump)
-            if lacking := unread(target.config, case, says.shown):
-                raise PeerError(f"{NO_KEYS}; missing: {', '.join(lacking[:8])}")
+            check_keys(target.config, case, says.shown)
         except PeerError as error:
             return Judgement(peer.name, case.name, error=raised or str(error), dtype=dtype)
         if raised and not dump.calls:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from conformance.cases import picked
 from conformance.cases.case import Case
-from conformance.cases.plan import plan_of
+from conformance.cases.plan import Shown, plan_of
 from conformance.measure.finding import Finding
+from conformance.peers.guard import PeerError
 from t5g2ref.config import Config
 
 
@@ -37,9 +38,9 @@ def placed(findings: Sequence[Finding], config: Config, case: Case) -> list[Find
     return found
 
 
-def unread(config: Config, case: Case, shown: picked.Says) -> list[str]:
-    """The taps that attention reads and the peer does not show: without them picked tokens cannot be judged."""
-    if not case.picks:
-        return []
-    names = [tap.name for _, tap in plan_of(config, case) if picked.last_part(tap) in picked.READ]
-    return [name for name in dict.fromkeys(names) if not shown(name)]
+def check_keys(config: Config, case: Case, shown: Shown) -> None:
+    """Raises PeerError where picked tokens are judged and the peer does not show what attention reads of the others."""
+    names = [tap.name for _, tap in plan_of(config, case) if picked.last_part(tap) in picked.READ] * case.picks
+    if lacking := [name for name in dict.fromkeys(names) if not shown(name)]:
+        why = "picked tokens are judged from the keys and values of all others, which it does not show"
+        raise PeerError(f"{why}; missing: {', '.join(lacking[:8])}")
