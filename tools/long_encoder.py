@@ -3,8 +3,9 @@
     python tools/long_encoder.py                                   4096 to 32768 tokens, 270m, float32
     python tools/long_encoder.py --lengths 8192 131072 --layers each-kind
 
-Each length has a process of its own. A layer's seconds are the median over the layers of its kind; an exponent e says
-that they grow as length ** e from the first length to the last.
+Each length has a process of its own. A layer's seconds are the processor's, of all threads together: others on the
+machine disturb them least. They are the median over the layers of a kind. An exponent e says that they grow as
+length ** e from the first length to the last.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Clock(Trace):
 
     def _note(self, name: str, value: Any) -> Any:
         if found := LAYER.fullmatch(name):
-            self._ends[int(found[1])] = time.perf_counter()
+            self._ends[int(found[1])] = time.process_time()
         elif name == "encoder.text_model.inputs_embeds":
-            self._ends[-1] = time.perf_counter()
+            self._ends[-1] = time.process_time()
         return value
 
     def at(self, name: str) -> Trace:
@@ -59,7 +60,7 @@ class Clock(Trace):
 
 
 def measured(ckpt: str, layers: str, length: int) -> dict[str, float]:
-    """Seconds of a layer of each kind, and GiB in all and beside the weights; in this process."""
+    """Processor seconds of a layer of each kind, and GiB in all and beside the weights; in this process."""
     whole = preset(ckpt)
     config, names = cut(whole) if layers == EACH_KIND else (whole, {name: name for name in shapes(whole)})
     tensors = Synthetic(whole)
