@@ -55,7 +55,7 @@ conformance/defects/near: shortened | activation attention norms tables | __init
 conformance/defects: all | __init__
 conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
-conformance/peers: guard | protocol | reference folder made replay function later
+conformance/peers: guard picked_trace | protocol | reference folder made replay function later
 conformance/peers/torch: generating long_rows releases spill static_cache streamed tensors
 conformance/peers/torch: hooks onnx_graphs | transformers
 conformance/peers/torch: compiled onnx_peer | made

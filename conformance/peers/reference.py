@@ -8,12 +8,12 @@ from typing import Any
 
 from conformance.activations import Dump
 from conformance.arrays import to_backend
-from conformance.cases import picked
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.oracle.run_case import TraceOfCall, program
+from conformance.peers.picked_trace import PickedTrace
 from conformance.peers.protocol import OptionalMembers
 from conformance.target import Target
 from t5g2ref.backend import Backend, BackendError, find
@@ -76,19 +76,18 @@ class ReferencePeer(OptionalMembers):
     def _traces(self, case: Case, dump: Dump) -> TraceOfCall:
         """What puts each call's values into `dump`: of a long run those of the picked tokens."""
         assert self._target is not None
-        taps = {(call, tap.name): tap for call, tap in plan_of(self._target.config, case)} if case.picks else {}
+        plan = plan_of(self._target.config, case) if case.picks else []
 
-        def shown(call: int, name: str, value: Any) -> Any:
-            if (tap := taps.get((call, name))) is None:
-                return self._shown(dump, name, value)
-            part = picked.shown(case.calls[call][0].picked, tap, value)
-            self._shown(dump, name, part)
-            return value
+        def put(name: str, value: Any) -> Any:
+            return self._shown(dump, name, value)
 
         def trace_of(call: int) -> Trace:
             while dump.calls <= call:
                 dump.new_call()
-            return Trace(lambda name, value: shown(call, name, value))
+            run, _ = case.calls[call]
+            if run.picked is None:
+                return Trace(put)
+            return PickedTrace(run, {tap.name: tap for n, tap in plan if n == call}, put, self._nx.join)
 
         return trace_of
 

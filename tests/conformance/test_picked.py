@@ -30,6 +30,7 @@ from conformance.oracle.at_picked import at_picked, neighbours
 from conformance.peers.reference import ReferencePeer
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.target import Target
+from t5g2ref import mlp
 from t5g2ref.attention import Keys, attend, dense_mask
 from t5g2ref.backend import NUMPY
 from t5g2ref.cache import KeyValue
@@ -182,6 +183,26 @@ def test_a_legal_run_passes(profile: Any) -> None:
     assert not result.cumulative
     assert len(result.local) == len(plan_of(target().config, case()))
     assert all(finding.tokens for finding in result.local)
+
+
+@pytest.mark.parametrize("part", [64, 299])
+def test_a_row_that_goes_through_in_parts_shows_the_same_tokens(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = shown(ReferencePeer(NUMPY, "float32"))
+    monkeypatch.setattr(mlp, "PART", part)
+    parts = shown(ReferencePeer(NUMPY, "float32"))
+    assert parts.keys() == whole.keys()
+    for place, value in whole.items():
+        assert parts[place].shape == value.shape, place
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(parts[place], value, atol=1e-5 * scale, rtol=0)  # sums of some dozens of terms
+    assert found(HEALTHY).passed
+
+
+def shown(peer: ReferencePeer) -> dict[tuple[int, str], Array]:
+    peer.open(target())
+    with Dump() as dump:
+        peer.run(case(), dump)
+        return {(n, name): np.asarray(dump.whole(n, name)) for n in range(dump.calls) for name in dump.names(n)}
 
 
 @pytest.mark.peer
