@@ -77,6 +77,8 @@ def resolve(
     """
     if calm and not synthetic:
         raise UsageError("--calm says how synthetic weights are made: give --synthetic too")
+    if layers not in (each_kind.ALL, each_kind.EACH_KIND):
+        raise UsageError(f"--layers {layers}: expected {each_kind.ALL} or {each_kind.EACH_KIND}")
     if synthetic:
         return [_synthetic(name, calm, stream, layers, progress, backend)]
     if name in BUNDLED:

@@ -65,7 +65,7 @@ conformance/peers/engines: wire | keras_places mlx_watch | keras_cases keras_wat
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
-conformance/judge: positions steady together walk choices | along | judge pooled | generated
+conformance/judge: positions | steady together walk choices | along | judge pooled | generated
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: sitting | session | __init__

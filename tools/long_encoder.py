@@ -39,7 +39,9 @@ GIB = 1 << 30
 
 
 class Clock(Trace):
-    """Notes when each layer of the encoder ends. It asks for no mask, which would be S × S."""
+    """Notes when each layer of the encoder ends. It asks for no mask, which would be S × S, and takes parts."""
+
+    parts = True
 
     def __init__(self, ends: dict[int, float], prefix: str = "") -> None:
         super().__init__(self._note, prefix)
@@ -54,6 +56,9 @@ class Clock(Trace):
 
     def at(self, name: str) -> Trace:
         return Clock(self._ends, f"{self._prefix}{name}.")
+
+    def part(self, first: int) -> Trace:
+        return self
 
     def lazy(self, *_: Any) -> None:
         return None

@@ -30,7 +30,8 @@ class Run:
             times 500 positions is 1 GB in float64, and says no more than 16 positions do.
         picked: of a run that is too long to judge at every token, those that are shown and judged; None for all. Such a
             run has one row without padding, and one call.
-        cut: whether its ids are those of the picked tokens alone, as our own runs walk it.
+        cut: lengths of the whole rows, where the ids are those of the picked tokens alone, as our own runs walk them;
+            None where all ids are there.
     """
 
     input_ids: Array
@@ -45,7 +46,7 @@ class Run:
     derived: bool = False
     logits_to_keep: int | None = None
     picked: Picked | None = None
-    cut: bool = False
+    cut: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.picked is None or self.cut:
@@ -121,7 +122,7 @@ class Case:
                 decoder_position_ids=answer[None]
                 if run.decoder_position_ids is None
                 else run.decoder_position_ids[:, answer],
-                cut=True,
+                cut=(run.input_ids.shape[1], run.decoder_input_ids.shape[1]),
             )
 
         return replace(self, runs=tuple(map(of, self.runs)))

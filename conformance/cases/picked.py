@@ -90,7 +90,7 @@ def shown(picked: Picked | None, tap: Tap, value: Any) -> Any:
 
 
 def judged(picked: Picked | None, tap: Tap, value: Any) -> Any:
-    """Of what a peer shows, what is judged. A value that is too short is left as it is: its shape says so."""
+    """Of what a peer shows, what is judged. A value that is too short is left as it is; see `misread`."""
     positions = None if picked is None or last_part(tap) not in READ else picked.at(tap)
     return value if positions is None else _taken(value, positions, axis(tap))
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from conformance.cases import picked
 from conformance.cases.case import Case
 from conformance.cases.plan import Shown, plan_of
+from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
+from conformance.measure.ratio import not_finite
 from conformance.peers.guard import PeerError
+from t5g2ref.backend import Backend
 from t5g2ref.config import Config
+from t5g2ref.taps import Tap
 
 
 def placed(findings: Sequence[Finding], config: Config, case: Case) -> list[Finding]:
@@ -44,3 +49,21 @@ def check_keys(config: Config, case: Case, shown: Shown) -> None:
     if lacking := [name for name in dict.fromkeys(names) if not shown(name)]:
         why = "picked tokens are judged from the keys and values of all others, which it does not show"
         raise PeerError(f"{why}; missing: {', '.join(lacking[:8])}")
+
+
+def misread(tap: Tap, call: int, case: Case, whole: Any, backend: Backend) -> Finding | None:
+    """The finding of a value that attention cannot be computed from, though its picked tokens may be right: one that
+    has not every token, or is not finite at one of the others. None for any other tap.
+
+    Args:
+        case: cut, as our own runs walk it.
+    """
+    run, _ = case.calls[call]
+    at = picked.axis(tap)
+    if run.cut is None or whole is None or at is None or picked.last_part(tap) not in picked.READ:
+        return None
+    length = run.cut[tap.rows != "encoder"]
+    if whole.ndim != len(tap.shape.split()) or whole.shape[at] != length:
+        found = f"expected {tap.shape} of all {length} tokens, which attention reads, found {tuple(whole.shape)}"
+        return Finding(tap.name, call, "shape", detail=found)
+    return not_finite(tap, call, whole, Distances(backend))

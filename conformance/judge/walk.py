@@ -23,6 +23,7 @@ from conformance.cases.plan import validity
 from conformance.judge.given_ids import at_ids, whole
 from conformance.judge.logit_watch import LogitWatch
 from conformance.judge.meeting import UNUSABLE, Array, Ended, Lane, Meeting, Place
+from conformance.judge.positions import misread
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
@@ -150,7 +151,10 @@ class Walk:
         meeting = Meeting(tap, call, peer, values[0], values[1 : self._own], values[self._own :], valid)
         if peer is None and tap.rows == "logits" and name == LOGITS and self._dump.get(call, LOG_PROBS) is not None:
             return self._of_ids(meeting, values)
-        finding = self._found[call, name] = self._lane.look(meeting)
+        finding = self._lane.look(meeting)
+        if finding.passed and self._is_read(tap):
+            finding = misread(tap, call, self._case, self._dump.whole(call, name), self._dump.backend) or finding
+        self._found[call, name] = finding
         if finding.status == "mask" and len(self._masks) < PICTURES and not self._case.picks:
             self._masks.append(picture(finding, *map(self._dump.backend.host, (meeting.truth, peer))))
         if peer is not None and wider(tap, peer, self._lane.dtype):

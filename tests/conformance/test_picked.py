@@ -165,7 +165,7 @@ def test_a_mask_of_the_long_answer_is_judged() -> None:
 
 def test_a_key_between_the_picked_tokens_is_not_judged() -> None:
     """What picking leaves out: all go on with the peer's keys. `explain` says so."""
-    at = next(i for i in range(FAR, LENGTH) if i not in case().runs[0].picked.source)  # type: ignore[union-attr]
+    at = unpicked()
 
     def one(_: Any, keys: Array) -> Array:
         return keys * np.where(np.arange(keys.shape[2]) == at, np.float32(2), np.float32(1))[:, None]
@@ -240,9 +240,14 @@ class Short(ReferencePeer):
         (f"{E}.layers.0.self_attn.k_rope", lambda x: x[:, :, :-1]),
         (f"{D}.layers.1.self_attn.cross_k_norm", lambda x: x[:, :, : LENGTH // 2]),
         (f"{D}.layers.0.self_attn.cross_keys", lambda x: x[:, :, :-1]),
+        (f"{E}.layers.0.self_attn.k_rope", lambda x: np.concatenate([x, x[:, :, :1]], axis=2)),
+        (f"{E}.layers.0.self_attn.v_proj", lambda x: x[:, picked_source()]),
         (f"{D}.norm", lambda x: x[:, :0]),
     ],
-    ids=["one row less", "one more", "a mask's query", "a key", "half the cross keys", "a copied key", "no row"],
+    ids=[
+        *("one row less", "one more", "a mask's query", "a key", "half the cross keys", "a copied key"),
+        *("a key more", "the picked keys alone", "no row"),
+    ],
 )
 def test_a_missing_row_is_a_failure(tap: str, part: Callable[[Array], Array]) -> None:
     culprit = judged(Short(tap, part), target(), case()).culprit
@@ -250,9 +255,31 @@ def test_a_missing_row_is_a_failure(tap: str, part: Callable[[Array], Array]) ->
     assert (culprit.tap, culprit.status) == (tap, "shape")
 
 
+def picked_source() -> list[int]:
+    chosen = case().runs[0].picked
+    assert chosen is not None
+    return chosen.source.tolist()  # type: ignore[no-any-return]
+
+
+def unpicked() -> int:
+    """A token far out that is not judged."""
+    return next(i for i in range(FAR, LENGTH) if i not in picked_source())
+
+
+def test_a_key_that_is_no_number_is_found_wherever_it_is() -> None:
+    def broken(x: Array) -> Array:
+        return np.where(np.arange(x.shape[2]) == unpicked(), np.float32(np.nan), np.float32(1))[:, None] * x
+
+    tap = f"{E}.layers.0.self_attn.k_rope"
+    culprit = judged(Short(tap, broken), target(), case()).culprit
+    assert culprit is not None
+    assert (culprit.tap, culprit.status) == (tap, "nan")
+    assert f", {unpicked()}, " in culprit.detail
+
+
 def test_a_wrong_key_anywhere_is_found_where_it_is_copied() -> None:
     """Keys in the cache are held against those that were shown before, every one of them."""
-    at = next(i for i in range(FAR, LENGTH) if i not in case().runs[0].picked.source)  # type: ignore[union-attr]
+    at = unpicked()
 
     def one(x: Array) -> Array:
         wrong = x.copy()
