@@ -7,6 +7,7 @@ One 896 × 896 image through 27 layers is 8 GB of taps; they are written once, r
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from conformance.arrays import free_bytes, has_device, on_device, same_bits, to_
 from t5g2ref.backend import NUMPY, Backend
 
 Array = Any
+Judged = Callable[[int, str, Array], Array]
 MEMORY_BYTES = 1 << 30
 LARGE_BYTES = 1 << 22
 DEVICE_SHARE = 2  # one part in so many of a device's free memory: the rest is the models' and the judge's
@@ -40,6 +42,7 @@ class Dump:
             what is free there. A judge on the host takes all of them there at once.
         first: what an earlier run of the same case showed. Where the bits repeat, its array is held, which takes no
             memory.
+        judged: of a call's tap, the part that is judged; None for all of each.
         unseen: nothing of it is looked at: a peer may leave out what only serves to show it.
     """
 
@@ -50,8 +53,10 @@ class Dump:
         device_bytes: int | None = None,
         first: Dump | None = None,
         unseen: bool = False,
+        judged: Judged | None = None,
     ) -> None:
         self.backend = backend
+        self._judged = judged
         self._first = first
         self.unseen = unseen
         self._held: list[dict[str, Array | _Spilled]] = []
@@ -94,7 +99,12 @@ class Dump:
         self._held[-1][name] = self._kept(value) if (held := self._repeated(name, value)) is None else held
 
     def get(self, call: int, name: str) -> Array | None:
-        """An array of the backend, or None when the peer did not show it."""
+        """What is judged of a tap, an array of the backend; None when the peer did not show it."""
+        value = self.whole(call, name)
+        return value if value is None or self._judged is None else self._judged(call, name, value)
+
+    def whole(self, call: int, name: str) -> Array | None:
+        """All that was shown of a tap: what our runs go on with."""
         value = self._held[call].get(name) if call < self.calls else None
         if isinstance(value, _Spilled):
             value = np.load(value.path, mmap_mode="r").view(value.dtype)

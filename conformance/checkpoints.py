@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from conformance.arrays import free_bytes, has_device, to_backend
+from conformance.cases import each_kind
 from conformance.errors import CheckpointError, UsageError
 from conformance.target import Target
 from t5g2ref import bundled
@@ -52,6 +53,7 @@ def resolve(
     synthetic: bool,
     calm: bool = False,
     stream: bool | None = None,
+    layers: str = each_kind.ALL,
     progress: Progress = lambda *_: None,
     backend: Backend = NUMPY,
 ) -> list[Target]:
@@ -63,6 +65,7 @@ def resolve(
         synthetic: seeded weights of trained-like statistics at that geometry, in place of the real ones.
         calm: of the synthetic ones: without the massive activation, which float16 cannot hold.
         stream: whether weights are read, or made, as a layer is entered; None for where memory would not do otherwise.
+        layers: "all", or "each-kind" for a model that is cut, see `cases.each_kind`; no peer's own loader reads that.
         progress: called with (what, done, total) while files are downloaded and tensors are read or made.
         backend: whose arrays the weights are.
 
@@ -73,14 +76,18 @@ def resolve(
     """
     if calm and not synthetic:
         raise UsageError("--calm says how synthetic weights are made: give --synthetic too")
+    if layers not in (each_kind.ALL, each_kind.EACH_KIND):
+        raise UsageError(f"--layers {layers}: expected {each_kind.ALL} or {each_kind.EACH_KIND}")
     if synthetic:
-        return [_synthetic(name, calm, stream, progress, backend)]
+        return [_synthetic(name, calm, stream, layers, progress, backend)]
     if name in BUNDLED:
-        return [_opened(variant, Found(bundled(variant)), stream, progress, backend) for variant in BUNDLED[name]]
-    return [_opened(name, _found(name, progress), stream, progress, backend)]
+        places = {variant: Found(bundled(variant)) for variant in BUNDLED[name]}
+    else:
+        places = {name: _found(name, progress)}
+    return [_opened(each, place, stream, layers, progress, backend) for each, place in places.items()]
 
 
-def _synthetic(name: str, calm: bool, stream: bool | None, progress: Progress, backend: Backend) -> Target:
+def _synthetic(name: str, calm: bool, stream: bool | None, layers: str, progress: Progress, backend: Backend) -> Target:
     notes: list[str] = []
     if name in HUB:
         config = preset(name)
@@ -91,14 +98,24 @@ def _synthetic(name: str, calm: bool, stream: bool | None, progress: Progress, b
         raise UsageError(f"--synthetic needs a geometry: one of {', '.join(HUB)} or a folder with config.json")
     judgeable(name, config)
     tensors = Synthetic(config, massive=not calm)
+    shown, config, names = _kept(f"{name} ({'calm ' if calm else ''}synthetic weights)", config, tensors, layers, notes)
     weights: Mapping[str, Any]
     if _is_streamed(name, config, stream, backend, notes):
-        weights = OnDemand(tensors, lambda tensor: to_backend(tensors.narrow(tensor), backend))
+        weights = OnDemand(names, lambda tensor: to_backend(tensors.narrow(names[tensor]), backend))
     else:
         _require(backend, name, shapes(config))
-        weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, progress)}
-    shown = f"{name} ({'calm ' if calm else ''}synthetic weights)"
+        weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, names, progress)}
     return Target(shown, config, weights, backend=backend, notes=tuple(notes))
+
+
+def _kept(
+    name: str, config: Config, tensors: Iterable[str], layers: str, notes: list[str]
+) -> tuple[str, Config, Mapping[str, str]]:
+    """What is judged of a checkpoint: its name, its geometry, and each tensor's name → the one in the checkpoint."""
+    if layers == each_kind.ALL:
+        return name, config, {tensor: tensor for tensor in tensors}
+    notes.append(f"{name}: {each_kind.told(config)}; no peer's own loader was judged")
+    return name + each_kind.CUT, *each_kind.cut(config)
 
 
 def _is_streamed(name: str, config: Config, stream: bool | None, backend: Backend, notes: list[str]) -> bool:
@@ -132,13 +149,13 @@ def bytes_streamed(config: Config) -> int:
     return 2 * SINGLE * outside + (HELD + 2) * SINGLE * max(layers.values(), default=0) + BESIDE
 
 
-def _made(tensors: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Any]]:
-    """Every (name, tensor) in order, the next few being made while one is taken."""
-    names, ahead = list(tensors), deque[Future[Any]]()
+def _made(tensors: Mapping[str, Any], wanted: Mapping[str, str], progress: Progress) -> Iterator[tuple[str, Any]]:
+    """Every (name, tensor) in order, the next few being made while one is taken. `wanted`: name → the one there."""
+    names, ahead = list(wanted), deque[Future[Any]]()
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         for done, name in enumerate(names):
             while len(ahead) < WORKERS and done + len(ahead) < len(names):
-                ahead.append(pool.submit(tensors.__getitem__, names[done + len(ahead)]))
+                ahead.append(pool.submit(tensors.__getitem__, wanted[names[done + len(ahead)]]))
             progress(name, done, len(names))
             yield name, ahead.popleft().result()
 
@@ -161,28 +178,30 @@ def _require(backend: Backend, name: str, tensors: Mapping[str, Shape]) -> None:
     backend.require(4 * sum(map(prod, tensors.values())), f"the weights of {name} in float32")
 
 
-def _opened(name: str, found: Found, stream: bool | None, progress: Progress, backend: Backend) -> Target:
+def _opened(name: str, found: Found, stream: bool | None, layers: str, progress: Progress, backend: Backend) -> Target:
     place, notes = found.place, [f"weights: {found.origin}"] if found.origin else []
     try:
         with noted(notes):
             config = Config.load(place)
             checkpoint = Checkpoint.open(place)
             config = fitted(checkpoint, config)
-            names = check(checkpoint, config)
-        if any(n.startswith("score.") for n in names):
+            every = check(checkpoint, config)
+        if any(n.startswith("score.") for n in every):
             raise CheckpointError(f"{place}: this is a classifier's checkpoint; give the language model's")
         judgeable(name, config)
+        shown, config, names = _kept(name, config, every, layers, notes)
         weights: Mapping[str, Any]
         if _is_streamed(name, config, stream, backend, notes):
-            kept = {n: backend.kept(checkpoint.dtype(n), "float32", narrow=True) for n in names}
-            weights = OnDemand(names, lambda tensor: _one(checkpoint, tensor, kept[tensor], backend))
+            types = {n: backend.kept(checkpoint.dtype(names[n]), "float32", narrow=True) for n in names}
+            weights = OnDemand(names, lambda tensor: _one(checkpoint, names[tensor], types[tensor], backend))
         else:
-            _require(backend, name, names)
-            weights = dict(_read(checkpoint, list(names), progress, backend))
+            _require(backend, name, shapes(config))
+            weights = dict(_read(checkpoint, names, progress, backend))
     except (ConfigError, WeightsError) as error:
         raise CheckpointError(str(error)) from error
-    folder = place if place.is_dir() else None  # a peer's loader would take another file of it
-    return Target(name, config, weights, folder, backend, tuple(notes))
+    # a peer's loader would take another file of the folder, or all layers
+    folder = place if place.is_dir() and layers == each_kind.ALL else None
+    return Target(shown, config, weights, folder, backend, tuple(notes))
 
 
 def _one(checkpoint: Checkpoint, tensor: str, dtype: str, backend: Backend) -> Any:
@@ -193,11 +212,11 @@ def _one(checkpoint: Checkpoint, tensor: str, dtype: str, backend: Backend) -> A
         raise CheckpointError(str(error)) from error
 
 
-def _read(checkpoint: Checkpoint, names: Sequence[str], progress: Progress, backend: Backend) -> Iterator[Any]:
-    """Every (name, tensor in float32)."""
-    for done, tensor in enumerate(names):
-        progress(tensor, done, len(names))
-        yield tensor, checkpoint.read(tensor, "float32", backend)
+def _read(checkpoint: Checkpoint, names: Mapping[str, str], progress: Progress, backend: Backend) -> Iterator[Any]:
+    """Every (name, tensor in float32). `names`: name → the one in the checkpoint."""
+    for done, (name, tensor) in enumerate(names.items()):
+        progress(name, done, len(names))
+        yield name, checkpoint.read(tensor, "float32", backend)
 
 
 def _found(name: str, progress: Progress) -> Found:

@@ -67,6 +67,7 @@ def _by_row(allowed: Array) -> Array:
     return allowed if allowed.ndim == 3 else allowed[None]
 
 
+@twinned
 def attend(
     nx: Numerics,
     q: Array,
@@ -143,6 +144,7 @@ def visible(nx: Numerics, groups: Sequence[Keys], first: int, last: int) -> Arra
     return nx.join([xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks], 2)
 
 
+@twinned
 def dense_mask(nx: Numerics, groups: Sequence[Keys], first_query: int, length: int) -> Array:
     """bool (B, T, S): what the rules allow, written out over all keys of all groups. For taps only."""
     xp, dense = nx.xp, []

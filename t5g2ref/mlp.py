@@ -9,6 +9,8 @@ from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Layer, Mlp
 
+PART = 4096  # tokens of a row that go through together
+
 
 def gated_mlp(nx: Numerics, w: Mlp, activation: str, x: Array, trace: Trace = OFF) -> Array:
     """x (B, T, D) → (B, T, D) through width F; no biases. `activation` is the configuration's `hidden_activation`."""
@@ -19,7 +21,18 @@ def gated_mlp(nx: Numerics, w: Mlp, activation: str, x: Array, trace: Trace = OF
 
 
 def feed_forward(nx: Numerics, w: Layer, config: TextConfig, x: Array, trace: Trace) -> Array:
-    """x (B, T, D) → (B, T, D): the second half of an encoder or decoder layer, with its residual."""
+    """x (B, T, D) → (B, T, D): the second half of an encoder or decoder layer, with its residual.
+
+    A long row goes through in parts, so that no array of its whole length has width F.
+    """
+    length = x.shape[1]
+    if length <= PART or not trace.parts:
+        return _feed_forward(nx, w, config, x, trace)
+    parts = [_feed_forward(nx, w, config, x[:, t : t + PART], trace.part(t)) for t in range(0, length, PART)]
+    return nx.join(parts, 1)
+
+
+def _feed_forward(nx: Numerics, w: Layer, config: TextConfig, x: Array, trace: Trace) -> Array:
     eps = config.rms_norm_eps
     x = trace("attn_residual", x)
     y = trace("pre_feedforward_layernorm", rms_norm(nx, x, w.pre_feedforward_layernorm.weight, eps))

@@ -23,6 +23,7 @@ class Trace:
     """
 
     active = True
+    parts = False  # whether a tap may be shown as parts of a long row, one after the other
 
     def __init__(self, sink: Sink, prefix: str = "") -> None:
         self._sink = sink
@@ -35,13 +36,17 @@ class Trace:
         """The same trace one module further in: `trace.at("layers.3")("mlp", y)` taps `…layers.3.mlp`."""
         return Trace(self._sink, f"{self._prefix}{name}.")
 
+    def part(self, first: int) -> Trace:
+        """The same trace for the part of a row that begins at token `first`; for one that takes parts."""
+        raise ValueError(f"a trace that takes no parts was given the one from token {first} on: look at `parts` first")
+
     def lazy(self, name: str, make: Callable[[], Any]) -> None:
         """A tap whose value the model itself does not need (a dense mask): made only when someone listens."""
         self(name, make())
 
 
 class _Off(Trace):
-    active = False
+    active, parts = False, True
 
     def __init__(self) -> None:
         super().__init__(lambda _, value: value)
@@ -50,6 +55,9 @@ class _Off(Trace):
         return value
 
     def at(self, name: str) -> Trace:
+        return self
+
+    def part(self, first: int) -> Trace:
         return self
 
     def lazy(self, name: str, make: Callable[[], Any]) -> None:

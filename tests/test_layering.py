@@ -41,12 +41,14 @@ t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing
 t5g2ref/commands: describe generate atlas | __init__
 t5g2ref: command_line | __main__
 conformance: errors arrays terminal | progress
-conformance/cases: picture prompt | case ingredients | rows forced generating pictured | abilities catalogue plan
+conformance/cases: each_kind picked picture prompt | case ingredients | long rows forced generating pictured
+conformance/cases: abilities catalogue plan
 conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits words | finding match sums logits regression | bound
 conformance/measure: ratio | half accumulated | __init__
-conformance/oracle: beams taking_turns quantised angles | worst_case | side_by_side | run_case | expected | __init__
+conformance/oracle: at_picked beams taking_turns quantised angles | worst_case | side_by_side | run_case | expected
+conformance/oracle: __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached generating padding pictures steps windows
@@ -55,9 +57,9 @@ conformance/defects/near: shortened | activation attention norms tables | __init
 conformance/defects: all | __init__
 conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
-conformance/peers: guard | protocol | reference folder made replay function later
-conformance/peers/torch: generating pictures releases spill static_cache streamed tensors | hooks onnx_graphs
-conformance/peers/torch: transformers
+conformance/peers: guard picked_trace | protocol | reference folder made replay function later
+conformance/peers/torch: generating long_rows pictures releases spill static_cache streamed tensors
+conformance/peers/torch: hooks onnx_graphs | transformers
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__
 conformance/peers: process entry_points python_file | boxed | find | __init__
@@ -65,7 +67,7 @@ conformance/peers/engines: wire | keras_places mlx_watch | keras_cases keras_wat
 conformance/peers/engines: __init__
 conformance/judge: apart evidence | faulty_walk judgement meeting | comparisons name_pair operations patterns
 conformance/judge: given_ids half_lane lanes logit_watch name_defect | typed_lane
-conformance/judge: steady together walk choices | along | judge pictured pooled | generated
+conformance/judge: positions | steady together walk choices | along | judge pictured pooled | generated
 conformance/judge/exact: probes | moves | lane | __init__
 conformance/judge/hypotheses: oracles | fit | search | diagnosis | __init__
 conformance/judge: sitting | session | __init__

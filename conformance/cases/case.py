@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.cases.picked import Picked
 from conformance.cases.picture import Picture
 from conformance.cases.prompt import Prompt
 from t5g2ref.dtypes import HALF, to_grid
@@ -28,6 +29,10 @@ class Run:
         derived: the decoder ids are what the model makes itself, from labels or encoder ids, and are not handed over.
         logits_to_keep: only the last so many positions of a call get logits; None for all. A vocabulary of 262144
             times 500 positions is 1 GB in float64, and says no more than 16 positions do.
+        picked: of a run that is too long to judge at every token, those that are shown and judged; None for all. Such a
+            run has one row without padding, and one call.
+        cut: lengths of the whole rows, where the ids are those of the picked tokens alone, as our own runs walk them;
+            None where all ids are there.
     """
 
     input_ids: Array
@@ -41,6 +46,17 @@ class Run:
     splits: tuple[int, ...] | None = None
     derived: bool = False
     logits_to_keep: int | None = None
+    picked: Picked | None = None
+    cut: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.picked is None or self.cut:
+            return
+        if self.attention_mask is not None or self.decoder_attention_mask is not None or self.splits is not None:
+            raise ValueError("a run with picked tokens: expected no mask and one call, found masks or several calls")
+        if len(self.input_ids) != 1:
+            raise ValueError(f"a run with picked tokens: expected one row, found {len(self.input_ids)}")
+        self.picked.check(self.input_ids.shape[1], self.decoder_input_ids.shape[1], self.logits_to_keep)
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -88,6 +104,31 @@ class Case:
     def asks(self, dtype: str) -> bool:
         """Whether a peer in this type is judged on it."""
         return not self.types or dtype in self.types
+
+    @property
+    def picks(self) -> bool:
+        """Whether it is judged at picked tokens alone."""
+        return any(run.picked is not None for run in self.runs)
+
+    def cut(self) -> Case:
+        """The case as our own runs walk it: of a run with picked tokens these alone, at their positions."""
+
+        def of(run: Run) -> Run:
+            if run.picked is None or run.cut:
+                return run
+            source, answer = run.picked.source, run.picked.answer
+            return replace(
+                run,
+                input_ids=run.input_ids[:, source],
+                position_ids=source[None] if run.position_ids is None else run.position_ids[:, source],
+                decoder_input_ids=run.decoder_input_ids[:, answer],
+                decoder_position_ids=answer[None]
+                if run.decoder_position_ids is None
+                else run.decoder_position_ids[:, answer],
+                cut=(run.input_ids.shape[1], run.decoder_input_ids.shape[1]),
+            )
+
+        return replace(self, runs=tuple(map(of, self.runs)))
 
     @cached_property
     def calls(self) -> list[tuple[Run, tuple[int, int]]]:

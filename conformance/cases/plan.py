@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.cases import picked
 from conformance.cases.case import Case
 from t5g2ref import taps
 from t5g2ref.config import Config
@@ -72,6 +73,8 @@ def minimum(config: Config, case: Case) -> list[list[str]]:
 def validity(case: Case, call: int, tap: Tap, shape: tuple[int, ...]) -> Array | None:
     """bool over the tap's token axes, False on the padding that the case laid down; None where nothing is padded."""
     run, _ = case.calls[call]
+    if run.picked is not None:  # such a run has no padding
+        return None
     return _rows(case, call, tap, shape, run.encoder_valid, run.decoder_valid)
 
 
@@ -93,6 +96,19 @@ def _rows(case: Case, call: int, tap: Tap, shape: tuple[int, ...], source: Array
         return held[:, last - shape[2] :]
     keep = run.logits_to_keep if tap.rows == "logits" else None
     return held[:, first if keep is None else max(first, last - keep) :]
+
+
+def judged_part(config: Config, case: Case) -> Callable[[int, str, Any], Any] | None:
+    """Of a call's tap, what is judged of what a peer shows; None where that is everything."""
+    if not case.picks:
+        return None
+    taps = {(call, tap.name): tap for call, tap in plan_of(config, case)}
+
+    def part(call: int, name: str, value: Any) -> Any:
+        tap = taps.get((call, name))
+        return value if tap is None else picked.judged(case.calls[call][0].picked, tap, value)
+
+    return part
 
 
 def valid_tokens(value: Array, tap: Tap, case: Case, call: int) -> Array:
@@ -118,9 +134,14 @@ def sizes(config: Config, case: Case, call: int, tap: Tap) -> dict[str, int]:
     queries = source if encoder else last - first
     if tap.rows == "logits" and run.logits_to_keep is not None:
         queries = min(queries, run.logits_to_keep)
+    tokens = None if run.picked is None or picked.whole(tap) else run.picked.at(tap)
     keys = source if encoder or tap.rows == "encoder" else _held(config, tap, first, last)
     if tap.exact and not encoder:  # own keys, then all cross keys
         keys += source
+    if tokens is not None and "T" in tap.shape.split():
+        queries = len(tokens)
+    elif tokens is not None:
+        keys = len(tokens)
     heads = {"N": stack.num_attention_heads, "K": stack.num_key_value_heads, "H": stack.head_dim}
     return common | heads | {"T": queries, "S": keys, "D": stack.hidden_size, "F": stack.intermediate_size}
 

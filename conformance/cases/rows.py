@@ -43,7 +43,8 @@ def alone(case: Case, image_id: int) -> Case:
     return replace(case, name=case.name + ALONE, title=f"{case.title}, a row at a time", runs=runs)
 
 
-_BY_ROW = tuple(f.name for f in fields(Run) if f.name not in ("pixel_values", "splits", "derived", "logits_to_keep"))
+_NOT_BY_ROW = ("pixel_values", "splits", "derived", "logits_to_keep", "picked", "cut")
+_BY_ROW = tuple(f.name for f in fields(Run) if f.name not in _NOT_BY_ROW)
 
 
 def _rows_of(run: Run, image_id: int) -> list[Run]:

@@ -128,6 +128,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
     shared.shares(target)
     shared.stream(target)
+    shared.layers(target)
     shared.outputs(target)
     target.add_argument("--once", action="store_true", help=ONCE)
     target.add_argument("--quick", action="store_true", help=QUICK)

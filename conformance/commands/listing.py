@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 
 from conformance.cases import catalogue as case_list
+from conformance.cases import long
+from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED, HUB
 from conformance.defects.catalogue import DEFECTS, SEEN
 from conformance.peers.find import FORMS, names
@@ -19,9 +22,9 @@ def show(what: str) -> int:
 
     config = Config.load(bundled("tiny"))
     if what == "cases":
-        for case in case_list.build(config):
-            ids = textwrap.wrap(" ".join(case.exposes), 25)  # 100 columns in all
-            print("\n".join([f"{case.name:20} {case.title:52} {ids[0]}", *(f"{'':74}{more}" for more in ids[1:])]))
+        _cases(case_list.build(config))
+        print("\n  By --case NAME alone, in float32:\n")
+        _cases(long.build(config))
     elif what == "taps":
         for tap in taps.table(config, loss=True):
             print(f"{tap.name:62} {tap.shape:10} {'mask' if tap.exact else ''}")
@@ -44,3 +47,10 @@ def show(what: str) -> int:
         print("\n".join([*names(), *plugins.names(), "", "Every name:"]))
         print("\n".join(f"  {form}\n      {what}" for form, what in FORMS.items()))
     return 0
+
+
+def _cases(cases: Iterable[Case]) -> None:
+    """Name, title and what each exposes, in 100 columns."""
+    for case in cases:
+        ids = textwrap.wrap(" ".join(case.exposes), 25)
+        print("\n".join([f"{case.name:20} {case.title:52} {ids[0]}", *(f"{'':74}{more}" for more in ids[1:])]))

@@ -57,6 +57,7 @@ def _diagnoses(found: Merged, judged: Found, say: Callable[[str], None]) -> list
     try:
         backend = find(terms.environment.get("backend", "numpy"))
         how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": terms.stream}
+        how["layers"] = terms.layers
         there = resolve(terms.ckpt, **how, backend=backend)
     except (CheckpointError, UsageError, BackendError) as error:
         return _without(asked, f"the weights are not to be had here: {str(error).splitlines()[0]}")

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 
+from conformance.cases.each_kind import ALL, EACH_KIND
 from conformance.errors import UsageError
 from conformance.peers.protocol import TIMEOUT
 from conformance.report.files import FILES
@@ -22,6 +23,9 @@ KNOWN = "known deviations, which are shown and do not fail: a TOML file with rea
 STREAM = """\
 read or make weights as a layer is entered, in truth, controls and peer alike, so that memory does not grow with depth;
 by itself where memory would not do otherwise"""
+LAYERS = """\
+all (default), or each-kind: the checkpoint is cut to its first sliding and first full layer of each text stack and the
+first of the tower, with their own weights, which shows real sizes in little time; the verdict says so"""
 LANES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # beside "exact" and "generate"
 
 
@@ -36,6 +40,10 @@ def checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calm", action="store_true", help="with --synthetic: no massive activation (1e5), which float16 cannot hold"
     )
+
+
+def layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", choices=(ALL, EACH_KIND), help=LAYERS)
 
 
 def stream(parser: argparse.ArgumentParser) -> None:

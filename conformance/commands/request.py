@@ -12,6 +12,7 @@ from typing import Any
 
 from conformance.cases import catalogue, generating
 from conformance.cases.case import Case
+from conformance.cases.each_kind import ALL
 from conformance.cases.prompt import GENERATE
 from conformance.checkpoints import BUNDLED
 from conformance.commands import options as shared
@@ -173,6 +174,7 @@ def _request(
         synthetic=given.synthetic,
         calm=given.calm,
         stream=getattr(given, "stream", None),
+        layers=getattr(given, "layers", None) or ALL,
         cases=tuple(given.case or ()),
         exact=exact,
         asked=asked,

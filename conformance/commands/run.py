@@ -213,6 +213,7 @@ def _asked(request: Request, reporter: Reporter) -> Work:
 def _targets(request: Request, reporter: Reporter) -> list[Target]:
     """The checkpoints that every peer accepts; if there is none, all of them."""
     made: dict[str, Any] = {"synthetic": request.synthetic, "calm": request.calm, "stream": request.stream}
+    made["layers"] = request.layers
     targets = resolve(request.ckpt, **made, progress=reporter.tensors, backend=request.backend)
     targets = [t for t in targets if all(optional(p, "accepts")(t) for p in request.peers)] or targets
     targets = targets[:1] if request.first else targets

@@ -16,7 +16,7 @@ from typing import cast
 from conformance.activations import Dump
 from conformance.cases import least, token_words
 from conformance.cases.case import Case
-from conformance.cases.plan import Shown, plan_of
+from conformance.cases.plan import Shown, judged_part, plan_of
 from conformance.errors import CheckpointError
 from conformance.judge import name_defect as naming
 from conformance.judge.along import Along
@@ -27,6 +27,7 @@ from conformance.judge.judgement import Further, Judgement
 from conformance.judge.lanes import CumulativeLane, QuantisedLane, SingleLane
 from conformance.judge.meeting import Lane
 from conformance.judge.operations import Operations
+from conformance.judge.positions import check_keys, placed
 from conformance.judge.steady import steadied
 from conformance.judge.typed_lane import WIDE, TypedLane, kind_at, weights_of
 from conformance.judge.walk import Found, Walk, quiet
@@ -76,7 +77,7 @@ def judge(
         shared: of the peers that are judged one after the other; None where nothing is shared.
     """
     case, dtype = case.given(peer.dtype), cast(DType, peer.dtype)
-    with Dump(target.backend) as dump:
+    with Dump(target.backend, judged=judged_part(target.config, case)) as dump:
         began = time.perf_counter()
         progress(f"{case.name}: {peer.name}")
         raised = ""
@@ -89,6 +90,7 @@ def judge(
         try:
             says = _Says(least.with_pair(shows(peer), case), scheme_of(peer), wide(peer))
             _in_order(target, case, dump)
+            check_keys(target.config, case, says.shown)
         except PeerError as error:
             return Judgement(peer.name, case.name, error=raised or str(error), dtype=dtype)
         if raised and not dump.calls:
@@ -100,7 +102,7 @@ def judge(
                 return _compared(peer, says, target, case, shows, dtype, progress, until_culprit, shared)
 
         result = compared(dump)
-        if repeat and not raised and optional(peer, "probed"):
+        if repeat and not raised and not case.picks and optional(peer, "probed"):  # a long run once, or it takes hours
             progress(f"{case.name}: {peer.name} once more")
             result = steadied(result, peer, target, case, dump, says.shown, compared)
         seconds = {"peer": ran - began, "reference": time.perf_counter() - ran}
@@ -140,9 +142,10 @@ def _compared(
     outside = least.in_words(target.config, case, says.shown)
     lane = _lane(says, target, case, dtype, seen, outside, until_culprit)
     progress(f"{case.name}: local anchor of {peer.name}")
-    local = Walk(case, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
+    walked = case.cut()
+    local = Walk(walked, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
     along = Found([])
-    if not until_culprit and not _from_ids(seen, outside):
+    if not until_culprit and not _from_ids(seen, outside) and not case.picks:  # picked tokens alone lead nowhere
         progress(f"{case.name}: cumulative anchor of {peer.name}")
         spine = [(call, tap) for call, tap in seen if tap.spine]
         walk = Walk(case, dump, spine, CumulativeLane(dtype, compared), local=False)
@@ -151,7 +154,7 @@ def _compared(
     found = Judgement(
         peer.name,
         case.name,
-        local.findings,
+        placed(local.findings, target.config, case),
         along.findings,
         error=_too_little(target.config, case, says.shown),
         dtype=dtype,
@@ -167,7 +170,7 @@ def _compared(
         evidence=evidence(target, case, dump) if outside and not until_culprit else None,
     )
     found = replace(found, token=_token(found, target.config, case))
-    return _explained(found, target, case, dump, dtype, says.wide)
+    return _explained(found, target, walked, dump, dtype, says.wide)
 
 
 def _lane(

@@ -30,6 +30,7 @@ from conformance.peers.protocol import Peer, lacks, optional, scheme_of, wide
 from conformance.target import Target
 from t5g2ref.backend import BackendError
 from t5g2ref.dtypes import DType
+from t5g2ref.notes import noted
 from t5g2ref.on_demand import OnDemand
 
 Progress = Callable[[str], None]
@@ -133,8 +134,10 @@ class Sitting:
 
     def judged(self, name: str) -> list[Judgement]:
         """What there is to say of one case, or of the exact lane: nothing where it is not required."""
-        with warnings_kept(self._peer.name, self._beside.notes):
+        said = list[str]()
+        with warnings_kept(self._peer.name, self._beside.notes), noted(said):
             found = self._exactly() if name == EXACT else self._on(self._cases[name])
+        self._beside.note(*(f"case {name} of {self._target.name}: {note}" for note in said))
         if not self._spoilt and fingerprint(self._target, self._peer) != self._weights:
             self._spoilt = True
             finding = Finding("weights", 0, "exact", detail=SPOILT)
@@ -162,6 +165,8 @@ class Sitting:
             found = judge_pictures(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
             self._beside.note(*filter(None, [legal_note(found)]))
             return found
+        if case.picks and not optional(self._peer, "picks"):
+            return Judgement(self._peer.name, case.name, skipped=UNPICKED, dtype=self._peer.dtype)
         if case.prompts:
             return judge_generated(self._peer, self._target, case, self._progress, repeat=self._manner.repeat)
         return judge(self._peer, self._target, case, self._progress, repeat=self._manner.repeat, shared=self._shared)
@@ -232,6 +237,7 @@ class Sitting:
         return failed
 
 
+UNPICKED = "the peer does not say that it can show picked tokens of a long row: `picks` in peers/protocol.py"
 UNPROBED = "what was written down can only be read: neither its weights nor masks by probing were judged"
 
 

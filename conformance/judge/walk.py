@@ -16,12 +16,14 @@ import numpy as np
 
 from conformance.activations import Dump
 from conformance.arrays import has_device
+from conformance.cases import picked
 from conformance.cases.case import Case
 from conformance.cases.least import LOG_PROBS, LOGITS
 from conformance.cases.plan import validity
 from conformance.judge.given_ids import at_ids, whole
 from conformance.judge.logit_watch import LogitWatch
 from conformance.judge.meeting import UNUSABLE, Array, Ended, Lane, Meeting, Place
+from conformance.judge.positions import misread
 from conformance.measure.finding import Finding
 from conformance.measure.half import Limit
 from conformance.measure.match import Signature
@@ -60,7 +62,7 @@ class Found:
 
 
 class Culprit(Exception):
-    """Raised at the first failing tap, where the walk has to stop there."""
+    """Raised at a failing tap where the walk has to stop."""
 
 
 class Walk:
@@ -149,17 +151,24 @@ class Walk:
         meeting = Meeting(tap, call, peer, values[0], values[1 : self._own], values[self._own :], valid)
         if peer is None and tap.rows == "logits" and name == LOGITS and self._dump.get(call, LOG_PROBS) is not None:
             return self._of_ids(meeting, values)
-        finding = self._found[call, name] = self._lane.look(meeting)
-        if finding.status == "mask" and len(self._masks) < PICTURES:
+        finding = self._lane.look(meeting)
+        if finding.passed and self._is_read(tap):
+            finding = misread(tap, call, self._case, self._dump.whole(call, name), self._dump.backend) or finding
+        self._found[call, name] = finding
+        if finding.status == "mask" and len(self._masks) < PICTURES and not self._case.picks:
             self._masks.append(picture(finding, *map(self._dump.backend.host, (meeting.truth, peer))))
         if peer is not None and wider(tap, peer, self._lane.dtype):
             self._wider.setdefault(name, str(peer.dtype))
-        if self._until and not finding.passed:
+        if (self._until and not finding.passed) or (finding.status in UNUSABLE and self._is_read(tap)):
             raise Culprit
         usable = self._local and finding.status not in UNUSABLE and not tap.exact
         if self._watch is not None:
             self._watch.look(meeting, usable)
         return self._handed_on(meeting, values, usable)
+
+    def _is_read(self, tap: Tap) -> bool:
+        """Whether attention needs the peer's value, since our runs have that of the picked tokens alone."""
+        return self._case.picks and picked.last_part(tap) in picked.READ
 
     def _of_ids(self, logits: Meeting, values: list[Array]) -> list[Array]:
         """Judge log-probabilities in place of logits. Nothing goes on with them."""
@@ -181,7 +190,7 @@ class Walk:
         What only walks along (bounds, oracles with defects) then goes on with the truth's.
         """
         if usable:
-            peer, xp = meeting.peer, self._dump.backend.xp
+            peer, xp = self._dump.whole(*meeting.place), self._dump.backend.xp
             types = {value.dtype: xp.asarray(peer, dtype=value.dtype) for value in values}
             given = [types[value.dtype] for value in values]
             if wider(meeting.tap, peer, self._lane.dtype):  # a control rounds what is handed to it

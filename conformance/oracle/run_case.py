@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from conformance.cases.case import Case, Run
+from conformance.oracle.at_picked import at_picked
 from conformance.oracle.quantised import Quantised, Scheme, chosen
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
@@ -60,7 +61,7 @@ def program(case: Case) -> Callable[[T5Gemma2, TraceOfCall], None]:
     def walk(model: T5Gemma2, trace_of: TraceOfCall) -> None:
         call = 0
         for run in case.runs:
-            _walk(model, case, run, partial(_shifted, trace_of, call))
+            _walk(at_picked(model, run), case, run, partial(_shifted, trace_of, call))
             call += len(run.bounds)
 
     return walk

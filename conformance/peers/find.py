@@ -116,6 +116,7 @@ def described(name: str, backend: Backend = NUMPY) -> Peer | None:
         partial(create, name, backend),
         generates=True,
         prepares=True,
+        picks=True,
         preallocated=way == "-static",
     )
 

@@ -82,6 +82,11 @@ class OptionalMembers:
     """Tap or pattern → "float32", where a peer in a half type is wider on purpose. It has to be so there, is judged in
     float32, and its modules' weights count as the checkpoint has them."""
 
+    picks: bool = False
+    """Whether it can be asked for a row that is too long to show. Of a run that has `picked` it then shows, of each
+    tap, what `cases.picked.shown` leaves: the picked tokens, but keys and values at every token. For every other peer
+    such cases are skipped by name."""
+
     preallocated: bool = False
     """Whether its cache has its slots before they are filled: only there can one be read too early."""
 

@@ -9,9 +9,11 @@ from typing import Any
 from conformance.activations import Dump
 from conformance.arrays import to_backend
 from conformance.cases.case import Case
+from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
-from conformance.oracle.run_case import program
+from conformance.oracle.run_case import TraceOfCall, program
+from conformance.peers.picked_trace import PickedTrace
 from conformance.peers.protocol import OptionalMembers
 from conformance.target import Target
 from t5g2ref.backend import Backend, BackendError, find
@@ -34,6 +36,8 @@ class ReferencePeer(OptionalMembers):
         backend: where it computes.
         dtype: the type that it runs in; NumPy emulates the half types.
     """
+
+    picks = True
 
     def __init__(self, backend: Backend, dtype: DType) -> None:
         self.name = f"t5g2ref:{backend.name}:{dtype}"
@@ -67,13 +71,25 @@ class ReferencePeer(OptionalMembers):
             head = {n: self._nx.array(value) for n, value in case.head(self._target.config.decoder.hidden_size).items()}
         config = replace(self._target.config, num_labels=case.num_labels)
         model = T5Gemma2(config, tree(extended(self._weights, head)), self._nx)
+        program(case)(model, self._traces(case, dump))
+
+    def _traces(self, case: Case, dump: Dump) -> TraceOfCall:
+        """What puts each call's values into `dump`: of a long run those of the picked tokens."""
+        assert self._target is not None
+        plan = plan_of(self._target.config, case) if case.picks else []
+
+        def put(name: str, value: Any) -> Any:
+            return self._shown(dump, name, value)
 
         def trace_of(call: int) -> Trace:
             while dump.calls <= call:
                 dump.new_call()
-            return Trace(lambda name, value: self._shown(dump, name, value))
+            run, _ = case.calls[call]
+            if run.picked is None:
+                return Trace(put)
+            return PickedTrace(run, {tap.name: tap for n, tap in plan if n == call}, put, self._nx.join)
 
-        program(case)(model, trace_of)
+        return trace_of
 
     def generate(self, prompt: Prompt) -> Answer:
         """What `t5g2ref.generate` makes of it: greedy, or a beam search whose scores are means."""

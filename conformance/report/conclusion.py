@@ -59,12 +59,13 @@ def concluded(work: Work, found: Found, beside: Beside, known: Known, command: s
             *dict.fromkeys(note for _, note in few),
             *_wider(found),
             *reach(_judged_on(plan, found)),
+            *_picked(plan, found),
             *farthest(found),
             *steadiness(found, {called[p.name] for p in terms.peers if not (terms.repeat and p.probed)}),
             *(renamed(note, called) for note in _ordered(beside.notes, terms.peers)),
         ],
         command=command,
-        covers=coverage(terms.required, plan, found),
+        covers=coverage(terms.required, plan, found, terms.layers),
         layers={t.name: layer_types(t.config) for t in work.targets},
     )
 
@@ -164,6 +165,21 @@ def _in_single(found: Found) -> bool:
         if j.local:
             types.setdefault(re.sub(r":(bfloat16|float16|float32)\b.*", "", j.peer), set()).add(j.dtype)
     return all("float32" in seen for seen in types.values())
+
+
+def _picked(plan: Plan, found: Found) -> list[str]:
+    """A note for each case of which picked tokens alone were judged."""
+    judged = {(target, j.case) for target, j in found if j.local}
+    cases = [case for target, case in plan if case.picks and (target.name, case.name) in judged]
+    alone = "tokens were judged, under the local anchor alone; of the others keys and values are read"
+    return list(dict.fromkeys(f"case {case.name}: {_counted(case)} {alone}" for case in cases))
+
+
+def _counted(case: Case) -> str:
+    """How many tokens of each row were picked: "46 of 8192, 31 of 520"; nothing of a row that is judged whole."""
+    rows = [(p.source, run.input_ids) for run in case.runs if (p := run.picked)]
+    rows += [(p.answer, run.decoder_input_ids) for run in case.runs if (p := run.picked)]
+    return ", ".join(f"{len(at)} of {ids.shape[1]}" for at, ids in rows if len(at) < ids.shape[1])
 
 
 def _powers(found: Found) -> dict[str, bool]:

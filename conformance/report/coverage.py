@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from conformance.cases.abilities import Required
+from conformance.cases.each_kind import ALL, EACH_KIND
 from conformance.judge.comparisons import Found, Plan
 from conformance.judge.judgement import Judgement
 
 
-def coverage(asked: Required | None, plan: Plan, found: Found) -> str:
+def coverage(asked: Required | None, plan: Plan, found: Found, layers: str = ALL) -> str:
     """What the verdict covers, for its line: "logits alone, text cases alone: short, window; not covered: image".
 
-    "" where every peer shows its inside, and no cases were required.
+    "" where every peer shows its inside, no cases were required, and all layers were there.
     """
     judged = [j for _, j in inside(found) if j.local]
     parts = [_outside(judged)]
     if asked is not None:
         parts += [_cases(asked, plan, judged)]
+    parts += ["one layer of each kind"] if layers == EACH_KIND else []
     return ", ".join(filter(None, parts))
 
 

@@ -31,7 +31,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from conformance.cases import catalogue as case_list
-from conformance.cases import generating, pictured
+from conformance.cases import generating, long, pictured
 from conformance.cases.picture import PIXELS
 from conformance.errors import UsageError
 from conformance.judge.judgement import Judgement
@@ -136,7 +136,7 @@ class Known:
         names = {tap.name for table in tables for tap in table}
         for i, entry in enumerate(self.entries, 1):
             if entry.status in WHOLE:
-                built = (case_list.build, case_list.build_rows, generating.build, pictured.build)
+                built = (case_list.build, case_list.build_rows, generating.build, long.build, pictured.build)
                 cases = ["exact", *(case.name for t in targets for build in built for case in build(t.config))]
                 if not any(fnmatchcase(name, entry.case) for name in cases):
                     raise _strange(i, entry.case, "case of this checkpoint", cases)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from conformance.cases import catalogue, generating, pictured
+from conformance.cases import catalogue, generating, long, pictured
 from conformance.cases.abilities import Required
 from conformance.cases.case import Case
+from conformance.cases.each_kind import ALL
 from conformance.judge.comparisons import EXACT, Comparison, Plan, asks, comparisons
 from conformance.target import Target
 from t5g2ref.config import Config
@@ -40,7 +41,7 @@ class Chosen:
     """What was chosen to be judged, and what its verdict follows from.
 
     Args:
-        ckpt, synthetic, calm, stream: see `checkpoints.resolve`.
+        ckpt, synthetic, calm, stream, layers: see `checkpoints.resolve`.
         cases: globs of case names; none for all.
         exact: whether the exact lane is wanted.
         asked: whether the exact lane was named; a peer that cannot have it then makes the verdict INCOMPLETE.
@@ -58,6 +59,7 @@ class Chosen:
     synthetic: bool = False
     calm: bool = False
     stream: bool | None = None
+    layers: str = ALL
     cases: tuple[str, ...] = ()
     exact: bool = True
     asked: bool = False
@@ -142,11 +144,14 @@ class Work:
 
 def cases(terms: Terms, config: Config) -> list[Case]:
     """Every case for a geometry that a lane which is wanted has, and that of picture files where a peer can read them.
-    Prompts that take a while are asked for by name."""
+    Long context, and prompts that take a while, are asked for by name."""
     made = (catalogue.build_rows if terms.rows else catalogue.build)(config)
     made += pictured.build(config) if any(peer.prepares for peer in terms.peers) else []
     prompts = generating.build(config) if terms.generate else []
-    return made + [c for c in prompts if not c.costly or terms.generating or c.name in terms.cases]
+    named = (
+        [case for case in long.build(config) if case.name in terms.cases] if set(long.NAMES) & {*terms.cases} else []
+    )
+    return made + named + [c for c in prompts if not c.costly or terms.generating or c.name in terms.cases]
 
 
 def work(terms: Terms, targets: Iterable[Target], cases_of: Callable[[Config], list[Case]] | None = None) -> Work:

@@ -12,7 +12,6 @@ from conformance.peers.reference import ReferencePeer
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import SDPA, Numerics, Profile
-from t5g2ref.trace import Trace
 
 
 class FaultyPeer(ReferencePeer):
@@ -44,13 +43,8 @@ class FaultyPeer(ReferencePeer):
         with self._nx.scope():
             head = {n: self._nx.array(value) for n, value in case.head(config.decoder.hidden_size).items()}
 
-            def trace_of(call: int) -> Trace:
-                while dump.calls <= call:
-                    dump.new_call()
-                return Trace(lambda name, value: self._shown(dump, name, value))
-
             setting = Setting(config, {**self._weights, **head}, case, self._nx, half_of(self.dtype))
             with np.errstate(all="ignore"):  # the judge has to find what a fault makes infinite
                 injection = HEALTHY if self._healthy_runs else self._injection
-                injection.run(setting, trace_of)
+                injection.run(setting, self._traces(case, dump))
         self._healthy_runs = 0

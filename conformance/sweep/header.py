@@ -20,7 +20,7 @@ from t5g2ref.config.fields import short
 FORMAT, VERSION = "t5g2ref-comparisons", 1
 MOST_CHECKPOINTS, MOST_PEERS, MOST_PATTERNS = 16, 1000, 1000
 OPTIONS = {  # what a field of the terms is called where it was asked for
-    **{name: f"--{name}" for name in ("ckpt", "synthetic", "calm", "stream", "rows", "known")},
+    **{name: f"--{name}" for name in ("ckpt", "synthetic", "calm", "stream", "layers", "rows", "known")},
     "cases": "--case",
     "exact": "--lane exact",
     "asked": "--lane exact by name",

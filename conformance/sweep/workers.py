@@ -93,6 +93,7 @@ class _Worker:
 def _start(question: Question) -> _Worker:
     terms = question.terms
     how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": question.stream}
+    how["layers"] = terms.layers
     made = resolve(terms.ckpt, **how, backend=find(question.backend))
     targets = [target for target in made if target.name in question.targets]
     return _Worker(question, work(terms, targets), shared=Along() if question.shares else None)

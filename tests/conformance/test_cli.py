@@ -16,6 +16,7 @@ from command_line import Ours, Run, narrow, strictly
 
 from conformance import __main__ as command
 from conformance.cases import catalogue as case_list
+from conformance.cases import long
 from conformance.commands import run as judging
 from conformance.defects.catalogue import DEFECTS
 from conformance.judge import sitting
@@ -78,8 +79,8 @@ def test_lists_are_complete(run: Run) -> None:
     assert any(
         line.startswith("  layers.*.self_attn.mask") and "True where the query may see" in line for line in lines
     )
-    listed = [line.split()[0] for line in run("list", "cases")[1] if not line.startswith(" ")]
-    assert listed == [case.name for case in case_list.build(config)]
+    listed = [line.split()[0] for line in run("list", "cases")[1] if line and not line.startswith(" ")]
+    assert listed == [*(case.name for case in case_list.build(config)), *long.NAMES]
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "weather"], ["--nope"], ["judge"], ["--json"]])

@@ -28,6 +28,7 @@ class CompiledPeer(TransformersPeer):
     """
 
     taps = (LOGITS, ENCODED, "loss")
+    picks = False  # keys and values cannot be seen
 
     def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu") -> None:
         super().__init__(attention, dtype, device)

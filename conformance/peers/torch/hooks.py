@@ -16,6 +16,8 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conformance.activations import Dump
+from conformance.cases import picked
+from conformance.cases.picked import Picked
 from conformance.peers.torch.spill import Spill, read
 from conformance.peers.torch.tensors import to_array
 from t5g2ref.taps import Tap
@@ -30,14 +32,19 @@ class Capture:
         model: a T5Gemma2 model with a `.model` inside, or any module tree with the same names.
         taps: the rows of the table that may be asked for.
         batch, cross_length: rows and encoder positions of the run; shared tables and merged keys are cut by them.
+        chosen: of a run that is too long to show, the tokens that are kept; None for all.
     """
 
-    def __init__(self, model: torch.nn.Module, taps: list[Tap], batch: int, cross_length: int) -> None:
-        self._batch, self._cross_length = batch, cross_length
+    def __init__(
+        self, model: torch.nn.Module, taps: list[Tap], batch: int, cross_length: int, chosen: Picked | None = None
+    ) -> None:
+        self._batch, self._cross_length, self._chosen = batch, cross_length, chosen
         self._seen: dict[str, list[Any]] = {}
         self._modules = {_canonical(name): module for name, module in model.named_modules()}
         self._paths = {id(module): name for name, module in self._modules.items()}
         self._taps = [tap for tap in taps if ":" in tap.peer]  # the others are what the model returns
+        self._shown = {self._place(tap): tap for tap in self._taps} if chosen is not None else {}
+        self._queries: dict[str, int] = {}  # path of an attention → how many it had
         self._cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
         self._inside = ""  # path of the attention that was entered last
         self._spill = Spill(self._cuda)
@@ -95,7 +102,11 @@ class Capture:
             torch.cuda.synchronize(self._cuda)
 
     def _keep(self, path: str, what: str, value: Any) -> None:
-        self._seen.setdefault(f"{path}:{what}", []).append(self._spill.copied(value))
+        """Keep a copy; of a long run's tap the tokens that are shown."""
+        seen = self._seen.setdefault(f"{path}:{what}", [])
+        tap = self._shown.get((path, what, len(seen)))
+        part = value if tap is None or not torch.is_tensor(value) else picked.shown(self._chosen, tap, value)
+        seen.append(part.detach() if part is not value else self._spill.copied(value))
 
     def _forget(self) -> None:
         self._seen.clear()
@@ -127,14 +138,24 @@ class Capture:
             function = original(registry, *args)
 
             def attention(module: torch.nn.Module, q: Any, k: Any, v: Any, mask: Any, **kwargs: Any) -> Any:
-                seen = {"query": q, "keys": k, "values": v, "mask": _visible(mask, q, k)}
-                for what, value in seen.items():
-                    self._keep(self._paths[id(module)], what, value)
+                path = self._paths[id(module)]
+                self._queries[path] = q.shape[2]
+                for what, value in {"query": q, "keys": k, "values": v}.items():
+                    self._keep(path, what, value)
+                self._seen.setdefault(f"{path}:mask", []).append(_visible(*self._rows(path, mask, q), k))
                 return function(module, q, k, v, mask, **kwargs)
 
             return attention
 
         return get_interface
+
+    def _rows(self, path: str, mask: Any, q: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """The mask and the queries that are shown: of a long run those of the chosen tokens."""
+        tap = self._shown.get((path, "mask", 0))
+        at = None if tap is None or self._chosen is None else self._chosen.at(tap)
+        if at is None or (mask is not None and mask.shape[2] != q.shape[2]):
+            return mask, q
+        return None if mask is None else mask[:, :, at.tolist()], q[:, :, at.tolist()]
 
     def _place(self, tap: Tap) -> tuple[str, str, int]:
         """A tap's module path, what to see there, and in which call of the module."""
@@ -166,7 +187,7 @@ class Capture:
 
         The decoder's attention gets own and cross ones in one tensor, the encoder's only own ones.
         """
-        rows = self._seen[f"{path}:query"][0].shape[2]  # a file's shape is known without reading it
+        rows = self._queries[path]
         cross = self._cross_length if path.startswith("decoder.") else 0
         own = merged.shape[2] - cross
         if own < rows:  # too few keys: shown as they are, so that the judge finds the wrong length

@@ -20,7 +20,7 @@ from conformance.cases.case import Case, Run
 from conformance.cases.prompt import Answer, Prompt
 from conformance.errors import PeerUnavailable
 from conformance.peers.protocol import OptionalMembers
-from conformance.peers.torch import generating, pictures, static_cache, streamed
+from conformance.peers.torch import generating, long_rows, pictures, static_cache, streamed
 from conformance.peers.torch.hooks import Capture
 from conformance.peers.torch.releases import cache_name, named, untested
 from conformance.peers.torch.tensors import from_array, to_array, without_tf32
@@ -47,6 +47,8 @@ class TransformersPeer(OptionalMembers):
         device: as torch names it: "cpu", "cuda", "cuda:1".
         static: whether cached calls are given a preallocated cache, as `generate` makes it; see `static_cache`.
     """
+
+    picks = True
 
     def __init__(self, attention: str, dtype: DType = "float32", device: str = "cpu", static: bool = False) -> None:
         self.name = named(attention, "-static" * static, dtype, device)
@@ -107,6 +109,8 @@ class TransformersPeer(OptionalMembers):
 
     def run(self, case: Case, dump: Dump) -> None:
         assert self._target is not None, "open() comes first"
+        for run in case.runs:
+            long_rows.refuse(self._target.config, run, self._attention, self.dtype, self._device)
         model = self.model(case)
         with torch.no_grad():
             for run in case.runs:
@@ -126,7 +130,8 @@ class TransformersPeer(OptionalMembers):
         assert self._target is not None
         config, images = self._target.config, run.pixel_values is not None
         plan = taps.table(config, images=images, task=case.task, loss=run.labels is not None)
-        capture = Capture(model, plan, *run.input_ids.shape)
+        batch, length = run.input_ids.shape
+        capture = Capture(model, plan, batch, length, run.picked)
         held = cache_name(type(model).forward)
         cache = encoded = None  # the model makes its own cache on the first call: that, too, is under test
         if self._static and run.splits is not None:

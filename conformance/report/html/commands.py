@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from conformance.cases.each_kind import CUT, EACH_KIND
 from conformance.cases.prompt import GENERATE
 from conformance.peers.find import DUMP
 from conformance.report.document import Document
@@ -44,6 +45,8 @@ _MADE = re.compile(r"(?P<name>.+) \((?P<calm>calm )?synthetic weights\)")
 
 
 def _checkpoint(target: str) -> tuple[str, ...]:
+    if target.endswith(CUT):
+        return (*_checkpoint(target.removesuffix(CUT)), "--layers", EACH_KIND)
     if made := _MADE.fullmatch(target):
         return ("--ckpt", made["name"], "--synthetic", *(["--calm"] if made["calm"] else []))
     return ("--ckpt", target)
