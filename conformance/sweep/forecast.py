@@ -29,6 +29,7 @@ from t5g2ref.numerics import EXACT, SDPA, Array, Numerics
 from t5g2ref.on_demand import layer_of
 
 ANCHORS = 2
+AGAIN = 3  # more runs of a peer where a case is repeated: two inputs between, and the case
 STACKS = ("encoder.vision_tower.", "encoder.text_model.", "decoder.")
 STARTING = 5.0  # seconds until a peer is there, about
 TAP = 5e-3  # seconds for each tap beside the products, about
@@ -67,7 +68,7 @@ def forecast(work: Work, left: Iterable[Comparison]) -> Forecast | None:
         if target.streamed:
             key = target.name, types[one.peer]
             clock = clocks.setdefault(key, _Clock(target, types[one.peer]))
-            seconds += clock.exactly() if case is None else clock.of(case, 1 + work.terms.repeat)
+            seconds += clock.exactly() if case is None else clock.of(case, 1 + AGAIN * work.terms.repeat)
     return Forecast(seconds, max(bytes_streamed(target.config) for target in streamed))
 
 
