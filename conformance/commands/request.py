@@ -51,6 +51,7 @@ class Request(Chosen):
         command: the command line, for whoever reproduces the report.
         timeout: seconds for each answer of a process.
         jobs: how many processes judge; None for as many as are usual.
+        cluster: the address of a Dask scheduler whose workers judge; "" for this machine.
         first: whether the first checkpoint alone is judged on.
         share: which part of the comparisons is made; None for all.
         resume: the file where comparisons are kept as they end; None for none.
@@ -67,6 +68,7 @@ class Request(Chosen):
     command: str = ""
     timeout: float = TIMEOUT
     jobs: int | None = None
+    cluster: str = ""
     first: bool = False
     cases_of: Callable[[Config], list[Case]] | None = None
     share: Share | None = None
@@ -187,6 +189,7 @@ def _request(
         command=getattr(given, "command_line", ""),
         timeout=getattr(given, "timeout", TIMEOUT),
         jobs=shared.processes(given),
+        cluster=shared.scheduler(given),
         rows=getattr(given, "rows", False),
         first=getattr(given, "quick", False),
         repeat=not getattr(given, "once", False),
@@ -208,6 +211,8 @@ def _share(given: str | None, outputs: Mapping[str, Path]) -> Share | None:
 
 def _in_processes(given: argparse.Namespace) -> bool:
     """Whether other processes may be the ones that judge: then nothing is imported here that only they need."""
+    if shared.scheduler(given):
+        return True
     bundled = given.ckpt in (None, *BUNDLED) and not given.synthetic
     return bundled and (shared.processes(given) or os.cpu_count() or 1) > 1
 

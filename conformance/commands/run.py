@@ -18,6 +18,7 @@ from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
+from conformance.errors import UsageError
 from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
 from conformance.peers.find import create, other_type
@@ -30,7 +31,9 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
-from conformance.sweep.header import header_of
+from conformance.sweep.client import reach
+from conformance.sweep.engine import Engine
+from conformance.sweep.header import header_of, marked
 from conformance.sweep.keeping import Keeping
 from conformance.sweep.kept import Ended, write
 from conformance.sweep.share import WHOLE, Share, cost, part
@@ -93,11 +96,13 @@ class _Made:
 def _began(request: Request) -> _Made:
     """What there is to judge, and what is kept of it from an earlier time."""
     began = time.perf_counter()
+    if request.cluster:
+        reach(request.cluster)  # before weights are read, which may take minutes
     with reporting(quiet=not request.progress) as reporter:
         asked = _asked(request, reporter)
     wanted = asked.every if request.share is None else part(asked, request.share)
     keeping = Keeping(request.resume, header_of(asked, request.share or WHOLE), asked) if request.resume else None
-    return _Made(asked, SoFar(wanted, keeping), began)
+    return _Made(asked, SoFar(wanted, keeping, request.cluster), began)
 
 
 def _make(request: Request, made: _Made) -> None:
@@ -129,12 +134,13 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
     """Judge what is left, in this process or in as many as were asked for."""
     if not (left := so_far.left):
         return
-    processes = _processes(request, len(asked.every))  # of a share too: a product's bits follow from its threads
-    if processes == 1:
+    engine = _engine(request, len(asked.every))  # of a share too: a product's bits follow from its threads
+    if engine.here(asked.every):
         _judged_here(request, asked, so_far, reporter)
         return
     targets = tuple(target.name for target in asked.targets)
-    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout)
+    marks = {target.name: marked(target) for target in asked.targets} if engine.cluster else {}
+    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout, marks)
     reporter.start(len(left))
 
     def ended(one: Comparison | None, answer: Answer) -> None:
@@ -148,7 +154,7 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
     # So that nobody is left alone with the last; peers take turns at a case.
     longest_first = sorted(left, key=lambda one: (-cost(asked, one), one.target, one.case))
-    judged(question, longest_first, min(processes, len(left)), ended)
+    judged(question, asked, longest_first, engine, ended)
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
@@ -181,13 +187,18 @@ def _others(request: Request) -> dict[str, Peer]:
     return {name: create(other, request.backend) for name, other in others.items() if other}
 
 
-def _processes(request: Request, comparisons: int) -> int:
-    """As many as were asked for. Unasked, one a core where models are small, and the work is worth their start."""
+def _engine(request: Request, comparisons: int) -> Engine:
+    """Where comparisons are made: on the cluster that was asked for, or in as many processes as were. Unasked, one a
+    core where models are small, and the work is worth their start."""
+    named = len(request.names) == len(request.peers)
+    if request.cluster:
+        if not named:
+            raise UsageError(f"--cluster {request.cluster}: another machine needs a name for each peer")
+        return Engine(request.jobs, request.cluster)
     usual = request.ckpt in BUNDLED and not request.synthetic and comparisons >= WORTH
     usual = usual and all(name.startswith("transformers") for name in request.names.values())
     most = request.jobs or ((os.cpu_count() or 1) if usual else 1)
-    many = request.backend.name == "numpy" and len(request.names) == len(request.peers)
-    return min(most, comparisons) if many else 1
+    return Engine(min(most, comparisons) if request.backend.name == "numpy" and named else 1)
 
 
 def _asked(request: Request, reporter: Reporter) -> Work:
