@@ -20,10 +20,7 @@ def client_of(address: str) -> Iterator[Any]:
     reach(address)
     import distributed
 
-    log = logging.getLogger("distributed")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
+    with _silent():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Dask's own versions: ours are compared
             client = distributed.Client(address, timeout=REACH, set_as_default=False, name="conformance")
@@ -32,8 +29,20 @@ def client_of(address: str) -> Iterator[Any]:
         finally:
             with suppress(Exception):
                 client.close(timeout=REACH)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No log of Dask's: some of its loggers have a level of their own."""
+    every = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    before = {name: logging.getLogger(name).level for name in every}
+    for name in every:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
     finally:
-        log.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def reach(address: str) -> None:

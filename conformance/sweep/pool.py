@@ -21,7 +21,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from conformance.sweep.task import Task, Waiting
+from conformance.sweep.task import PROCESS, Task, Waiting
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
 LOOK = 1.0  # seconds between two looks at who has died in silence
@@ -204,6 +204,8 @@ def _serve(
     able_to_start()  # a peer may start processes too
     tempfile.tempdir = folder  # deleted by the parent, also when this process is ended
     _own_core(index, processes)
+    if processes > 1:
+        os.environ[PROCESS] = str(index)
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # torch comes later
     threadpool_limits(1)
     with suppress(EOFError, ConnectionError):

@@ -10,6 +10,7 @@ from typing import Any
 from conformance.exchange.plain import encoded
 
 TRIES = 2  # of a job whose process dies
+PROCESS = "CONFORMANCE_PROCESS"  # in a process's environment: its number among those of its machine
 
 
 class ProcessDied(RuntimeError):
