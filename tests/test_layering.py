@@ -72,7 +72,7 @@ conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: task share client | pool header record | remote alike kept | cluster | engine
+conformance/sweep: task share client whole | pool header record | remote alike kept | cluster | engine
 conformance/sweep: workers keeping merging | so_far | __init__
 conformance/selftest: faulty_peer legal | speaking_peer black_box false_alarms | trial | diagnoses matrix workers
 conformance/selftest: __init__
