@@ -11,6 +11,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
-from conformance.errors import UsageError
+from conformance.errors import PeerBroken, UsageError
 from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
 from conformance.peers.find import create, other_type
@@ -159,7 +160,8 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
     with warnings_kept(PACKAGE, said := list[str]()):  # a peer that was only described is imported now
-        peers, others = [itself(peer) for peer in request.peers], _others(request)
+        alone = len(request.peers) == 1
+        peers, others = [itself(peer, alone=alone) for peer in request.peers], _others(request)
     so_far.beside.note(*(note for note in said if note not in request.notes))
     session = Session(
         asked.judged_on,
@@ -184,7 +186,11 @@ def _others(request: Request) -> dict[str, Peer]:
     """A peer's name → the same in another type, where both were asked for."""
     given = request.names.values()
     others = {name: other_type(spec, given) for name, spec in request.names.items()}
-    return {name: create(other, request.backend) for name, other in others.items() if other}
+    made = dict[str, Peer]()
+    for name, other in others.items():
+        with suppress(PeerBroken):  # which is said in its own turn
+            made |= {name: create(other, request.backend)} if other else {}
+    return made
 
 
 def _engine(request: Request, comparisons: int) -> Engine:

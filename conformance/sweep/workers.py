@@ -16,13 +16,14 @@ from functools import cached_property
 from typing import Any
 
 from conformance.checkpoints import BUNDLED, resolve
+from conformance.errors import PeerBroken
 from conformance.exchange.plain import PlainError, decoded, encoded
 from conformance.judge.along import Along
 from conformance.judge.comparisons import Comparison
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import asked
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
-from conformance.peers.find import BUILT_IN, create, other_type
+from conformance.peers.find import BUILT_IN, broken, create, other_type
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import Peer, give_time
 from conformance.report.terms import Terms, Work, work
@@ -31,6 +32,7 @@ from conformance.sweep.alike import refuse_other_device, refuse_other_peers, ref
 from conformance.sweep.engine import Engine
 from conformance.sweep.record import Record
 from conformance.sweep.task import Task
+from conformance.target import Target
 from t5g2ref.backend import find
 
 
@@ -142,7 +144,8 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     like = other_type(given, question.peers.values())
     said = list[str]()
     with warnings_kept(PACKAGE, said):
-        peer, other = create(given, target.backend), create(like, target.backend) if like else None
+        peer = _made(given, question.types[comparison.peer], target, alone=len(terms.peers) == 1)
+        other = _made(like, peer.dtype, target) if like else None
     worker.beside.note(*(note for note in said if note not in terms.notes))
     peer.name = comparison.peer
     give_time(peer, question.timeout)
@@ -157,6 +160,16 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     )
     worker.open[comparison.peer] = peer, sitting
     return sitting.opened()
+
+
+def _made(given: str, dtype: str, target: Target, *, alone: bool = False) -> Peer:
+    """The peer; what stands for one that is broken, where it is not the only one."""
+    try:
+        return create(given, target.backend)
+    except PeerBroken as error:
+        if alone:
+            raise
+        return broken(given, dtype, error)
 
 
 def judged(

@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     ready()
     checked(options.code)
+    check_writable(options.html)
     folder, model, prompts = _opened(options)
     found = gather(model, prompts.ids, prompts.pixels, max_new_tokens=options.max_new_tokens)
     answer = _answer(prompts, [] if found.chosen is None else [int(token) for token in found.chosen])
@@ -52,8 +53,18 @@ def run(options: argparse.Namespace) -> int:
     page = render(found, tokenizer=prompts.tokenizer, **said)
     Path(options.html).write_text(page, encoding="utf-8")
     sizes = f"{len(page.encode()):,} bytes, {len(found.taps)} taps, {len(found.ids)} source tokens"
-    print(f"{options.html}: {sizes}" + (f"; {answer}" if answer else ""))
+    print(f"{options.html}: {sizes}" + (f"; {' '.join(answer.split())}" if answer.strip() else ""))
     return 0
+
+
+def check_writable(name: str) -> None:
+    """OSError where no such file can be written: to be known before a model runs."""
+    path = Path(name)
+    there = path.exists()
+    with path.open("ab"):
+        pass
+    if not there:
+        path.unlink()
 
 
 def _opened(options: argparse.Namespace) -> tuple[Path, T5Gemma2, Prompts]:

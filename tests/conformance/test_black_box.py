@@ -332,6 +332,7 @@ def test_ids_are_cut_as_their_log_probabilities_are(monkeypatch: pytest.MonkeyPa
     for numbers, width in ((evidence_of.MOST_NUMBERS, shape[-1]), (8 * shape[0] * shape[1], 8)):
         monkeypatch.setattr(evidence_of, "MOST_NUMBERS", numbers)
         with Dump() as dump:
+            dump.new_call()
             dump.put(LOG_PROBS, logs)
             dump.put(LOG_PROB_IDS, ids)
             seen = evidence_of.evidence(target, case, dump)
