@@ -10,7 +10,7 @@ import t5g2ref
 from t5g2ref.checkpoint.find import home
 from t5g2ref.commands.example import filled
 from t5g2ref.commands.folders import NAMES, TRAINED, place
-from t5g2ref.commands.prompts import Prompts, read
+from t5g2ref.commands.prompts import Prompts, needed, read
 from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2
 
@@ -72,7 +72,7 @@ def _opened(options: argparse.Namespace) -> tuple[Path, T5Gemma2, Prompts]:
     options = filled(options)
     if (options.prompt is None) == (options.ids is None):
         raise ValueError("give one of --prompt TEXT and --ids 5,17,42")
-    found = place(options.checkpoint)
+    found = place(options.checkpoint, beside=needed(options))
     prompts = read(options, home(found), Config.load(found))
     return home(found), t5g2ref.load(found, options.dtype), prompts
 

@@ -44,6 +44,11 @@ def asked(options: argparse.Namespace) -> None:
         raise ValueError("give one of --prompt TEXT, --ids 5,17,42 and --batch FILE")
 
 
+def needed(options: argparse.Namespace) -> tuple[str, ...]:
+    """The files beside a checkpoint without which its options cannot be read."""
+    return () if options.prompt is None else ("tokenizer.json",)
+
+
 def read(options: argparse.Namespace, folder: Path, config: Config) -> Prompts:
     """The prompts that the options name. ValueError or OSError for what cannot be read."""
     asked(options)
