@@ -15,5 +15,9 @@ class PeerUnavailable(Unavailable):
     """A peer that cannot be run here."""
 
 
+class PeerBroken(PeerUnavailable):
+    """A peer whose package or file is there, and fails. Beside others that work it is judged, and could not be."""
+
+
 class CheckpointError(Unavailable):
     """A checkpoint that is not to be had, or cannot be used."""

@@ -1,6 +1,6 @@
 """Counts how often the judge accuses a peer that did nothing wrong.
 
-    python tools/false_alarms.py [--runs 200] [--jobs N] [--json FILE]                 the bundled geometries
+    python tools/false_alarms.py [--runs 200] [--jobs N | --cluster ADDRESS] [--json FILE]  the bundled geometries
     python tools/false_alarms.py --geometry released [--runs 48] [--backend cupy]      released widths, four layers
     python tools/false_alarms.py --geometry 270m [--runs 20]                           a whole released model
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,20 +23,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conformance.selftest.false_alarms import TYPES, Drawn, one, plan, released_plan, whole_plan
-from conformance.sweep.pool import done
+from conformance.commands import options as shared
+from conformance.errors import Unavailable, UsageError
+from conformance.selftest.false_alarms import TYPES, Drawn, plan, released_plan, study, whole_plan
 from t5g2ref.files import write_text
 
 USUAL = {"bundled": 200, "released": 48, "270m": 20}  # runs
-
-
-def _given(cases: int, backend: str) -> tuple[int, str]:
-    """What all runs of a process have in common."""
-    return cases, backend
-
-
-def _one(given: tuple[int, str], run: Drawn) -> dict[str, Any]:
-    return one(run, *given)
 
 
 def _drawn(options: argparse.Namespace) -> list[Drawn]:
@@ -53,15 +44,21 @@ def main() -> int:
     parser.add_argument("--runs", type=int, metavar="N", help="how many (200, released 48, 270m 20)")
     parser.add_argument("--first", type=int, default=1, metavar="SEED", help="where 270m's seeds begin (1)")
     parser.add_argument("--cases", type=int, default=1000, metavar="N", help="of each bundled run (all)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (one a core; one on a device)")
+    shared.jobs(parser, "one a core; one on a device")
+    shared.cluster(parser)
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="where judge and peer compute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, written as they end")
     options = parser.parse_args()
+    try:
+        return _run(options)
+    except (UsageError, Unavailable) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _run(options: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
-    runs = _drawn(options)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    jobs = options.jobs or (1 if options.backend == "cupy" else os.cpu_count() or 1)
-    for _, result in done(_given, (options.cases, options.backend), _one, runs, jobs):
+    runs, engine = _drawn(options), shared.engine(options, usual=1 if options.backend == "cupy" else None)
+    for _, result in engine.done(study(options.cases, options.backend), runs):
         results.append(result)
         if options.json is not None:
             write_text(options.json, json.dumps(results))

@@ -1,10 +1,11 @@
 """Everything that needs a CUDA device, in one command: the GPU tests, the conformance runs, the benchmark.
 
-    python tools/gpu_check.py [--out FOLDER] [--only STEP …] [--skip STEP …]
+    python tools/gpu_check.py [--out FOLDER] [--only STEP …] [--skip STEP …] [--jobs CARDS | --cluster ADDRESS]
 
 Each step runs to its end whatever became of those before it; its output goes to FOLDER/STEP.log (and .json where the
-step writes one), the last lines of it to the terminal. The exit status is 0 when every step's was. One after the other,
-since side by side on one card they wait for each other at every tap: six took longer than their sum. Under CUDA's MPS
+step writes one), the last lines of it to the terminal. The exit status is 0 when every step's was. `--jobs 4` runs four
+side by side, each on a card of its own; `bench` comes last, alone. On one card they run one after the other: side by
+side they wait for each other at every tap, and six took longer than their sum. Under CUDA's MPS
 (`nvidia-cuda-mps-control -d`) three judges started by hand did about twice the comparisons of one. 1b with pictures
 needs most of 80 GB for itself.
 
@@ -16,54 +17,14 @@ on both sides and show rounding only.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PYTHON = sys.executable
-JUDGE = [PYTHON, "-m", "conformance", "--no-progress"]
-DEVICE = ["--backend", "cupy", "--synthetic"]
-KNOWN = ["--known", "conformance/published/known/transformers.toml"]
-HALF = ["--lane", "fp16"]
-OURS = [part for dtype in ("float32", "bfloat16", "float16") for part in ("--peer", f"t5g2ref:cupy:{dtype}")]
-STEPS: dict[str, tuple[str, list[str]]] = {
-    "tests": ("the tests marked gpu", [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
-    "tiny": ("transformers on cuda, tiny", [*JUDGE, "--backend", "cupy", "--json", "{out}/tiny.json"]),
-    "tiny-ours": ("ours on CuPy against NumPy, tiny", [*JUDGE, *OURS, "--json", "{out}/tiny-ours.json"]),
-    **{
-        f"{size}": (
-            f"transformers on cuda, {size}",
-            [*JUDGE, *DEVICE, "--ckpt", size, *KNOWN, "--json", f"{{out}}/{size}.json"],
-        )
-        for size in ("270m", "1b")
-    },
-    "tiny-half": (
-        "transformers on cuda in float16, tiny",
-        [*JUDGE, "--backend", "cupy", *HALF, "--json", "{out}/tiny-half.json"],
-    ),
-    **{
-        f"{size}-half": (
-            f"transformers on cuda in float16, {size}, calm weights",
-            [*JUDGE, *DEVICE, "--ckpt", size, "--calm", *HALF, "--json", f"{{out}}/{size}-half.json"],
-        )
-        for size in ("270m", "1b")
-    },
-    "270m-ours": (
-        "ours on CuPy against CuPy in float64, 270m: the same kernels on both sides, so it shows rounding only",
-        [*JUDGE, *DEVICE, "--ckpt", "270m", *OURS[:4], "--json", "{out}/270m-ours.json"],
-    ),
-    "270m-calm": (
-        "the same in float16, calm weights: it cannot hold the massive activations",
-        [*JUDGE, *DEVICE, "--ckpt", "270m", "--calm", *OURS[4:], "--json", "{out}/270m-calm.json"],
-    ),
-    "bench": (
-        "ours and transformers side by side, 1b",
-        [PYTHON, "tools/bench.py", "--backend", "cupy", "--ckpt", "1b", "--synthetic", "--json", "{out}/bench.json"],
-    ),
-}
+from gpu_steps import STEPS, Ended, ended
+
+from conformance.commands import options as shared
+from conformance.errors import Unavailable, UsageError
+from t5g2ref.files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,24 +34,20 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="FOLDER", help="default: gpu-check")
     result.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help="these steps alone")
     result.add_argument("--skip", nargs="+", choices=STEPS, default=[], metavar="STEP", help="all but these")
+    shared.jobs(result, "one; each has a card of its own")
+    shared.cluster(result)
     result.add_argument("--tail", type=int, default=12, metavar="N", help="lines of each log to print (12)")
     return result
 
 
-def step(name: str, out: Path, tail: int) -> tuple[int, float]:
-    """Run one step; returns its exit status and its seconds."""
+def kept(name: str, found: Ended, out: Path, tail: int) -> None:
+    """Write what became of a step, and print the end of it."""
+    write_text(out / f"{name}.log", found.log)
+    if found.report:
+        write_text(out / f"{name}.json", found.report)
     what, command = STEPS[name]
-    command = [part.format(out=out) for part in command]
-    began = time.perf_counter()
-    with (out / f"{name}.log").open("w") as log:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-        status = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False
-        ).returncode
-    lines = (out / f"{name}.log").read_text(errors="replace").splitlines()
-    shown = "\n".join(f"   {line}" for line in lines[-tail:])
-    print(f"\n== {name}: {what}\n   {' '.join(command)}\n{shown}", flush=True)
-    return status, time.perf_counter() - began
+    shown = "\n".join(f"   {line}" for line in found.log.splitlines()[-tail:])
+    print(f"\n== {name}: {what}\n   {' '.join(command).format(out=out)}\n{shown}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,11 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in STEPS if name in (options.only or STEPS) and name not in options.skip]
-    results = {name: step(name, options.out, options.tail) for name in names}
+    results = dict[str, Ended]()
+    try:
+        for name, found in ended(names, shared.engine(options, usual=1)):
+            kept(name, found, options.out, options.tail)
+            results[name] = found
+    except (UsageError, Unavailable) as error:
+        parser().exit(2, f"gpu_check.py: {error}\n")
     print()
-    for name, (status, seconds) in results.items():
-        print(f"{'ok' if status == 0 else f'FAILED ({status})':12} {seconds:7.1f} s  {name:10} {STEPS[name][0]}")
-    return int(any(status for status, _ in results.values()))
+    for name in names:
+        found = results[name]
+        said = "ok" if found.status == 0 else f"FAILED ({found.status})"
+        print(f"{said:12} {found.seconds:7.1f} s  {name:10} {STEPS[name][0]}")
+    return int(any(found.status for found in results.values()))
 
 
 if __name__ == "__main__":

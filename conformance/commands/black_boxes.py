@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 
 from conformance.commands import options as shared
@@ -42,7 +41,7 @@ def main(options: argparse.Namespace, patterns: list[str]) -> int:
             reporter.step()
 
         try:
-            diagnoses.run(faults, pairs, shared.processes(options) or os.cpu_count() or 1, found, step)
+            diagnoses.run(faults, pairs, shared.engine(options), found, step)
         except KeyboardInterrupt:
             stopped = True
     found.seconds = time.perf_counter() - began

@@ -50,6 +50,7 @@ examples
   python -m conformance --lane bf16 --html report.html  one lane, and a page to paste into a bug report
   python -m conformance --shard 1/4 --json 1.json   a quarter, on any machine; then: merge *.json
   python -m conformance --resume kept.jsonl         what ends is kept there, and an interrupted run goes on
+  python -m conformance --cluster tcp://host:8786   on the workers of a Dask scheduler
   python -m conformance selftest                    the judge judged: every known fault must be found
   python -m conformance export DIR                  the cases as files, for a port in any language
   python -m conformance export --vectors DIR        test vectors, for a port that tests itself
@@ -126,6 +127,7 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.backend(target)
     shared.timeout(target)
     shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
+    shared.cluster(target)
     shared.shares(target)
     shared.stream(target)
     shared.layers(target)

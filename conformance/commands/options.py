@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conformance.cases.each_kind import ALL, EACH_KIND
 from conformance.errors import UsageError
 from conformance.peers.protocol import TIMEOUT
 from conformance.report.files import FILES
+from conformance.sweep.engine import Engine
 
 BACKEND = """\
 where truth and controls are computed: numpy (default), or cupy, a CUDA device (cupy:1 is the second one); with cupy,
@@ -90,12 +92,41 @@ def jobs(parser: argparse.ArgumentParser, usual: str) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help=f"processes (default: {usual})")
 
 
+CLUSTER = """\
+judge on the workers of the Dask scheduler at ADDRESS, such as tcp://host:8786 (extra `cluster`); each thread of a
+worker has a process of its own, --jobs of them at most. Whoever reaches a scheduler can run code on its workers, and
+they on this machine: trust it as a machine of your own"""
+
+
+def cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", metavar="ADDRESS", help=CLUSTER)
+
+
+def scheduler(options: argparse.Namespace) -> str:
+    """What `--cluster` asks for; "" for nothing. Raises UsageError for an empty address."""
+    address: str | None = getattr(options, "cluster", None)
+    if address is not None and not address.strip():
+        raise UsageError("--cluster: expected the address of a Dask scheduler, such as tcp://host:8786")
+    return address or ""
+
+
 def processes(options: argparse.Namespace) -> int | None:
     """What `--jobs` asks for. Raises UsageError for less than one."""
     wanted: int | None = getattr(options, "jobs", None)
     if wanted is not None and wanted < 1:
         raise UsageError(f"--jobs {wanted}: expected at least 1")
     return wanted
+
+
+def engine(options: argparse.Namespace, usual: int | None = None) -> Engine:
+    """Where `--jobs` and `--cluster` have jobs done.
+
+    Args:
+        usual: how many processes of this machine, unasked; None for one a core.
+    """
+    if address := scheduler(options):
+        return Engine(processes(options), address)
+    return Engine(processes(options) or usual or os.cpu_count() or 1)
 
 
 def progress(parser: argparse.ArgumentParser) -> None:

@@ -18,8 +18,8 @@ from conformance.checkpoints import BUNDLED
 from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
-from conformance.errors import UsageError
-from conformance.peers.find import BUILT_IN, DUMP, create, described, names, typed
+from conformance.errors import PeerBroken, UsageError
+from conformance.peers.find import BUILT_IN, DUMP, broken, create, described, names, typed
 from conformance.peers.folder import DumpPeer
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time, optional
@@ -32,6 +32,7 @@ from conformance.report.terms import Asked, Chosen, Terms, cases
 from conformance.sweep.share import Share, parse
 from t5g2ref.backend import Backend, find
 from t5g2ref.config import Config
+from t5g2ref.dtypes import RUN_IN
 
 USUAL = ("exact", "fp32", "bf16", GENERATE)
 TYPES = LANES | {GENERATE: generating.TYPE}
@@ -52,6 +53,7 @@ class Request(Chosen):
         command: the command line, for whoever reproduces the report.
         timeout: seconds for each answer of a process.
         jobs: how many processes judge; None for as many as are usual.
+        cluster: the address of a Dask scheduler whose workers judge; "" for this machine.
         first: whether the first checkpoint alone is judged on.
         share: which part of the comparisons is made; None for all.
         resume: the file where comparisons are kept as they end; None for none.
@@ -68,6 +70,7 @@ class Request(Chosen):
     command: str = ""
     timeout: float = TIMEOUT
     jobs: int | None = None
+    cluster: str = ""
     first: bool = False
     cases_of: Callable[[Config], list[Case]] | None = None
     share: Share | None = None
@@ -190,6 +193,7 @@ def _request(
         command=getattr(given, "command_line", ""),
         timeout=getattr(given, "timeout", TIMEOUT),
         jobs=shared.processes(given),
+        cluster=shared.scheduler(given),
         rows=getattr(given, "rows", False),
         first=getattr(given, "quick", False),
         repeat=not getattr(given, "once", False),
@@ -211,6 +215,8 @@ def _share(given: str | None, outputs: Mapping[str, Path]) -> Share | None:
 
 def _in_processes(given: argparse.Namespace) -> bool:
     """Whether other processes may be the ones that judge: then nothing is imported here that only they need."""
+    if shared.scheduler(given):
+        return True
     bundled = given.ckpt in (None, *BUNDLED) and not given.synthetic
     return bundled and (shared.processes(given) or os.cpu_count() or 1) > 1
 
@@ -227,15 +233,22 @@ def _peers(
     wanted = given or [name for dtype in types for name in names(dtype)]
     if given and lanes:  # a name without a type is run in every lane that was asked for
         wanted = [name for n in given for name in ([typed(n, t) for t in types] if typed(n, types[0]) else [n])]
-    made = _distinct(
-        [
-            (name, (described(name, backend) if late else None) or create(name, backend))
-            for name in dict.fromkeys(wanted)
-        ]
-    )
+    distinct = list(dict.fromkeys(wanted))
+    made = _distinct([(name, _made(name, types[0], backend, late=late, alone=len(distinct) == 1)) for name in distinct])
     if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
         raise UsageError(f"--peer {wrong.name} runs in {wrong.dtype}, expected a type of --lane {' '.join(lanes)}")
     return made
+
+
+def _made(name: str, dtype: str, backend: Backend, *, late: bool, alone: bool) -> Peer:
+    """The peer of that name. One that is broken ends a run that has no other; its type may not be known then."""
+    try:
+        return (described(name, backend) if late else None) or create(name, backend)
+    except PeerBroken as error:
+        if alone:
+            raise
+        typed = next((part for part in name.split(":") if part in RUN_IN), dtype)
+        return broken(name, typed, error)
 
 
 def _distinct(made: list[tuple[str, Peer]]) -> dict[str, Peer]:

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
 from conformance.commands.request import Request, of_run
+from conformance.errors import PeerBroken, UsageError
 from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
 from conformance.peers.find import create, other_type
@@ -32,8 +34,10 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
+from conformance.sweep.client import reach
+from conformance.sweep.engine import Engine
 from conformance.sweep.forecast import Forecast, forecast
-from conformance.sweep.header import header_of
+from conformance.sweep.header import header_of, marked
 from conformance.sweep.keeping import Keeping
 from conformance.sweep.kept import Ended, write
 from conformance.sweep.share import WHOLE, Share, cost, part
@@ -97,12 +101,14 @@ class _Made:
 def _began(request: Request) -> _Made:
     """What there is to judge, and what is kept of it from an earlier time."""
     began = time.perf_counter()
+    if request.cluster:
+        reach(request.cluster)  # before weights are read, which may take minutes
     with reporting(quiet=not request.progress) as reporter:
         asked = _asked(request, reporter)
     wanted = asked.every if request.share is None else part(asked, request.share)
     keeping = Keeping(request.resume, header_of(asked, request.share or WHOLE), asked) if request.resume else None
-    so_far = SoFar(wanted, keeping)
-    predicted = forecast(asked, so_far.left)
+    so_far = SoFar(wanted, keeping, request.cluster)
+    predicted = None if request.cluster else forecast(asked, so_far.left)
     if predicted is not None:
         print(f"conformance: weights are streamed; predicted: {predicted}", file=sys.stderr, flush=True)
     return _Made(asked, so_far, began, predicted)
@@ -139,13 +145,14 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
     """Judge what is left, in this process or in as many as were asked for."""
     if not (left := so_far.left):
         return
-    processes = _processes(request, len(asked.every))  # of a share too: a product's bits follow from its threads
-    if processes == 1:
+    engine = _engine(request, len(asked.every))  # of a share too: a product's bits follow from its threads
+    if engine.here(asked.every):
         _judged_here(request, asked, so_far, reporter)
         return
     targets = tuple(target.name for target in asked.targets)
+    marks = {target.name: marked(target) for target in asked.targets} if engine.cluster else {}
     stream = any(target.streamed for target in asked.targets) or request.stream
-    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout, stream)
+    question = Question(asked.terms, request.names, targets, request.backend.name, request.timeout, marks, stream)
     reporter.start(len(left))
 
     def ended(one: Comparison | None, answer: Answer) -> None:
@@ -159,12 +166,13 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
     # So that nobody is left alone with the last; peers take turns at a case.
     longest_first = sorted(left, key=lambda one: (-cost(asked, one), one.target, one.case))
-    judged(question, longest_first, min(processes, len(left)), ended)
+    judged(question, asked, longest_first, engine, ended)
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
     with warnings_kept(PACKAGE, said := list[str]()):  # a peer that was only described is imported now
-        peers, others = [itself(peer) for peer in request.peers], _others(request)
+        alone = len(request.peers) == 1
+        peers, others = [itself(peer, alone=alone) for peer in request.peers], _others(request)
     so_far.beside.note(*(note for note in said if note not in request.notes))
     session = Session(
         asked.judged_on,
@@ -189,16 +197,25 @@ def _others(request: Request) -> dict[str, Peer]:
     """A peer's name → the same in another type, where both were asked for."""
     given = request.names.values()
     others = {name: other_type(spec, given) for name, spec in request.names.items()}
-    return {name: create(other, request.backend) for name, other in others.items() if other}
+    made = dict[str, Peer]()
+    for name, other in others.items():
+        with suppress(PeerBroken):  # which is said in its own turn
+            made |= {name: create(other, request.backend)} if other else {}
+    return made
 
 
-def _processes(request: Request, comparisons: int) -> int:
-    """As many as were asked for. Unasked, one a core where models are small, and the work is worth their start."""
+def _engine(request: Request, comparisons: int) -> Engine:
+    """Where comparisons are made: on the cluster that was asked for, or in as many processes as were. Unasked, one a
+    core where models are small, and the work is worth their start."""
+    named = len(request.names) == len(request.peers)
+    if request.cluster:
+        if not named:
+            raise UsageError(f"--cluster {request.cluster}: another machine needs a name for each peer")
+        return Engine(request.jobs, request.cluster)
     usual = request.ckpt in BUNDLED and not request.synthetic and not request.stream and comparisons >= WORTH
     usual = usual and all(name.startswith("transformers") for name in request.names.values())
     most = request.jobs or ((os.cpu_count() or 1) if usual else 1)
-    many = request.backend.name == "numpy" and len(request.names) == len(request.peers)
-    return min(most, comparisons) if many else 1
+    return Engine(min(most, comparisons) if request.backend.name == "numpy" and named else 1)
 
 
 def _asked(request: Request, reporter: Reporter) -> Work:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from conformance.report.files import FILES, check_writable, write_one
 from conformance.selftest import matrix
 from conformance.selftest.legal import LEGAL
 from conformance.selftest.matrix import Outcome
-from conformance.selftest.workers import Job, results
+from conformance.selftest.workers import Given, Job, results
+from conformance.sweep.engine import Engine
 from t5g2ref import bundled
 from t5g2ref.config import Config
 
@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     shared.backend(parser)
     shared.checkpoint(parser)
     shared.jobs(parser, "one a core; one on a device")
+    shared.cluster(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help=FILES["json"])
     shared.progress(parser)
     shared.defaults(parser)
@@ -124,13 +125,13 @@ def _run(options: argparse.Namespace, chosen: list[Fault], outcome: Outcome, rep
     """Run all jobs and put what they found into the outcome, faults in the order of the catalogue."""
     everywhere = options.ckpt in BUNDLED and not options.synthetic and not options.fault
     where = ("all" if options.matrix else "declared") if everywhere else "own"
-    given = (options.ckpt, options.synthetic, options.calm, options.backend)
+    given = Given(options.ckpt, options.synthetic, options.calm, options.backend)
     jobs: list[Job] = [("fault", fault.key, "own" if fault.near else where) for fault in chosen]
     jobs += _legal(options, everywhere)
     found: dict[Job, Any] = {}
     reporter.start(len(jobs))
     try:
-        for job, result in results(given, jobs, _processes(options, len(jobs))):
+        for job, result in results(given, jobs, _engine(options)):
             found[job] = result
             reporter.say(" ".join(job[1:]))
             reporter.step()
@@ -158,7 +159,6 @@ def _legal(options: argparse.Namespace, everywhere: bool) -> list[Job]:
     return [("legal", name, lane, target) for lane, target in pairs for name in LEGAL]
 
 
-def _processes(options: argparse.Namespace, jobs: int) -> int:
-    wanted = shared.processes(options)
-    usual = (os.cpu_count() or 1) if options.backend == "numpy" and options.ckpt in BUNDLED else 1
-    return min(wanted or usual, jobs)
+def _engine(options: argparse.Namespace) -> Engine:
+    usual = options.backend == "numpy" and options.ckpt in BUNDLED
+    return shared.engine(options, usual=None if usual else 1)

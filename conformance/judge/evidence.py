@@ -14,10 +14,12 @@ from conformance.cases.least import ENCODED, LOG_PROB_IDS, LOG_PROBS, LOGITS
 from conformance.cases.plan import plan_of, valid_tokens
 from conformance.measure.logits import log_softmax
 from conformance.target import Target
+from t5g2ref.taps import Tap
 
 Host = np.ndarray[Any, Any]
 Place = tuple[int, str]
 MOST_COLUMNS = 4096  # of a vocabulary: they say what all of it does
+MOST_NUMBERS = 1 << 21  # of a case, where it has many tokens: a line of a file has to hold them
 SEED = 20260923  # of their choice
 
 
@@ -30,12 +32,14 @@ class Evidence:
         values: (tokens, features) float64, padding left out; as they were shown where the shape is not the tap's.
         ids: the ids (tokens, k) of log-probabilities, where these stand for logits.
         deviates: whether the peer was found wrong in this case.
+        most: how many features are kept; see `columns`.
     """
 
     case: str
     values: Mapping[Place, Host]
     ids: Mapping[Place, Host]
     deviates: bool = True
+    most: int = MOST_COLUMNS
 
 
 NO_NUMBERS = "OSUMm"
@@ -45,15 +49,20 @@ NO_NUMBERS = "OSUMm"
 def evidence(target: Target, case: Case, dump: Dump, *, deviates: bool = True) -> Evidence:
     """What the dump holds of it."""
     values, ids = dict[Place, Host](), dict[Place, Host]()
-    for call, name, value, chosen in _shown(target, case, dump):
-        values[call, name] = value
-        if chosen is not None:
-            ids[call, name] = chosen
-    return Evidence(case.name, values, ids, deviates)
+    tokens = sum(array.size // max(1, array.shape[-1]) for _, _, array, _ in _arrays(target, case, dump))
+    most = max(1, min(MOST_COLUMNS, MOST_NUMBERS // max(1, tokens)))
+    for call, tap, value, chosen in _arrays(target, case, dump):
+        rows, *more = (
+            valid_tokens(target.backend.host(array), tap, case, call) for array in (value, chosen) if array is not None
+        )
+        values[call, tap.name] = columns(rows.astype(np.float64), most)
+        if more:
+            ids[call, tap.name] = columns(more[0], most)
+    return Evidence(case.name, values, ids, deviates, most)
 
 
-def _shown(target: Target, case: Case, dump: Dump) -> Iterator[tuple[int, str, Host, Host | None]]:
-    """(call, tap, numbers, ids of log-probabilities)."""
+def _arrays(target: Target, case: Case, dump: Dump) -> Iterator[tuple[int, Tap, Any, Any]]:
+    """(call, tap, array, ids of log-probabilities, where these stand for logits)."""
     for call, tap in plan_of(target.config, case):
         if tap.name not in (LOGITS, ENCODED):
             continue
@@ -63,25 +72,22 @@ def _shown(target: Target, case: Case, dump: Dump) -> Iterator[tuple[int, str, H
             continue
         if value.ndim != len(tap.shape.split()) or value.dtype.kind in NO_NUMBERS:  # a finding says so already
             continue
-        rows, *more = [
-            valid_tokens(target.backend.host(array), tap, case, call) for array in (value, ids) if array is not None
-        ]
-        yield call, tap.name, columns(rows.astype(np.float64)), more[0] if more else None
+        yield call, tap, value, ids
 
 
-def columns(rows: Host) -> Host:
-    """The numbers that are looked at: of a large vocabulary a part, the same for everyone."""
-    if rows.shape[-1] <= MOST_COLUMNS:
+def columns(rows: Host, most: int = MOST_COLUMNS) -> Host:
+    """The numbers that are looked at: of a large vocabulary so many, the same for everyone."""
+    if rows.ndim == 0 or rows.shape[-1] <= most:
         return rows
     rng = np.random.default_rng(SEED)
-    return rows[..., np.sort(rng.choice(rows.shape[-1], MOST_COLUMNS, replace=False))]
+    return rows[..., np.sort(rng.choice(rows.shape[-1], most, replace=False))]
 
 
 def alike(shown: Evidence, place: Place, rows: Host) -> Host:
     """Our own rows of a tap as the evidence has it: the same numbers of it, or log-probabilities of the same ids."""
     ids = shown.ids.get(place)
     if ids is None or place[1] != LOGITS:
-        return columns(rows.astype(np.float64))
+        return columns(rows.astype(np.float64), shown.most)
     if ids.shape[:-1] != rows.shape[:-1]:
         return rows
     logs = log_softmax(np, rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)

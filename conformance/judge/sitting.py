@@ -177,6 +177,8 @@ class Sitting:
         if not optional(peer, "probed"):
             skipped = [Judgement(peer.name, EXACT, skipped=UNPROBED, dtype=peer.dtype)]
             return skipped if self._manner.asked else []
+        if self._refused:
+            return [self._one(EXACT, partial(_examined, peer, target, self._progress, ()))]
         quantised, every = bool(optional(peer, "quantised")), [probe.case for probe in probes(target.config)]
         weightless = quantised or optional(peer, "weights") is None
         left = [case.name for case in every if not self._refused and not self._probed(case)]

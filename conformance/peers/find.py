@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from conformance.errors import PeerUnavailable
+from conformance.errors import PeerBroken, PeerUnavailable
 from conformance.peers.boxed import FORMS as ENGINES
 from conformance.peers.later import Later
 from conformance.peers.protocol import Peer
@@ -121,6 +121,15 @@ def described(name: str, backend: Backend = NUMPY) -> Peer | None:
     )
 
 
+def broken(name: str, dtype: str, error: PeerBroken) -> Peer:
+    """Stands for a peer that could not be made, beside others that could: each of its cases has this error."""
+
+    def make() -> Peer:
+        raise error
+
+    return Later(name, dtype, make)
+
+
 def _missing(name: str, package: str | None, extra: str = "conformance") -> PeerUnavailable:
     return PeerUnavailable(f'peer {name} needs {package}, which is not installed: pip install "t5g2ref[{extra}]"')
 
@@ -138,7 +147,7 @@ def _created(name: str, module: str, *arguments: Any) -> Peer:
     except (PeerUnavailable, BackendError):
         raise
     except Exception as error:  # it is installed, but too old or broken: a library that is not there is an OSError
-        raise PeerUnavailable(
+        raise PeerBroken(
             f'peer {name} could not be imported ({error}): pip install --upgrade "t5g2ref[{extra}]"'
         ) from error
     return peer

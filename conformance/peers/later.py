@@ -10,6 +10,7 @@ from typing import Any
 from conformance.activations import Dump
 from conformance.cases.case import Case
 from conformance.cases.prompt import Answer, Prompt
+from conformance.errors import PeerBroken
 from conformance.peers.protocol import OptionalMembers, Peer, optional
 from conformance.target import Target
 
@@ -62,12 +63,18 @@ class Later(OptionalMembers):
         self.made.open(target)
 
     def close(self) -> None:
-        self.made.close()
+        if "made" in vars(self):
+            self.made.close()
 
     def run(self, case: Case, dump: Dump) -> None:
         self.made.run(case, dump)
 
 
-def itself(peer: Peer) -> Peer:
-    """The peer itself."""
-    return peer.made if isinstance(peer, Later) else peer
+def itself(peer: Peer, *, alone: bool = True) -> Peer:
+    """The peer itself. One that is broken stays what it is beside others: it says so where it is opened."""
+    try:
+        return peer.made if isinstance(peer, Later) else peer
+    except PeerBroken:
+        if alone:
+            raise
+        return peer

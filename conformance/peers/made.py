@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
-from conformance.errors import PeerUnavailable
+from conformance.errors import PeerBroken, PeerUnavailable
 from conformance.peers.guard import MOST, PeerError, said
 from conformance.peers.protocol import Peer, lacks, scheme_of
 from t5g2ref.backend import Backend
@@ -21,8 +22,18 @@ def made(what: str, create: Callable[[str, Backend], Any], argument: str, backen
     except (PeerUnavailable, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever a foreign package raises, SystemExit too
-        raise PeerUnavailable(f"{what} is broken: {said(error)}") from error
-    return _checked(peer, what)
+        raise PeerBroken(f"{what} is broken: {said(error)}") from error
+    return _plainly_named(_checked(peer, what))
+
+
+def _plainly_named(peer: Peer) -> Peer:
+    """The peer, whose name and type are texts and nothing more: other processes do not know a class of its own."""
+    for name in ("name", "dtype"):
+        value = getattr(peer, name)
+        if type(value) is not str:
+            with suppress(AttributeError):  # a property stays
+                setattr(peer, name, str.__str__(value))
+    return peer
 
 
 def _checked(peer: object, what: str) -> Peer:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from conformance.errors import PeerUnavailable
+from conformance.errors import PeerBroken, PeerUnavailable
 from conformance.peers.guard import said
 from conformance.peers.made import made
 from conformance.peers.protocol import Peer
@@ -63,5 +63,5 @@ def _imported(path: Path, name: str) -> ModuleType:
     except BaseException as error:  # whatever a foreign file raises, SystemExit too
         del sys.modules[spec.name]
         first = said(error).splitlines()[0]
-        raise PeerUnavailable(f"peer {name}: {path} could not be imported: {first}") from error
+        raise PeerBroken(f"peer {name}: {path} could not be imported: {first}") from error
     return module

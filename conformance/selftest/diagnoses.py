@@ -9,8 +9,10 @@ from typing import Any
 
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.defects.injection import Fault
+from conformance.exchange.plain import decoded
 from conformance.selftest.black_box import AMONG, GOOD, HIDDEN, MISSED, SAME, WRONG, BlackBoxes, Told, singles
-from conformance.sweep.pool import done
+from conformance.sweep.engine import Engine
+from conformance.sweep.task import Task
 from conformance.target import Target
 
 LEAST = 0.9  # of the pairs, the part that has to be named completely
@@ -104,21 +106,26 @@ def _do(bench: _Bench, job: Job) -> Told | None:
     return bench.told(job)
 
 
-def _results(ckpt: str, jobs: Sequence[Job], processes: int) -> Iterator[Told | None]:
-    """What came of the jobs, as they come; one process is this one."""
-    if processes == 1:
+def _checked(job: Job, raw: Any) -> Told | None:
+    told: Told | None = decoded(Told | None, raw, " ".join(job))
+    return told
+
+
+def _results(ckpt: str, jobs: Sequence[Job], engine: Engine) -> Iterator[Told | None]:
+    """What came of the jobs, as they come."""
+    if engine.here(jobs):
         bench = _Bench(ckpt)
         yield from (bench.told(job) for job in jobs)
     else:
-        yield from (result for _, result in done(_Bench, (ckpt,), _do, list(jobs), processes))
+        yield from (result for _, result in engine.done(Task(_Bench, (ckpt,), _do, checked=_checked), jobs))
 
 
-def run(faults: Sequence[Fault], pairs: int, processes: int, into: Diagnoses, step: Callable[[str], None]) -> None:
+def run(faults: Sequence[Fault], pairs: int, engine: Engine, into: Diagnoses, step: Callable[[str], None]) -> None:
     """Try each fault alone, then so many pairs that count; what was found goes into `into` as it comes."""
     ckpt = next(iter(BUNDLED))
     jobs: list[Job] = [("fault", fault.key) for fault in faults]
     jobs += [("pair", str(i), str(pairs)) for i in range(pairs + pairs // 2)]
-    for told in _results(ckpt, jobs, processes):
+    for told in _results(ckpt, jobs, engine):
         if told is None:
             into.hiding += 1
         elif len(told.keys) == 1:

@@ -5,8 +5,9 @@ Nothing in these runs is wrong. So every DEVIATES is a false alarm, and every IN
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +16,13 @@ from conformance.arrays import to_backend
 from conformance.cases import catalogue as cases
 from conformance.cases.case import Case, Run
 from conformance.cases.ingredients import Kit
+from conformance.exchange.plain import PlainError, decoded
 from conformance.judge.judge import judge
 from conformance.peers.find import create
 from conformance.peers.protocol import Peer
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import ORDERS
+from conformance.sweep.task import Task
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import find
@@ -38,6 +41,19 @@ CUT = slice(4, 8)  # of a released stack: sliding, full, sliding, sliding
 WORDS = 2048  # of its vocabulary
 LENGTHS = (30, 700)  # of the encoder's rows
 WHOLE = ("short", "window", "equal-lengths")  # cases of a whole released model
+FOUND: dict[str, Any] = {  # what is told of a run
+    "seed": int,
+    "geometry": str,
+    "dtype": str,
+    "variant": str,
+    "cases": int,
+    "taps": int,
+    "local": float,
+    "cumulative": float,
+    "ceiling": float,
+    "alarms": list[str],
+    "unclear": list[str],
+}
 
 
 @dataclass(frozen=True)
@@ -142,13 +158,45 @@ def cases_of(run: Drawn, config: Config, count: int) -> list[Case]:
     ]
 
 
+def study(count: int, backend: str = "numpy") -> Task:
+    """`one` as a task for many processes, whose jobs are runs."""
+    return Task(_given, (count, backend), _one, lost=_lost, checked=_checked)
+
+
+def _given(count: int, backend: str) -> tuple[int, str]:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+    return count, backend
+
+
+def _one(given: tuple[int, str], run: Drawn) -> dict[str, Any]:
+    return one(run, *given)
+
+
+def _lost(run: Drawn, how: str) -> dict[str, Any]:
+    """A run that ended its process says nothing, which is told."""
+    return _begun(run) | {"unclear": [how]}
+
+
+def _checked(run: Drawn, raw: Any) -> dict[str, Any]:
+    """What another machine found in the run."""
+    if not isinstance(raw, dict) or set(raw) != set(FOUND):
+        raise PlainError(f"expected {', '.join(FOUND)}")
+    found = {name: decoded(kind, raw[name], name) for name, kind in FOUND.items()}
+    if any(found[name] != value for name, value in asdict(run).items()):
+        raise PlainError(f"is of another run than seed {run.seed}")
+    return found
+
+
+def _begun(run: Drawn) -> dict[str, Any]:
+    return asdict(run) | {name: kind() for name, kind in FOUND.items() if name not in asdict(run)}
+
+
 def one(run: Drawn, count: int, backend: str = "numpy") -> dict[str, Any]:
     """Judge one run on `count` of the cases; the dict goes into the JSON."""
     target = target_of(run, backend)
     peer = peer_of(run.variant, run.dtype, "cpu" if backend == "numpy" else "cuda")
     peer.open(target)
-    found: dict[str, Any] = {"seed": run.seed, "geometry": run.geometry, "dtype": run.dtype, "variant": run.variant}
-    found |= {"cases": 0, "taps": 0, "local": 0.0, "cumulative": 0.0, "ceiling": 0.0, "alarms": [], "unclear": []}
+    found = _begun(run)
     for case in cases_of(run, target.config, count):
         _judged(found, peer, target, case)
     peer.close()

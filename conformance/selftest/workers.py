@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from conformance.cases import catalogue as case_list
@@ -12,6 +12,7 @@ from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.defects import all as catalogue
 from conformance.defects.injection import HEALTHY
+from conformance.exchange.plain import decoded
 from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.judge.pictured import judge_pictures
@@ -19,8 +20,11 @@ from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.selftest.legal import LEGAL
 from conformance.selftest.preparing_peer import PreparingPeer
 from conformance.selftest.speaking_peer import SpeakingPeer
-from conformance.selftest.trial import Bench, Where
-from conformance.sweep.pool import done
+from conformance.selftest.trial import Bench, Trial, Where
+from conformance.sweep.alike import refuse_other_weights
+from conformance.sweep.engine import Engine
+from conformance.sweep.header import marked
+from conformance.sweep.task import Task
 from conformance.target import Target
 from t5g2ref import bundled
 from t5g2ref.backend import find
@@ -28,26 +32,47 @@ from t5g2ref.dtypes import DType
 from t5g2ref.numerics import Profile
 
 FEW_CASES = ("short", "padded-left-cached", "image")  # of legal runs in half types: they have each kind of tap
-
-
 Job = tuple[str, ...]
 
 
-def results(given: tuple[Any, ...], jobs: list[Job], processes: int) -> Iterator[tuple[Job, Any]]:
-    """(job, result) as they come; one process is this one."""
-    if processes == 1:
-        bench = _bench(*given)
+@dataclass(frozen=True)
+class Given:
+    """Of all jobs: the checkpoint, see `checkpoints.resolve`, and where it is computed."""
+
+    ckpt: str
+    synthetic: bool
+    calm: bool
+    backend: str
+
+
+def results(given: Given, jobs: list[Job], engine: Engine) -> Iterator[tuple[Job, Any]]:
+    """(job, result) as they come."""
+    if engine.here(jobs):
+        bench = _bench(given)
         yield from ((job, _do(bench, job)) for job in jobs)
-    else:
-        yield from done(_bench, given, _do, jobs, processes)
+        return
+    bundled = given.ckpt in BUNDLED and not given.synthetic  # files of the package, whose source is compared
+    marks = {target.name: marked(target) for target in _targets(given)} if engine.cluster and not bundled else {}
+    yield from engine.done(Task(_bench, (given, marks), _do, checked=_checked), jobs)
 
 
-def _bench(ckpt: str, synthetic: bool, calm: bool, backend: str) -> Bench:
-    targets = resolve(ckpt, synthetic=synthetic, calm=calm, backend=find(backend))
-    if ckpt in BUNDLED and not synthetic:
-        massive = resolve(str(bundled("tiny")), synthetic=True, backend=find(backend))[0]
+def _targets(given: Given) -> list[Target]:
+    return resolve(given.ckpt, synthetic=given.synthetic, calm=given.calm, backend=find(given.backend))
+
+
+def _bench(given: Given, marks: Mapping[str, str] | None = None) -> Bench:
+    targets = _targets(given)
+    if marks:
+        refuse_other_weights(targets, marks)
+    if given.ckpt in BUNDLED and not given.synthetic:
+        massive = resolve(str(bundled("tiny")), synthetic=True, backend=find(given.backend))[0]
         targets.append(replace(massive, name="massive"))
     return Bench({target.name: target for target in targets})
+
+
+def _checked(job: Job, raw: Any) -> Any:
+    """What a job's result is, once it came from another machine."""
+    return decoded(Trial if job[0] == "fault" else list[tuple[str, str, str, str, str]], raw, " ".join(job))
 
 
 def _do(bench: Bench, job: Job) -> Any:

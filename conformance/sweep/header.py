@@ -109,8 +109,7 @@ _TERMS = tuple(field.name for field in fields(Terms))
 def read(raw: dict[str, Any], where: str) -> Header:
     """The header. Raises UsageError, which says what is wrong with it."""
     if raw.get("format") != FORMAT:
-        report = "a report, and not what --shard I/N --json FILE writes" if "verdict" in raw else "of another format"
-        raise UsageError(f"{where}: is {report}")
+        raise UsageError(f"{where}: is of another format")
     if raw.get("version") != VERSION:
         raise UsageError(f"{where}: has version {short(raw.get('version'), 40)}, expected {VERSION}: judge it again")
     try:
@@ -123,6 +122,8 @@ def read(raw: dict[str, Any], where: str) -> Header:
             raise PlainError(f"terms: expected at most {MOST_PATTERNS} patterns of cases, and notes of one line")
         if not 1 <= number <= of <= MOST or not 1 <= len(made.peers) <= MOST_PEERS:
             raise PlainError(f"share {number}/{of} of {len(made.peers)} peers is none")
+        if len({peer.name for peer in made.peers}) < len(made.peers):
+            raise PlainError("terms.peers: two have one name")
         return Header(Share(number, of), made, _checkpoints(raw.get("checkpoints")))
     except PlainError as error:
         raise UsageError(f"{where}: {error}") from error

@@ -7,7 +7,9 @@ against the work.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,9 @@ from conformance.sweep.record import Record
 from t5g2ref.config.fields import from_json, short
 from t5g2ref.files import opened, write_text
 
-MOST_BYTES = 1 << 26  # of a line
+MOST_BYTES = 1 << 28  # of a line; what a black box showed takes a sixth of it, see `judge.evidence`
+_SUM = re.compile(rb', "sum": "([0-9a-f]{64})"\}')
+_SUM_BYTES = len(', "sum": ""}') + 64
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,14 @@ class Kept:
     ended: Ended | None
 
 
-def line_of(value: Any) -> str:
-    """A line of such a file."""
-    return json.dumps(value, allow_nan=False) + "\n"
+def line_of(value: dict[str, Any]) -> str:
+    """A line of such a file: an object, with a checksum of what comes before it."""
+    text = json.dumps(value, allow_nan=False)[:-1]
+    return f'{text}, "sum": "{_sum(text.encode("ascii"))}"}}\n'
+
+
+def _sum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def write(path: Path, header: Header, found: Iterable[Record], ended: Ended) -> None:
@@ -127,10 +136,18 @@ def _ended(raw: Any, work: Work, where: str) -> Ended:
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
+    """The object of a line, which is as it was written: the checksum finds what changed by itself, and is no seal."""
     try:
         raw = from_json(line)
     except ValueError as error:
         raise UsageError(f"{where}: not JSON: {short(str(error))[1:-1]}") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{where}: is {short(raw, 60)}, expected an object")
+    text, end = line[:-_SUM_BYTES], _SUM.fullmatch(line[-_SUM_BYTES:])
+    if end is None:
+        report = "a report, and not what --shard I/N --json FILE writes" if "verdict" in raw else "no line with a sum"
+        raise UsageError(f"{where}: is {report}")
+    if end[1].decode() != _sum(text):
+        raise UsageError(f"{where}: its checksum is another one: it was changed after it was written; judge it again")
+    del raw["sum"]
     return raw

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,16 +50,31 @@ def merged(paths: Sequence[Path]) -> Merged:
                 raise UsageError(f"{path}: judged {unlike} as another shard: judge all shards alike")
             beside.add(said)
     ended = [kept.ended for _, kept in files if kept.ended is not None]
-    notes = tuple(dict.fromkeys(note for _, kept in files for note in kept.header.terms.notes))
-    work = replace(one.work, terms=replace(one.work.terms, notes=notes))
+    header = _noted([kept.header for _, kept in files])
     return Merged(
-        one.header,
-        work,
+        header,
+        header.work(str(first)),
         [(r.comparison.target, j) for _, kept in files for r in kept.records for j in r.judgements],
         beside,
         sum(e.seconds for e in ended),
         max(e.peak_bytes for e in ended),
     )
+
+
+def _noted(headers: Sequence[Header]) -> Header:
+    """The header of all, with the notes of each, once. They are caveats, and no part of what is judged: one machine
+    found the weights in its cache, another one downloaded them."""
+
+    def every(notes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(note for some in notes for note in some))
+
+    first = headers[0]
+    checkpoints = [
+        replace(checkpoint, notes=every(header.checkpoints[i].notes for header in headers))
+        for i, checkpoint in enumerate(first.checkpoints)
+    ]
+    terms = replace(first.terms, notes=every(header.terms.notes for header in headers))
+    return replace(first, terms=terms, checkpoints=tuple(checkpoints))
 
 
 def _complete(files: Sequence[tuple[Path, Kept]]) -> None:

@@ -12,54 +12,34 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 import traceback
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from conformance.sweep.task import PROCESS, Task, Waiting
+
 CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-TRIES = 2  # of a job whose process dies
 LOOK = 1.0  # seconds between two looks at who has died in silence
 PATIENCE = 5.0  # seconds for a process that is told to end
 
 LAST = -1  # the number of what a process does at the end
 State = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any, Any], Any], Callable[[Any], Any] | None]
-"""`start`, what it is given, `work` and `last`; see `done`."""
+"""`start`, what it is given, `work` and `last` of a task."""
 
 
-class ProcessDied(RuntimeError):
-    """The process that had a job died, and the next one as well. The message says how."""
-
-
-def done(
-    start: Callable[..., Any],
-    given: tuple[Any, ...],
-    work: Callable[[Any, Any], Any],
-    jobs: Sequence[Any],
-    processes: int,
-    alike: Callable[[Any], Hashable] = lambda _: None,
-    lost: Callable[[Any, str], Any] | None = None,
-    last: Callable[[Any], Any] | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """(job, result) as they come. `work(state, job)` is called where `state = start(*given)` was made.
-
-    Args:
-        start, work: functions of a module, which a process can import.
-        given: what can be pickled, as jobs can; no job is None.
-        alike: jobs of one value are best done by one process, one after the other.
-        lost: gives the result of a job that ended two processes, from the job and how the second one ended. Without it
-            ProcessDied is raised.
-        last: what a process does when there are no more jobs; that gives (None, `last(state)`).
-    """
-    waiting = _Waiting(jobs, alike)
+def done(task: Task, jobs: Sequence[Any], processes: int) -> Iterator[tuple[Any, Any]]:
+    """(job, result) as they come, of so many processes on this machine."""
+    waiting = Waiting(jobs, task)
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-        workers = [_Worker(i, processes, folder, (start, given, work, last)) for i in range(min(processes, len(jobs)))]
+        state = (task.start, task.given, task.work, task.last)
+        workers = [Worker(i, processes, folder, state) for i in range(min(processes, len(jobs)))]
         try:
-            yield from _done(workers, waiting, lost)
+            yield from _done(workers, waiting)
             for worker in workers:
                 worker.dismiss()
         finally:
@@ -67,12 +47,9 @@ def done(
                 worker.end()
 
 
-def _done(
-    workers: Sequence[_Worker], waiting: _Waiting, lost: Callable[[Any, str], Any] | None
-) -> Iterator[tuple[Any, Any]]:
+def _done(workers: Sequence[Worker], waiting: Waiting) -> Iterator[tuple[Any, Any]]:
     for worker in workers:
         worker.take(waiting)
-    tries = dict[int, int]()
     while busy := [worker for worker in workers if worker.number is not None]:
         ready = wait([worker.pipe for worker in busy], LOOK)
         for worker in busy:
@@ -82,63 +59,43 @@ def _done(
             number, job = worker.number, worker.job
             assert number is not None
             try:
-                if not worker.pipe.poll():
-                    raise EOFError
-                error, result = worker.pipe.recv()
-            except (EOFError, OSError):
+                error, result = worker.answer()
+            except EOFError:
                 how = worker.died()
                 if number == LAST:
                     worker.number = None
                     continue
                 worker.start()
-                tries[number] = tries.get(number, 1) + 1
-                if tries[number] <= TRIES:
+                if waiting.again(number):
                     worker.give(number, job)
                     continue
-                if lost is None:
-                    raise ProcessDied(f"{how}, twice, at the same job") from None
-                error, result = None, lost(job, how)
+                error, result = None, waiting.lost(job, how)
             if error is not None:
                 raise error
             worker.take(waiting)
             yield job, result
 
 
-class _Waiting:
-    """Jobs that nobody has taken. They lie in heaps of those that are alike."""
+class Worker:
+    """A process, the pipe to it, and the job that it has in hand; `number` is None where there is none.
 
-    def __init__(self, jobs: Sequence[Any], alike: Callable[[Any], Hashable]) -> None:
-        self._heaps: dict[Hashable, deque[tuple[int, Any]]] = {}
-        for number, job in enumerate(jobs):
-            self._heaps.setdefault(alike(job), deque()).append((number, job))
-        self._hands: dict[int, Hashable] = {}  # process → the heap that it takes from
-
-    def next(self, process: int) -> tuple[int, Any] | None:
-        """The next job of the heap that the process is at; then of one that nobody is at; then of the largest."""
-        heaps = {key: heap for key, heap in self._heaps.items() if heap}
-        if not heaps:
-            return None
-        if process not in self._hands or self._hands[process] not in heaps:
-            others = {key for who, key in self._hands.items() if who != process}
-            free = [key for key in heaps if key not in others]
-            self._hands[process] = free[0] if free else max(heaps, key=lambda key: len(heaps[key]))
-        return self._heaps[self._hands[process]].popleft()
-
-
-class _Worker:
-    """A process, the pipe to it, and the job that it has in hand; `number` is None where there is none."""
+    Args:
+        index, processes: of those beside it, between which the cores are shared.
+        folder: for its temporary files.
+        daemon: whether it is ended when this process exits without having ended it.
+    """
 
     pipe: Connection
 
-    def __init__(self, index: int, processes: int, folder: str, state: State) -> None:
-        self._index, self._given = index, (index, processes, folder, *state)
+    def __init__(self, index: int, processes: int, folder: str, state: State, *, daemon: bool = False) -> None:
+        self._index, self._given, self._daemon = index, (index, processes, folder, *state), daemon
         self.number: int | None = None
         self.job: Any = None
         self.start()
 
     def start(self) -> None:
         self.pipe, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(theirs, *self._given))
+        self._process = CONTEXT.Process(target=_serve, args=(theirs, *self._given), daemon=self._daemon)
         with deaf():
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
@@ -148,7 +105,17 @@ class _Worker:
         """Whether the process has ended."""
         return self._process.exitcode is not None
 
-    def take(self, waiting: _Waiting) -> None:
+    def answer(self) -> tuple[BaseException | None, Any]:
+        """(error, result) of what it was given. EOFError where it has died."""
+        try:
+            if not self.pipe.poll():
+                raise EOFError
+            answer: tuple[BaseException | None, Any] = self.pipe.recv()
+        except OSError as error:
+            raise EOFError from error
+        return answer
+
+    def take(self, waiting: Waiting) -> None:
         """Give it the next job, if there is one, or what comes last, if it has not done that."""
         found, ended = waiting.next(self._index), self.number == LAST or self._given[-1] is None
         self.number, self.job = None, None
@@ -167,17 +134,21 @@ class _Worker:
         self._process.join(PATIENCE)  # or what ends it now would be blamed
         self.end()
         code = self._process.exitcode or 0
-        return f"its process was ended by {_signal(-code)}" if code < 0 else f"its process ended with status {code}"
+        return f"its process ended by {_signal(-code)}" if code < 0 else f"its process ended with status {code}"
 
     def dismiss(self) -> None:
         """Let it end by itself."""
         self.pipe.close()
         self._process.join(PATIENCE)
 
+    def stop(self) -> None:
+        """Tell it to end at once. Whoever waits for its answer finds that it died."""
+        self._process.terminate()
+
     def end(self) -> None:
         """See to it that it has ended."""
         self.pipe.close()
-        self._process.terminate()
+        self.stop()
         self._process.join(PATIENCE)
         if self._process.is_alive():
             self._process.kill()
@@ -203,6 +174,21 @@ def deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def able_to_start() -> None:
+    """Let this process start others, though it is to be ended with its parent: multiprocessing would refuse."""
+    me = multiprocessing.current_process()
+    if me.daemon:
+        me.daemon = False
+
+
+def _end_with_parent() -> None:
+    """End when the parent has: it may be killed while a job takes minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _serve(
     pipe: Connection,
     index: int,
@@ -214,8 +200,12 @@ def _serve(
     last: Callable[[Any], Any] | None,
 ) -> None:
     """What a process does: it answers each job with (error, result), until its parent closes the pipe."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    able_to_start()  # a peer may start processes too
     tempfile.tempdir = folder  # deleted by the parent, also when this process is ended
     _own_core(index, processes)
+    if processes > 1:
+        os.environ[PROCESS] = str(index)
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # torch comes later
     threadpool_limits(1)
     with suppress(EOFError, ConnectionError):

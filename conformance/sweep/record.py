@@ -14,18 +14,18 @@ import numpy as np
 
 from conformance.cases.case import Case
 from conformance.cases.forced import forced
-from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Answer
 from conformance.defects.catalogue import DEFECTS
 from conformance.exchange.plain import Array, PlainError, array_of, decoded, encoded, of_array
 from conformance.judge.choices import malformed
 from conformance.judge.comparisons import EXACT, Comparison, is_spoilt
-from conformance.judge.evidence import Evidence
+from conformance.judge.evidence import MOST_COLUMNS, Evidence
 from conformance.judge.judgement import Judgement
 from conformance.judge.sitting import Beside
 from conformance.measure.finding import FAILURES, Finding
 from conformance.measure.match import Signature
 from conformance.report.terms import Work
+from conformance.sweep.whole import require_whole
 from t5g2ref.config import Config
 
 STATUSES = ("pass", *FAILURES)
@@ -65,6 +65,7 @@ def _judgement(judgement: Judgement) -> dict[str, Any]:
         found["evidence"] = {
             "case": seen.case,
             "deviates": seen.deviates,
+            "most": seen.most,
             **{
                 name: [[call, tap, of_array(value)] for (call, tap), value in getattr(seen, name).items()]
                 for name in ("values", "ids")
@@ -119,7 +120,7 @@ def _read(raw: Any, one: Comparison, work: Work, where: str) -> Judgement:
     judgement = Judgement(**values)
     _check(judgement, one, work, where)
     target, case = work.of(one)
-    _in_plan(judgement, case, target.config, where)
+    require_whole(judgement, case, target.config, work.terms, where)
     if "evidence" in raw:
         judgement = replace(judgement, evidence=_evidence(raw["evidence"], one, where))
     if "made" in raw:
@@ -147,27 +148,13 @@ def _check(judgement: Judgement, one: Comparison, work: Work, where: str) -> Non
             decoded(kind, mask[name], f"{where}.masks[{i}].{name}")
 
 
-def _in_plan(judgement: Judgement, case: Case | None, config: Config, where: str) -> None:
-    """Raises PlainError for a finding at no tap of the case, and for one that passes by numbers that no pass has."""
-    if judgement.known:
-        raise PlainError(f"{where}: is known already, which only a report says")
-    rows = [*judgement.local, *judgement.cumulative]
-    for f in rows:
-        if f.passed and not (f.judged <= f.limit and f.tokens > 0):
-            raise PlainError(f"{where}: {f.tap} passes with {f.judged} of {f.limit} in {f.tokens} tokens")
-    if case is None or case.prompts or case.pictures:
-        return
-    known = {(n, tap.name) for n, tap in plan_of(config, case)}
-    if strange := next((f for f in rows if (f.call, f.tap) not in known), None):
-        raise PlainError(f"{where}: {strange.tap} in call {strange.call} is no tap of case {judgement.case}")
-
-
 def _evidence(raw: Any, one: Comparison, where: str) -> Evidence:
-    case, deviates, values, ids = _parts(raw, ("case", "deviates", "values", "ids"), f"{where}.evidence")
-    if case != one.case or not isinstance(deviates, bool):
+    names = ("case", "deviates", "most", "values", "ids")
+    case, deviates, most, values, ids = _parts(raw, names, f"{where}.evidence")
+    if case != one.case or not isinstance(deviates, bool) or type(most) is not int or not 0 < most <= MOST_COLUMNS:
         raise PlainError(f"{where}.evidence: expected that of case {one.case}")
     shown = {place: np.asarray(value, np.float64) for place, value in _arrays(values, f"{where}.evidence").items()}
-    return Evidence(case, shown, _arrays(ids, f"{where}.evidence"), deviates)
+    return Evidence(case, shown, _arrays(ids, f"{where}.evidence"), deviates, most)
 
 
 def _arrays(raw: Any, where: str) -> dict[tuple[int, str], Array]:

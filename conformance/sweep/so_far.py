@@ -19,6 +19,7 @@ class SoFar:
     Args:
         wanted: all comparisons that are to be made.
         keeping: where they are kept; None for nowhere. What is there already is found.
+        cluster: where they are made; "" for this machine.
 
     Attributes:
         records: the comparisons that have ended.
@@ -27,9 +28,9 @@ class SoFar:
         peak: process → the most memory that it had, in bytes.
     """
 
-    def __init__(self, wanted: Sequence[Comparison], keeping: Keeping | None = None) -> None:
-        self._wanted, self._keeping = wanted, keeping
-        self.records, self.beside, self.lost, self.peak = list[Record](), Beside(), False, dict[int, int]()
+    def __init__(self, wanted: Sequence[Comparison], keeping: Keeping | None = None, cluster: str = "") -> None:
+        self._wanted, self._keeping, self._cluster = wanted, keeping, cluster
+        self.records, self.beside, self.lost, self.peak = list[Record](), Beside(), False, dict[str, int]()
         for one in keeping.found if keeping is not None else ():
             if one.comparison in wanted:
                 self.records.append(one)
@@ -45,8 +46,13 @@ class SoFar:
         return [(one.comparison.target, judgement) for one in self.records for judgement in one.judgements]
 
     def add(self, one: Comparison, judgements: Sequence[Judgement], beside: Beside, *, lost: bool = False) -> None:
-        """A comparison has ended. Raises UsageError where what was kept is of other versions."""
-        if self._keeping is not None and (unlike := self.beside.unlike(beside)):
+        """A comparison has ended. UsageError where another machine, or what was kept, has other versions."""
+        unlike = self.beside.unlike(beside) if self._keeping is not None or self._cluster else ""
+        if unlike and self._cluster:
+            raise UsageError(
+                f"--cluster {self._cluster}: a worker, or what was kept, has {unlike}; install one version"
+            )
+        if unlike and self._keeping is not None:
             raise UsageError(f"{self._keeping.where}: was begun with {unlike}; give another file, or delete it")
         self.beside.add(beside)
         self.records.append(Record(one, judgements, beside.copied()))

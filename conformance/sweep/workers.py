@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from conformance.checkpoints import BUNDLED, resolve
+from conformance.errors import PeerBroken
+from conformance.exchange.plain import PlainError, decoded, encoded
 from conformance.judge.along import Along
 from conformance.judge.comparisons import Comparison
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import asked
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
-from conformance.peers.find import BUILT_IN, create, other_type
+from conformance.peers.find import BUILT_IN, broken, create, other_type
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import Peer, give_time
 from conformance.report.terms import Terms, Work, work
-from conformance.sweep.pool import done
+from conformance.sweep import record as records
+from conformance.sweep.alike import refuse_other_device, refuse_other_peers, refuse_other_weights
+from conformance.sweep.engine import Engine
+from conformance.sweep.record import Record
+from conformance.sweep.task import Task
+from conformance.target import Target
 from t5g2ref.backend import find
 
 
@@ -37,6 +45,7 @@ class Question:
         targets: names of the checkpoints that are judged on, of those that `terms.ckpt` stands for.
         timeout: seconds for each answer of a process.
         stream: whether the one who asks streams the weights; then all do.
+        marks: a checkpoint's name → the fingerprint that its weights have to have; none where nobody else reads them.
     """
 
     terms: Terms
@@ -44,6 +53,7 @@ class Question:
     targets: tuple[str, ...]
     backend: str
     timeout: float
+    marks: Mapping[str, str] = field(default_factory=dict)
     stream: bool | None = None
 
     @property
@@ -69,13 +79,13 @@ class Answer:
 
     Args:
         beside: all that it knows beside the judgements.
-        process, peak: its id, and the most memory that it had, in bytes.
+        process, peak: its machine and id, and the most memory that it had, in bytes.
         lost: whether this stands for an answer that never came.
     """
 
     judgements: Sequence[Judgement]
     beside: Beside
-    process: int = 0
+    process: str = ""
     peak: int = 0
     lost: bool = False
 
@@ -91,11 +101,16 @@ class _Worker:
 
 
 def _start(question: Question) -> _Worker:
-    terms = question.terms
+    terms, backend = question.terms, find(question.backend)
+    if question.marks:
+        refuse_other_peers(terms)
+        refuse_other_device(terms, backend)
     how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": question.stream}
     how["layers"] = terms.layers
-    made = resolve(terms.ckpt, **how, backend=find(question.backend))
+    made = resolve(terms.ckpt, **how, backend=backend)
     targets = [target for target in made if target.name in question.targets]
+    if question.marks:
+        refuse_other_weights(targets, question.marks)
     return _Worker(question, work(terms, targets), shared=Along() if question.shares else None)
 
 
@@ -105,7 +120,7 @@ def _work(worker: _Worker, comparison: Comparison) -> Answer:
 
 def _answer(worker: _Worker, judgements: Sequence[Judgement]) -> Answer:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Answer(judgements, worker.beside, os.getpid(), peak)
+    return Answer(judgements, worker.beside, f"{socket.gethostname()}:{os.getpid()}", peak)
 
 
 def _last(worker: _Worker) -> Answer:
@@ -133,7 +148,8 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     like = other_type(given, question.peers.values())
     said = list[str]()
     with warnings_kept(PACKAGE, said):
-        peer, other = create(given, target.backend), create(like, target.backend) if like else None
+        peer = _made(given, question.types[comparison.peer], target, alone=len(terms.peers) == 1)
+        other = _made(like, peer.dtype, target) if like else None
     worker.beside.note(*(note for note in said if note not in terms.notes))
     peer.name = comparison.peer
     give_time(peer, question.timeout)
@@ -150,25 +166,60 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     return sitting.opened()
 
 
+def _made(given: str, dtype: str, target: Target, *, alone: bool = False) -> Peer:
+    """The peer; what stands for one that is broken, where it is not the only one."""
+    try:
+        return create(given, target.backend)
+    except PeerBroken as error:
+        if alone:
+            raise
+        return broken(given, dtype, error)
+
+
 def judged(
     question: Question,
+    asked: Work,
     wanted: Sequence[Comparison],
-    processes: int,
+    engine: Engine,
     ended: Callable[[Comparison | None, Answer], None],
 ) -> None:
     """Make the comparisons. `ended` is called as each ends: what it was told before an interruption is not lost.
     Each worker gives one answer more, for no comparison, when it has closed its last peer.
 
-    One that ends its process is tried once more, and then has an error: its peer could not be judged there.
+    One that ends its process is tried once more, and then has an error: its peer could not be judged there. What comes
+    from another machine is held against the work, as a shard's file is.
     """
 
     def lost(one: Comparison, how: str) -> Answer:
-        failed = Judgement(
-            one.peer, one.case, error=f"{how}, and so was the next that tried", dtype=question.types[one.peer]
-        )
-        return Answer([failed], Beside(), lost=True)
+        return Answer([Judgement(one.peer, one.case, error=how, dtype=question.types[one.peer])], Beside(), lost=True)
 
-    for one, answer in done(
-        _start, (question,), _work, wanted, processes, alike=question.together, lost=lost, last=_last
-    ):
+    def checked(one: Comparison | None, raw: Any) -> Answer:
+        if not isinstance(raw, list) or len(raw) != 3:
+            raise PlainError("answer: expected a process, its memory and what was found")
+        process, peak = decoded(tuple[str, int], raw[:2], "answer")
+        found = raw[2]
+        if one is None:
+            return Answer([], records.beside_of(found, asked, "answer"), process, peak)
+        record = records.read(found, asked, "answer")
+        if record.comparison != one:
+            raise PlainError(f"answer is of {record.comparison}, expected {one}")
+        return Answer(record.judgements, record.beside, process, peak)
+
+    task = Task(
+        _start,
+        (question,),
+        _work,
+        last=_last,
+        alike=question.together,
+        lost=lost,
+        plain=_plain,
+        checked=checked,
+    )
+    for one, answer in engine.done(task, wanted):
         ended(one, answer)
+
+
+def _plain(one: Comparison | None, answer: Answer) -> Any:
+    beside = encoded(answer.beside)
+    found = beside if one is None else records.written(Record(one, answer.judgements, answer.beside))
+    return [answer.process, answer.peak, found]

@@ -33,13 +33,15 @@ def variable(size: str) -> str:
     return f"T5G2REF_{size.upper()}"
 
 
-def find(name: str, progress: Progress = lambda *_: None, *, names: str = "") -> Found:
+def find(name: str, progress: Progress = lambda *_: None, *, names: str = "", beside: tuple[str, ...] = ()) -> Found:
     """The checkpoint: path, environment variable, Hugging Face cache, download, the first of them that has it.
 
     Args:
         name: a folder, a .safetensors file, a size of SIZES, OWNER/REPO or OWNER/REPO@REVISION.
         progress: called with (file, bytes, bytes of all) during a download.
         names: what else the caller knows, for the message about an unknown name.
+        beside: files that the caller needs too, such as tokenizer.json. One that a whole checkpoint in the cache lacks
+            is downloaded, of the same commit; a repository need not have it.
 
     Raises:
         NotFound: it is not to be had; with every remedy.
@@ -55,7 +57,7 @@ def find(name: str, progress: Progress = lambda *_: None, *, names: str = "") ->
         known = ", ".join([*([names] if names else []), *SIZES])
         remedy = f"give {known}, a folder, a .safetensors file or OWNER/REPO[@REVISION]"
         raise NotFound(name, "no such folder, and not a name I know", remedy)
-    return _of_hub(name, match["repo"], match["revision"] or MAIN, progress)
+    return _of_hub(name, match["repo"], match["revision"] or MAIN, progress, beside)
 
 
 def home(place: Path) -> Path:
@@ -77,8 +79,8 @@ def _path(name: str, given: str) -> Path:
     return path.parent if path.name == SINGLE else path
 
 
-def _of_hub(name: str, repo: str, revision: str, progress: Progress) -> Found:
-    lacks = "not in the cache"
+def _of_hub(name: str, repo: str, revision: str, progress: Progress, beside: tuple[str, ...]) -> Found:
+    lacks, what = "not in the cache", "the weights"
     try:
         from t5g2ref.checkpoint.hub import cached, download, lacking
 
@@ -86,17 +88,21 @@ def _of_hub(name: str, repo: str, revision: str, progress: Progress) -> Found:
             lacks = f"the cache lacks {missing}" if (missing := lacking(folder)) else ""
         if folder is None or lacks:
             folder = download(repo, revision, progress)
+        elif absent := next((file for file in beside if not (folder / file).is_file()), ""):
+            lacks, what = f"the cache lacks {absent}", absent
+            folder = download(repo, folder.name, progress)
     except ImportError:
         none = NoDownload("huggingface_hub is not installed", 'pip install "t5g2ref[hub]"', f"hf download {repo}")
-        raise _refused(name, repo, none, "") from None
+        raise _refused(name, repo, none, "", what) from None
     except NoDownload as error:
-        raise _refused(name, repo, error, lacks) from error
+        raise _refused(name, repo, error, lacks, what) from error
     return Found(folder, f"{repo} at commit {folder.name}")
 
 
-def _refused(name: str, repo: str, error: NoDownload, lacks: str) -> NotFound:
+def _refused(name: str, repo: str, error: NoDownload, lacks: str, what: str) -> NotFound:
     no_path = "" if name in SIZES else "no such folder"
     why = "; ".join(part for part in (no_path, lacks, error.why) if part)
     here = [f"set {variable(name)} to a folder with config.json and model.safetensors"] if name in SIZES else []
     remedies = (*error.remedies, *here, "give a folder that has it: /path/to/folder")
-    return NotFound(name, f"the weights of {repo} are not here ({why})", *remedies)
+    are = "are" if what == "the weights" else "is"
+    return NotFound(name, f"{what} of {repo} {are} not here ({why})", *remedies)

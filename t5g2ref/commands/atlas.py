@@ -10,7 +10,7 @@ import t5g2ref
 from t5g2ref.checkpoint.find import home
 from t5g2ref.commands.example import filled
 from t5g2ref.commands.folders import NAMES, TRAINED, place
-from t5g2ref.commands.prompts import Prompts, read
+from t5g2ref.commands.prompts import Prompts, needed, read
 from t5g2ref.config import Config
 from t5g2ref.model import T5Gemma2
 
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     ready()
     checked(options.code)
+    check_writable(options.html)
     folder, model, prompts = _opened(options)
     found = gather(model, prompts.ids, prompts.pixels, max_new_tokens=options.max_new_tokens)
     answer = _answer(prompts, [] if found.chosen is None else [int(token) for token in found.chosen])
@@ -52,8 +53,18 @@ def run(options: argparse.Namespace) -> int:
     page = render(found, tokenizer=prompts.tokenizer, **said)
     Path(options.html).write_text(page, encoding="utf-8")
     sizes = f"{len(page.encode()):,} bytes, {len(found.taps)} taps, {len(found.ids)} source tokens"
-    print(f"{options.html}: {sizes}" + (f"; {answer}" if answer else ""))
+    print(f"{options.html}: {sizes}" + (f"; {' '.join(answer.split())}" if answer.strip() else ""))
     return 0
+
+
+def check_writable(name: str) -> None:
+    """OSError where no such file can be written: to be known before a model runs."""
+    path = Path(name)
+    there = path.exists()
+    with path.open("ab"):
+        pass
+    if not there:
+        path.unlink()
 
 
 def _opened(options: argparse.Namespace) -> tuple[Path, T5Gemma2, Prompts]:
@@ -61,7 +72,7 @@ def _opened(options: argparse.Namespace) -> tuple[Path, T5Gemma2, Prompts]:
     options = filled(options)
     if (options.prompt is None) == (options.ids is None):
         raise ValueError("give one of --prompt TEXT and --ids 5,17,42")
-    found = place(options.checkpoint)
+    found = place(options.checkpoint, beside=needed(options))
     prompts = read(options, home(found), Config.load(found))
     return home(found), t5g2ref.load(found, options.dtype), prompts
 

@@ -13,9 +13,11 @@ BUNDLED = (TRAINED, "tiny", "tiny-even", "tiny-released", "tiny-encoder")
 NAMES = f"a folder, a .safetensors file, {', '.join(BUNDLED)}, {', '.join(SIZES)} or OWNER/REPO[@REVISION]"
 
 
-def place(name: str) -> Path:
+def place(name: str, *, beside: tuple[str, ...] = ()) -> Path:
     """The folder, or the file of weights, that is bundled or found: see `checkpoint.find`, also for what is raised."""
-    return t5g2ref.bundled(name) if name in BUNDLED else find(name, _told, names=", ".join(BUNDLED)).place
+    if name in BUNDLED:
+        return t5g2ref.bundled(name)
+    return find(name, _told, names=", ".join(BUNDLED), beside=beside).place
 
 
 def _told(file: str, done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from t5g2ref.commands.choosing import options_of, sampling_of, search_of
 from t5g2ref.commands.example import filled
 from t5g2ref.commands.folders import place
 from t5g2ref.commands.generate_options import add_to
-from t5g2ref.commands.prompts import Prompts, asked, read
+from t5g2ref.commands.prompts import Prompts, asked, needed, read
 from t5g2ref.config import Config
 from t5g2ref.generate.beam import beam_search
 from t5g2ref.generate.greedy import greedy
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     search_of(options)
     options = filled(options)
     asked(options)
-    found, backend = place(options.checkpoint), find(options.backend)
+    found, backend = place(options.checkpoint, beside=needed(options)), find(options.backend)
     prompts = read(options, home(found), Config.load(found))
     given = options_of(options, prompts)
     model = t5g2ref.load(found, options.dtype, backend=backend)

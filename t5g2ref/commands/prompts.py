@@ -14,6 +14,7 @@ from t5g2ref.files import opened
 from t5g2ref.processor.prepare import Processor, padded, shared
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
+MAX_ROWS = 1024  # of it: they are one batch, as long as its longest row
 _INTEGER = re.compile(r"-?[0-9]{1,18}")  # which 64 bits hold
 
 
@@ -41,6 +42,11 @@ def asked(options: argparse.Namespace) -> None:
     """ValueError unless the options ask one thing: to be known before anything is downloaded."""
     if sum(one is not None for one in (options.prompt, options.ids, options.batch)) != 1:
         raise ValueError("give one of --prompt TEXT, --ids 5,17,42 and --batch FILE")
+
+
+def needed(options: argparse.Namespace) -> tuple[str, ...]:
+    """The files beside a checkpoint without which its options cannot be read."""
+    return () if options.prompt is None else ("tokenizer.json",)
 
 
 def read(options: argparse.Namespace, folder: Path, config: Config) -> Prompts:
@@ -76,6 +82,8 @@ def _lines(name: str) -> list[str]:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--batch: {name} is no UTF-8: {error}") from None
+    if len(lines) > MAX_ROWS:
+        raise ValueError(f"--batch: {name} has {len(lines)} prompts, expected {MAX_ROWS} at most; give it in parts")
     if not lines or (empty := next((n for n, line in enumerate(lines, 1) if not line.strip()), 0)):
         raise ValueError(
             f"--batch: expected a prompt in every line of {name}, found none in line {empty if lines else 1}"

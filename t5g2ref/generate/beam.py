@@ -16,7 +16,7 @@ from t5g2ref.cache import Cache
 from t5g2ref.generate.hypotheses import Beam, Row, Search, advanced
 from t5g2ref.generate.options import Begun, Options, begin
 from t5g2ref.generate.processors import log_softmax
-from t5g2ref.generate.steps import finite, restricted
+from t5g2ref.generate.steps import finite, restricted, sound
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array, Numerics
 
@@ -74,7 +74,10 @@ def _searched(model: T5Gemma2, begun: Begun, search: Search) -> tuple[list[Row],
         hidden, cache = model.decode(new, cache, mask)
         steps.append(model.logits(hidden[:, -1:])[:, -1])
         ids = np.array([(*s, *beam.ids) for s, row in zip(start, rows, strict=True) for beam in _growing(row)])
-        scores = restricted(nx, log_softmax(nx.xp, finite(nx, steps[-1], step)), nx.xp.asarray(ids), begun, step)
+        free = log_softmax(nx.xp, finite(nx, steps[-1], step))
+        scores = restricted(nx, free, nx.xp.asarray(ids), begun, step)
+        if scores is not free:
+            sound(nx, scores, step, "the logits under the rules")
         likeliest = _likeliest(nx, scores, search.width(len(ends.ids)))
         rows = list(_stepped(rows, likeliest, begun, search))
         growing = [beam for row in rows for beam in _growing(row)]

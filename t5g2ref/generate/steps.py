@@ -50,7 +50,9 @@ def generated(model: T5Gemma2, begun: Begun, way: Way, tell: Tell | None) -> Gen
         hidden, cache = model.decode(new, cache, mask)
         logits.append(model.logits(hidden[:, -1:]))
         scores = allowed(model.nx, logits[-1][:, -1], ids, begun, step, running)
-        scores = way.narrow(scores)
+        scores, wide = way.narrow(scores), scores
+        if scores is not wide:
+            sound(model.nx, scores, step, "the logits that sampling narrowed")
         token = xp.where(running, way.pick(scores), pad)
         log_probs.append(xp.where(running, chosen(xp, log_softmax(xp, scores), token), 0.0))
         new, mask, lengths = token[:, None], None, lengths + running
@@ -73,6 +75,7 @@ def allowed(nx: Numerics, raw: Array, ids: Array, begun: Begun, step: int, runni
     done = restricted(nx, scores, ids, begun, step)
     if done is scores:
         return scores
+    sound(nx, done, step, "the logits under the rules")
     done = nx.xp.where(running[:, None], done, scores)
     none = nx.backend.host((done == -nx.xp.inf).all(axis=1))
     if none.any():
@@ -89,12 +92,16 @@ def restricted(nx: Numerics, scores: Array, ids: Array, begun: Begun, step: int)
 
 def finite(nx: Numerics, raw: Array, step: int) -> Array:
     """Logits (B, V), wide. ValueError for NaN or +∞, before any id is chosen: the largest would be a wrong one."""
-    logits = nx.wide(raw)  # not every library reduces half types
+    return sound(nx, nx.wide(raw), step, "logits")  # not every library reduces half types
+
+
+def sound(nx: Numerics, logits: Array, step: int, what: str) -> Array:
+    """The logits (B, V). ValueError for NaN or +∞; −∞ forbids an id."""
     wrong = nx.backend.host(~(logits < nx.xp.inf).all(axis=1))
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"logits: found NaN or infinity in row {row} at step {step}, expected finite numbers; look for one in the "
+            f"{what}: found NaN or infinity in row {row} at step {step}, expected finite numbers; look for one in the "
             "weights, or give a wider dtype"
         )
     return logits

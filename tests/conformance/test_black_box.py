@@ -13,11 +13,13 @@ from dumping import Calls, case_of, edit, tiny, write
 pytest.importorskip("rich", reason="needs rich: conformance reports with it")
 
 from conformance.activations import Dump
+from conformance.cases import catalogue
 from conformance.cases.case import Case
 from conformance.cases.least import ENCODED, LOG_PROB_IDS, LOG_PROBS, LOGITS, least
 from conformance.commands import command_line as command
 from conformance.defects.all import FAULTS
 from conformance.defects.injection import HEALTHY, Injection
+from conformance.judge import evidence as evidence_of
 from conformance.judge.judge import judge
 from conformance.judge.judgement import Judgement
 from conformance.selftest.faulty_peer import FaultyPeer
@@ -317,3 +319,27 @@ def test_the_least_of_every_case() -> None:
     target = tiny()
     assert least(target.config, case_of(target, "eoi-cached"))[:2] == [LOGITS, LOGITS]
     assert least(target.config, case_of(target, "short").of_encoder()) == [ENCODED]
+
+
+def test_ids_are_cut_as_their_log_probabilities_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken by ids of the whole vocabulary beside values of a part of it: no oracle is then held against the values.
+    A case of many tokens keeps fewer of each, so that a file's line can hold it."""
+    target = tiny("tiny")
+    case = next(case for case in catalogue.build(target.config) if case.name == "short")
+    shape = (*case.runs[0].decoder_input_ids.shape, target.config.decoder.vocab_size)
+    logs = np.random.default_rng(7).standard_normal(shape)
+    ids = np.broadcast_to(np.arange(shape[-1]), shape)
+    for numbers, width in ((evidence_of.MOST_NUMBERS, shape[-1]), (8 * shape[0] * shape[1], 8)):
+        monkeypatch.setattr(evidence_of, "MOST_NUMBERS", numbers)
+        with Dump() as dump:
+            dump.new_call()
+            dump.put(LOG_PROBS, logs)
+            dump.put(LOG_PROB_IDS, ids)
+            seen = evidence_of.evidence(target, case, dump)
+        place = (0, LOGITS)
+        assert seen.values[place].shape[-1] == seen.ids[place].shape[-1] == width
+        rows = logs.reshape(-1, shape[-1])
+        wanted = np.take_along_axis(rows, seen.ids[place].reshape(len(rows), -1), -1)
+        assert np.array_equal(seen.values[place].reshape(wanted.shape), wanted)
+        ours = evidence_of.alike(seen, place, rows.reshape(seen.values[place].shape[:-1] + shape[-1:]))
+        assert ours.shape == seen.values[place].shape

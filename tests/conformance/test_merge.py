@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("rich", reason="needs rich: the report is made with it")
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's threads share the cores by it")
@@ -17,8 +19,13 @@ from sharing import MANY, command, told, verdict
 
 from conformance.commands.merged_result import merged_result
 from conformance.errors import UsageError
+from conformance.exchange.plain import PlainError
+from conformance.report.terms import Work
 from conformance.sweep.header import header_of
-from conformance.sweep.kept import read
+from conformance.sweep.kept import _object, line_of, read
+from conformance.sweep.merging import merged
+from conformance.sweep.record import read as read_record
+from conformance.sweep.record import written
 from conformance.sweep.share import Share, missing, parse, part
 from t5g2ref.config.fields import MAX_SIZE
 
@@ -55,8 +62,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def spoilt(runs: Runs, folder: Path, change: Callable[[Lines], Any], number: int = 2) -> list[Path]:
     """The files of `few`, the second with its lines changed."""
     lines = [json.loads(line) for line in runs.few[number - 1].read_text().splitlines()]
+    for line in lines:
+        del line["sum"]
     change(lines)
-    (folder / "spoilt.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "spoilt.json").write_text("".join(map(line_of, lines)))  # the sums are right again
     return [runs.few[2 - number], folder / "spoilt.json"]
 
 
@@ -348,3 +357,128 @@ def test_weights_have_a_mark(runs: Runs) -> None:
     assert kept.header.checkpoints[0].mark != read(runs.parts[0]).header.checkpoints[0].mark
     assert header_of(kept.work, Share(1, 2)).checkpoints[0].config == kept.header.checkpoints[0].config
     assert not missing(part(kept.work, Share(1, 2)), [one.comparison for one in kept.records])
+
+
+# What is lost or changed never makes a verdict better
+
+
+def loses(*path: Any, of: Callable[[int], bool]) -> Callable[[Lines], None]:
+    """A change that keeps only some entries of a list."""
+
+    def change(lines: Lines) -> None:
+        place: Any = lines
+        for step in path:
+            place = place[step]
+        place[:] = [entry for i, entry in enumerate(place) if of(i)]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (loses(*JUDGED, "local", of=lambda i: i % 2 == 0), "cumulative has "),
+        (loses(*JUDGED, "local", of=lambda i: i > 0), " findings, expected "),
+        (loses(*JUDGED, "cumulative", of=lambda i: i > 0), "cumulative has "),
+        (loses(*JUDGED, "cumulative", of=lambda i: False), "cumulative has 0 findings, expected "),
+        (lambda lines: lines[1]["judgements"][0]["local"].reverse(), "local has "),
+        (put(*JUDGED, "repeated", value=7), "findings, and 7 taps that were compared twice"),
+        (put(*TERMS, "peers", value=[["p", "float32", None, "", False, True, False]] * 2), "two have one name"),
+    ],
+)
+def test_findings_that_are_not_there(runs: Runs, tmp_path: Path, change: Callable[[Lines], Any], why: str) -> None:
+    """Broken by a judgement that is believed by the findings that it has, and not held against the case's plan."""
+    assert why in refused(*spoilt(runs, tmp_path, change))
+
+
+def test_a_tap_that_is_shown_in_no_call_any_more(runs: Runs, tmp_path: Path) -> None:
+    """Broken by taking what findings there are for all that the peer shows."""
+
+    def change(lines: Lines) -> None:
+        found = lines[1]["judgements"][0]
+        gone = next(f[0] for f in found["local"] if f[0].endswith("mlp.gelu") or f[0].endswith("down_proj"))
+        found["local"] = [f for f in found["local"] if f[0] != gone]
+
+    assert "taps that were compared twice" in refused(*spoilt(runs, tmp_path, change))
+
+    def change_more(lines: Lines) -> None:
+        found = lines[1]["judgements"][0]
+        for anchor in ("local", "cumulative"):
+            found[anchor] = [f for f in found[anchor] if f[0] != "logits"]
+        found["repeated"] = len(found["local"])
+
+    assert "has no finding at logits, which every peer has to show" in refused(*spoilt(runs, tmp_path, change_more))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_changed_line_is_believed(runs: Runs, data: st.DataObject) -> None:
+    """Bytes that are others, are gone, or are there twice: the line is refused, or it is the one that was written."""
+    line = data.draw(st.sampled_from(runs.few[0].read_bytes().splitlines()))
+    at = data.draw(st.integers(0, len(line) - 1))
+    others = st.sampled_from([line[at : at + 1] * 2, b"0", b'"pass"', b"e"])
+    middle = data.draw(st.one_of(st.binary(max_size=3), others))
+    changed = line[:at] + middle + line[at + data.draw(st.integers(0, 3)) :]
+    try:
+        found = _object(changed, "a")
+    except UsageError:
+        return
+    assert changed == line
+    assert found == {name: value for name, value in json.loads(line).items() if name != "sum"}
+
+
+@pytest.fixture(scope="module")
+def deviating(runs: Runs) -> tuple[Work, list[str]]:
+    """The records of a shard whose judgement has a failing tap, as text."""
+    kept = read(runs.parts[0])
+    failing = [r for r in kept.records if r.judgements and r.judgements[0].culprit in r.judgements[0].local]
+    return kept.work, [json.dumps(written(record)) for record in failing]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_changed_field_takes_a_culprit_away(deviating: tuple[Work, list[str]], data: st.DataObject) -> None:
+    """Also where the checksum is right again: a failing tap stays one, or the record is refused."""
+    work, records = deviating
+    raw = json.loads(data.draw(st.sampled_from(records)))
+    found = raw["judgements"][0]
+    failing = [(name, i) for name in ("local", "cumulative") for i, f in enumerate(found[name]) if f[2] != "pass"]
+    name, i = data.draw(st.sampled_from(failing))
+    if data.draw(st.booleans()):
+        field = data.draw(st.integers(0, len(found[name][i]) - 1))
+        value = st.one_of(st.sampled_from(["pass", "mask", "nan", "", None, 0, 1, 1e9, []]), st.floats(0, 2), st.text())
+        found[name][i][field] = data.draw(value)
+    else:
+        del found[name][i]
+    try:
+        back = read_record(raw, work, "a")
+    except PlainError:
+        return
+    assert back.judgements[0].culprit is not None
+
+
+def test_the_memory_of_a_merged_run_is_the_most_that_a_shard_had(runs: Runs, tmp_path: Path) -> None:
+    """Its seconds are those of all: machine time. Broken by a sum of what several machines had."""
+
+    def change(peak: int, seconds: float) -> Callable[[Lines], None]:
+        def changed(lines: Lines) -> None:
+            lines[-1]["end"][1:3] = [seconds, peak]
+
+        return changed
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    _, first = spoilt(runs, tmp_path / "a", change(7 << 30, 2.5), number=1)
+    _, second = spoilt(runs, tmp_path / "b", change(5 << 30, 4.0), number=2)
+    found = merged([first, second])
+    assert (found.peak_bytes, found.seconds) == (7 << 30, 6.5)
+    assert merged([second, first]).peak_bytes == 7 << 30
+
+
+def test_notes_of_a_checkpoint_are_united(runs: Runs, tmp_path: Path) -> None:
+    """Where one machine downloaded the weights, and another one found them: both are said, and neither is refused."""
+    files = spoilt(runs, tmp_path, put(0, "checkpoints", 0, "notes", value=["weights: the cache", "both"]))
+    status, out, err = command("merge", *files)
+    assert (status, err) == (0, "")
+    assert out.count("weights: the cache") == 1
+    assert [checkpoint.notes for checkpoint in merged(files).header.checkpoints] == [("weights: the cache", "both")]

@@ -18,6 +18,7 @@ import releases
 from released import page
 from released.listed import PACKAGES, Job, jobs
 from released.verdict import command, named, small
+from released.work import Given
 
 PUBLISHED = ROOT / "conformance" / "published"
 COLUMNS = ["tap", "judged"]
@@ -111,22 +112,21 @@ def test_every_job_s_command_parses(job: Job) -> None:
     parser().parse_args(command(job, job.way.peer.format(python="PYTHON"))[2:])
 
 
-def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def one(job: Job, environments: Path, base: str | None) -> dict[str, Any] | str:
+    def one(_: Given, job: Job) -> dict[str, Any] | str:
         asked.append(job.file)
         if job.version == "0.31.1":
             return "ERROR: no such version"
         return small(job, 0, document(judgement("short"), verdict="CONFORMS"), "")
 
-    monkeypatch.setattr(releases, "one", one)
     every = [job.file for job in jobs(["keras-hub"])]
-    releases.run(["keras-hub"], tmp_path, {}, again=False, published=tmp_path)
+    releases.run(["keras-hub"], Given(tmp_path, {}), published=tmp_path, here=one)
     assert asked == every
     missing = every[1]
     assert sorted(path.name for path in (tmp_path / "verdicts").iterdir()) == sorted(set(every) - {missing})
-    releases.run(["keras-hub"], tmp_path, {}, again=False, published=tmp_path)
+    releases.run(["keras-hub"], Given(tmp_path, {}), published=tmp_path, here=one)
     assert asked == [*every, missing], "only what is not there is had again"
     assert releases.pages(tmp_path) == len(every) - 1
     assert "| 0.31.1 |" not in (tmp_path / "verdicts.md").read_text()

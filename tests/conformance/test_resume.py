@@ -19,6 +19,7 @@ from conformance.judge.comparisons import Comparison
 from conformance.judge.judgement import Judgement
 from conformance.judge.sitting import Beside
 from conformance.sweep import keeping
+from conformance.sweep.kept import line_of
 from conformance.sweep.record import Record
 
 EVERY = 7  # comparisons of `asked`: the exact lane and six cases
@@ -145,14 +146,15 @@ def test_another_run_s_file_is_refused_and_left_alone(folder: Path, asked: list[
 
 def test_other_versions_of_the_peer_are_refused(folder: Path, asked: list[str]) -> None:
     path = begun(folder, asked)
-    path.write_text(path.read_text().replace('{"numpy": "', '{"numpy": "0.'))
+    lines = [json.loads(line) for line in path.read_text().replace('{"numpy": "', '{"numpy": "0.').splitlines()]
+    path.write_text("".join(line_of({name: line[name] for name in line if name != "sum"}) for line in lines))
     assert "numpy 0." in refused(folder, *asked)
 
 
 def test_a_damaged_file_is_refused(folder: Path, asked: list[str]) -> None:
     path = begun(folder, asked)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join((lines[0], "{}\n", *lines[1:])))
+    path.write_text("".join((lines[0], line_of({"a": 1}), *lines[1:])))
     assert "expected an object with comparison" in refused(folder, *asked)
 
 

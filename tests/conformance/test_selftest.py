@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow  # minutes in all
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return workers._bench("tiny", False, False, "numpy")
+    return workers._bench(workers.Given("tiny", False, False, "numpy"))
 
 
 def fault_of(key: str) -> Fault:

@@ -17,6 +17,7 @@ from terminal import shell, stopped_at
 pytest.importorskip("rich", reason="needs rich: the report is printed with it")
 
 from conformance.selftest import workers
+from conformance.sweep.engine import Engine
 from conformance.sweep.pool import deaf
 from conformance.terminal import NARROWEST, UNWATCHED, console
 
@@ -161,7 +162,7 @@ def test_a_package_that_is_missing_is_no_deviation() -> None:
 def test_workers_are_ended_with_the_self_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     jobs = [("fault", "D01", "own"), ("fault", "D03", "own"), ("fault", "D05 missing", "own")]
-    results = workers.results(("tiny", False, False, "numpy"), jobs, 2)
+    results = workers.results(workers.Given("tiny", False, False, "numpy"), jobs, Engine(2))
     next(results)
     assert multiprocessing.active_children()
     results.close()  # as an exception would

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +16,10 @@ pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's th
 from dumping import tiny
 
 from conformance.judge.comparisons import Comparison
-from conformance.report.terms import Asked, Terms, work
-from conformance.sweep.pool import ProcessDied, _Waiting, done
+from conformance.report.terms import Asked, Terms, Work, work
+from conformance.sweep.engine import Engine
+from conformance.sweep.pool import done
+from conformance.sweep.task import ProcessDied, Task, Waiting
 from conformance.sweep.workers import Answer, Question, judged
 from t5g2ref import bundled
 
@@ -41,7 +43,7 @@ def peers(tmp_path: Path) -> dict[str, str]:
     return {"port": str(tmp_path / "port.py")}
 
 
-def asked(peers: dict[str, str], *cases: str, exact: bool = False, values: bool = True) -> tuple[Question, Any]:
+def asked(peers: dict[str, str], *cases: str, exact: bool = False, values: bool = True) -> tuple[Question, Work]:
     terms = Terms(
         peers=tuple(Asked(name, "float32", given) for name, given in peers.items()),
         environment={},
@@ -51,11 +53,11 @@ def asked(peers: dict[str, str], *cases: str, exact: bool = False, values: bool 
         values=values,
     )
     what = work(terms, [tiny(EVEN)])
-    return Question(terms, peers, (EVEN,), "numpy", 7.0), what.every
+    return Question(terms, peers, (EVEN,), "numpy", 7.0), what
 
 
 def test_an_interruption_keeps_what_was_told(peers: dict[str, str]) -> None:
-    question, every = asked(peers, "short", "eoi", "loss")
+    question, asked_for = asked(peers, "short", "eoi", "loss")
     told = Told()
 
     def stop(one: Comparison | None, answer: Answer) -> None:
@@ -63,20 +65,20 @@ def test_an_interruption_keeps_what_was_told(peers: dict[str, str]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judged(question, every, 2, stop)
+        judged(question, asked_for, asked_for.every, Engine(2), stop)
     ((one, answer),) = told
-    assert one in every
+    assert one in asked_for.every
     assert answer.beside.versions == {"port": {"port": "waits 7 s"}}
     assert answer.beside.called == {"port": "mine"}
     assert "it is slow" in answer.beside.notes
-    assert answer.process != os.getpid()
+    assert answer.process not in ("", f"{socket.gethostname()}:{os.getpid()}")
     assert answer.peak > 0
 
 
 def test_the_exact_lane_alone_has_no_case(peers: dict[str, str]) -> None:
-    question, every = asked(peers, "short", exact=True, values=False)
+    question, asked_for = asked(peers, "short", exact=True, values=False)
     told = Told()
-    judged(question, every, 2, lambda *of: told.append(of))
+    judged(question, asked_for, asked_for.every, Engine(2), lambda *of: told.append(of))
     (first, answer), (last, closing) = told
     assert first == (EVEN, "port", "exact")
     assert [(j.case, j.passed) for j in answer.judgements] == [("exact", True)]
@@ -101,8 +103,8 @@ def _dying(folder: Path, job: str) -> str:
 def test_a_dead_process_costs_its_job_alone_and_that_is_tried_again(tmp_path: Path) -> None:
     """Broken by a pool that is broken as a whole: every job that waits is lost with it."""
     jobs = ["a 0", "b 1", "c 0", "d 2", "e 0"]
-    found = dict(done(_folder, (str(tmp_path),), _dying, jobs, 2, lost=lambda job, how: f"{job} lost: {how}"))
-    how = "its process was ended by SIGKILL (out of memory, it may be)"
+    found = dict(done(Task(_folder, (str(tmp_path),), _dying, lost=lambda job, how: f"{job} lost: {how}"), jobs, 2))
+    how = "its process ended by SIGKILL (out of memory, it may be), and so did the next that tried"
     assert found == {"a 0": "a", "b 1": "b", "c 0": "c", "d 2": f"d 2 lost: {how}", "e 0": "e"}
     assert {path.name: len(path.read_text()) for path in tmp_path.iterdir()} == {"a": 1, "b": 2, "c": 1, "d": 2, "e": 1}
 
@@ -117,7 +119,7 @@ def _leaving_a_child(folder: Path, job: str) -> None:
 
 def test_a_process_that_dies_and_leaves_a_child_is_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
-    ((_, found),) = done(_folder, (str(tmp_path),), _leaving_a_child, ["a"], 1, lost=lambda _, how: how)
+    ((_, found),) = done(Task(_folder, (str(tmp_path),), _leaving_a_child, lost=lambda _, how: how), ["a"], 1)
     assert "SIGKILL" in found
     assert time.monotonic() - began < 15
 
@@ -128,13 +130,13 @@ def _ending(folder: Path, job: str) -> None:
 
 def test_how_a_process_ended_is_its_own(tmp_path: Path) -> None:
     """Broken by a process that is ended before it is asked: SIGTERM is then always the cause."""
-    ((_, found),) = done(_folder, (str(tmp_path),), _ending, ["a"], 1, lost=lambda _, how: how)
-    assert found == "its process ended with status 7"
+    ((_, found),) = done(Task(_folder, (str(tmp_path),), _ending, lost=lambda _, how: how), ["a"], 1)
+    assert found == "its process ended with status 7, and so did the next that tried"
 
 
 def test_without_a_word_for_the_lost_it_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ProcessDied, match=r"SIGKILL .*twice"):
-        list(done(_folder, (str(tmp_path),), _dying, ["a 9"], 1))
+        list(done(Task(_folder, (str(tmp_path),), _dying), ["a 9"], 1))
 
 
 def _raising(folder: Path, job: str) -> None:
@@ -143,11 +145,12 @@ def _raising(folder: Path, job: str) -> None:
 
 def test_an_error_comes_with_where_it_arose(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of a") as caught:
-        list(done(_folder, (str(tmp_path),), _raising, ["a"], 1))
+        list(done(Task(_folder, (str(tmp_path),), _raising), ["a"], 1))
     assert "in _raising" in caught.value.__notes__[0]
 
 
 def test_what_is_alike_stays_with_one_process_while_others_have_work() -> None:
-    waiting = _Waiting(["a0", "b0", "a1", "c0", "c1", "c2"], lambda job: job[0])
+    task = Task(_folder, (), _raising, alike=lambda job: job[0])
+    waiting = Waiting(["a0", "b0", "a1", "c0", "c1", "c2"], task)
     turns = [waiting.next(process) for process in (0, 1, 0, 0, 1, 1, 0)]
     assert [turn and turn[1] for turn in turns] == ["a0", "b0", "a1", "c0", "c1", "c2", None]

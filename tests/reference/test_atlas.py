@@ -21,6 +21,7 @@ from t5g2ref.atlas.looking import HEADS, looked, patch_names
 from t5g2ref.atlas.places import ROOT, Places
 from t5g2ref.attention import attend, merge_heads, split_heads
 from t5g2ref.command_line import main
+from t5g2ref.commands import atlas as command
 from t5g2ref.config import PRESETS
 from t5g2ref.generate.greedy import greedy
 from t5g2ref.model import T5Gemma2
@@ -389,14 +390,42 @@ def test_names_of_tokens_hide_nothing() -> None:
         (["--ckpt", "tiny", "--ids", "5", "--html", "."], "Is a directory"),
     ],
 )
-def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("jinja2", reason="needs Jinja2: without it that is the error")
-    assert main(["atlas", "--html", "/nowhere/page.html", *arguments]) == 2
+    assert main(["atlas", "--html", str(tmp_path / "page.html"), *arguments]) == 2
+    assert not list(tmp_path.iterdir()), "nothing is left"
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("t5g2ref: ")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_where_the_page_goes_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken by a model that runs for minutes before it is known that the page cannot be written."""
+    pytest.importorskip("jinja2", reason="needs Jinja2: without it that is the error")
+    monkeypatch.setattr(t5g2ref, "load", None)
+    assert main(["atlas", "--ckpt", "tiny", "--ids", "5", "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
+    (tmp_path / "page.html").write_text("before")
+    assert main(["atlas", "--ckpt", "nowhere", "--ids", "5", "--html", str(tmp_path / "page.html")]) == 2
+    assert (tmp_path / "page.html").read_text() == "before", "what is there stays until the page is made"
+
+
+def test_it_prints_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the answer has several."""
+    pytest.importorskip("jinja2", reason="needs Jinja2: the page is made with it")
+    monkeypatch.setattr(command, "_answer", lambda *_: "one\n two\r\nthree")
+    assert main(["atlas", "--ckpt", "tiny", "--ids", "5,7", "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("; one two three\n")
+    assert out.count("\n") == 1
 
 
 @pytest.mark.parametrize("library", ["jinja2", "PIL"])

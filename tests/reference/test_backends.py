@@ -38,7 +38,7 @@ LABELLED = [name for name, case in CASES.items() if case.runs[0].labels is not N
 
 IDS, MASK, POSITIONS = "inputs.token_ids", "inputs.keep_mask", "inputs.positions"
 PIXELS, NUMBERS, CLASSES = "inputs.pixel_values", "inputs.numbers", "inputs.class_labels"
-FINITE, RUNNING_ROWS = "steps.finite", "steps.generated"
+FINITE, RUNNING_ROWS = "steps.sound", "steps.generated"
 UNSEEN = "model.T5Gemma2.encode"  # image tokens, but no pictures for them?
 PLACE = "embedding.place_images"  # as many image tokens as features? Then their rows, picked by a mask
 COUNTED = "outputs.cross_entropy"  # any label that counts?

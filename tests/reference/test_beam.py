@@ -211,7 +211,7 @@ def test_on_another_array_library(stop: tuple[int, ...]) -> None:
     assert np.array_equal(found.scores, expected.scores)
     assert np.array_equal(nx.backend.host(found.logits), expected.logits)
     assert waits <= {
-        *("inputs.token_ids", "inputs.keep_mask", "model.T5Gemma2.encode", "steps.finite"),
+        *("inputs.token_ids", "inputs.keep_mask", "model.T5Gemma2.encode", "steps.sound"),
         *("beam._likeliest", "beam._searched", "beam.beam_search"),
     }
 

@@ -235,6 +235,14 @@ def test_a_batch_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode
     assert max(lengths) > 2
 
 
+def test_a_batch_has_a_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it is one batch: a file of a hundred thousand lines would take all memory, and say nothing meanwhile."""
+    (tmp_path / "ids.txt").write_text("5\n" * 1025)
+    status, out, err = call(capsys, "tiny", "--batch", str(tmp_path / "ids.txt"), *WIDE)
+    assert (status, out) == (2, "")
+    assert err.endswith("has 1025 prompts, expected 1024 at most; give it in parts\n")
+
+
 # Errors
 
 

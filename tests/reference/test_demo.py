@@ -6,6 +6,7 @@ Answers are written by hand. What is asked was held out from training.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -190,6 +191,24 @@ def test_its_card_says_what_was_measured() -> None:
     for one in measured:
         assert 0.999 * one["inputs"] < one["right"] == one["transformers"]
         assert one["same_ids"] == one["inputs"]
+
+
+def test_its_card_s_numbers_are_the_files_own() -> None:
+    """Read from the card as a reader does, and counted without the tool that wrote them."""
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.search(r"\| \d+ \|", line)]
+    measured = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))
+    fields = ("task", "inputs", "right", "transformers", "same_ids")
+    assert rows == [[str(one[field]) for field in fields] for one in measured]
+    with (FOLDER / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        size = file.seek(0, 2)
+    numbers = sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    assert f"of {numbers:,} parameters in bfloat16 ({size:,} bytes)" in text
+    training = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
+    flags = " ".join(f"--{name} {training[name]}" for name in ("seed", "batch", "rate"))
+    assert f"{flags} --minutes {training['seconds'] // 60}`: {training['steps']} steps" in text
+    assert not re.search(r"\$\w", text), "nothing is left to fill in"
 
 
 def test_its_files_are_what_the_tools_write(tmp_path: Path) -> None:

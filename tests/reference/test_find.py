@@ -119,6 +119,27 @@ def test_generate_takes_it_too(hub: Hub, tmp_path: Path) -> None:
     assert done.stdout == python("-m", "t5g2ref", "generate", "tiny", *arguments).stdout
 
 
+def test_a_text_needs_the_tokenizer_that_the_cache_lacks(describe: Describe, hub: Hub, tmp_path: Path) -> None:
+    """A snapshot that the suite alone asked for may have none. What `--prompt` needs is had, of the same commit."""
+    hub.files = files_of(t5g2ref.bundled("demo"))
+    assert describe().returncode == 0
+    tokenizer = cache(tmp_path) / "snapshots" / COMMIT / "tokenizer.json"
+    tokenizer.resolve().unlink()
+    tokenizer.unlink()
+    asked = ("-m", "t5g2ref", "generate", REPO, "--prompt", "add forty-seven and thirty-eight")
+    refused(
+        python(*asked, env=environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1")),
+        f"tokenizer.json of {REPO} is not here (no such folder; the cache lacks tokenizer.json; ",
+    )
+    hub.asked.clear()
+    done = python(*asked, env=environment(hub, tmp_path / "home"))
+    assert (done.returncode, done.stdout) == (0, "eighty-five\n"), done.stderr
+    assert hub.gets("tokenizer.json")
+    assert not hub.gets("model.safetensors")
+    again = python(*asked, env=environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1"))
+    assert again.stdout == done.stdout
+
+
 def test_options_are_looked_at_before_a_download(hub: Hub, tmp_path: Path) -> None:
     done = python("-m", "t5g2ref", "generate", REPO, env=environment(hub, tmp_path / "home"))
     refused(done, "give one of --prompt TEXT")

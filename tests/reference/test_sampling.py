@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ from generating import host_and_device, ragged
 from helpers import close, same_bits
 
 import t5g2ref
+from t5g2ref.generate import processors
 from t5g2ref.generate.beam import beam_search
 from t5g2ref.generate.greedy import greedy
 from t5g2ref.generate.hypotheses import Search
@@ -35,6 +38,27 @@ def text(ids: list[int]) -> str:
 # Sampling
 
 
+def likely(logits: Any, sampling: Sampling) -> dict[int, float]:
+    """Id → probability of one row (V,), as the settings are defined: of the likeliest so many ids; then the fewest of
+    them that reach the mass; then those that are likely enough beside the first. Written out, one id after another."""
+    warm = sorted(((float(x) / sampling.temperature, -i) for i, x in enumerate(logits)), reverse=True)
+    left = [(-i, math.exp(x - warm[0][0])) for x, i in warm[: sampling.top_k or None]]
+    total, kept, mass = math.fsum(p for _, p in left), list[tuple[int, float]](), 0.0
+    for i, p in left:
+        if mass < sampling.top_p * total or not kept:
+            kept.append((i, p))
+        mass += p
+    kept = [(i, p) for i, p in kept if p >= sampling.min_p * kept[0][1]]
+    whole = math.fsum(p for _, p in kept)
+    return {i: p / whole for i, p in sorted(kept)}
+
+
+def first_above(uniform: float, of: dict[int, float]) -> int:
+    """The first id, in the order of ids, whose cumulated probability is above the number."""
+    sums = itertools.accumulate(of.values())
+    return next(i for i, mass in zip(of, sums, strict=True) if mass > uniform)
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.6, 20, 0.9, 0.02)])
 def test_each_id_is_drawn_from_the_uncached_model(sampling: Sampling, model: T5Gemma2) -> None:
     """With the generator's numbers, one a row and step; so the same seed gives the same ids."""
@@ -43,10 +67,11 @@ def test_each_id_is_drawn_from_the_uncached_model(sampling: Sampling, model: T5G
     whole = model(given["input_ids"], found.ids[:, :-1], attention_mask=given["attention_mask"]).logits
     uniform = np.random.default_rng(5)
     for step in range(STEPS):
-        left = narrowed(np, whole[:, step], sampling)
-        token = drawn(np, left, uniform.random(3))
-        assert np.array_equal(found.ids[:, 1 + step], token)
-        close(found.log_probs[:, step], log_softmax(np, left)[np.arange(3), token], atol=1e-10)
+        rows = [likely(row, sampling) for row in whole[:, step]]
+        token = [first_above(u, row) for u, row in zip(uniform.random(3), rows, strict=True)]
+        assert found.ids[:, 1 + step].tolist() == token
+        expected = [math.log(row[i]) for row, i in zip(rows, token, strict=True)]
+        close(found.log_probs[:, step], expected, atol=1e-10)
     again = sample(model, **given, sampling=sampling, seed=5, max_new_tokens=STEPS, stop=())
     same_bits(found.ids, again.ids)
     same_bits(found.log_probs, again.log_probs)
@@ -71,16 +96,19 @@ def test_narrow_sampling_is_greedy(model: T5Gemma2) -> None:
     assert not np.array_equal(sample(model, **given, seed=0, max_new_tokens=STEPS, stop=()).ids, expected.ids)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_k=5), Sampling(top_p=0.4), Sampling(min_p=0.3)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_k=5), Sampling(top_p=0.4), Sampling(min_p=0.3), Sampling(1.7, 40, 0.8, 0.05)]
+)
 def test_the_support(sampling: Sampling, model: T5Gemma2) -> None:
-    """Over many seeds no id outside of the narrowed set comes first, and each in it does."""
+    """No id outside of what the settings leave comes first, over many numbers and seeds, and each in it does."""
     given = ragged(model, 4, (7,))
     first = greedy(model, **given, max_new_tokens=1).logits[:, 0]
-    kept = set(np.nonzero(narrowed(np, first, sampling)[0] > -np.inf)[0].tolist())
-    likely = np.exp(log_softmax(np, narrowed(np, first, sampling))[0])
-    numbers = (np.arange(3000) + 0.5) / 3000
-    came = {int(drawn(np, narrowed(np, first, sampling), np.array([u]))[0]) for u in numbers}
-    assert {i for i in kept if likely[i] > 1 / 3000} <= came <= kept
+    expected = likely(first[0], sampling)
+    kept, left = set(expected), narrowed(np, first, sampling)
+    assert set(np.nonzero(left[0] > -np.inf)[0].tolist()) == kept
+    assert 1 < len(kept) < first.shape[1]
+    for u in (np.arange(3000) + 0.5) / 3000:
+        assert int(drawn(np, left, np.array([u]))[0]) == first_above(u, expected)
     tokens = {int(sample(model, **given, sampling=sampling, seed=s, max_new_tokens=1).ids[0, 1]) for s in range(40)}
     assert tokens <= kept
     assert len(tokens) > 1
@@ -229,6 +257,26 @@ def test_nan_is_an_error_before_any_id_is_chosen(number: float, model: T5Gemma2)
         beam_search(wrong, **given, search=Search(3))
     assert not told
     assert greedy(spoiled(model, -np.inf), **given, max_new_tokens=2).ids.shape == (3, 3), "−∞ only forbids"
+
+
+def test_nan_that_arises_under_the_settings_is_an_error(model: T5Gemma2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings have bounds, so that logits stay numbers; where they do not, no id is chosen of them either."""
+    given, told = ragged(model, 12), list[Any]()
+
+    def spoiling(*found: Any) -> Any:
+        logits = found[1].copy()
+        logits[1, 5] = np.nan
+        return logits
+
+    monkeypatch.setattr(processors, "temperature", lambda logits, _: spoiling(None, logits))
+    message = "the logits that sampling narrowed: found NaN or infinity in row 1 at step 0, expected finite numbers"
+    with pytest.raises(ValueError, match=message):
+        sample(model, **given, sampling=Sampling(0.5), seed=0, on_token=told.append)
+    monkeypatch.setattr(processors, "repetition_penalty", spoiling)
+    for call in (greedy, lambda m, **o: beam_search(m, search=Search(3), **o)):
+        with pytest.raises(ValueError, match="the logits under the rules: found NaN or infinity in row 1 at step 0"):
+            call(model, **given, rules=Rules(1.5))  # type: ignore[operator]
+    assert not told
 
 
 def test_rules_that_forbid_everything(model: T5Gemma2) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,13 @@ def made(root: Path, package: Package, version: str, base: str | None) -> Path:
         subprocess.CalledProcessError: pip could not install it; with what it said.
     """
     folder = root / f"{package.name}-{version}"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{folder.name}.lock").open("w") as lock:  # another process may be making it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(folder, package, version, base)
+
+
+def _made(folder: Path, package: Package, version: str, base: str | None) -> Path:
     python, mark = folder / "bin" / "python", folder / "whole"
     if mark.exists():
         return python
