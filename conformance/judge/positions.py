@@ -8,6 +8,7 @@ from typing import Any
 
 from conformance.cases import picked
 from conformance.cases.case import Case
+from conformance.cases.picked import Picked
 from conformance.cases.plan import Shown, plan_of
 from conformance.measure.distance import Distances
 from conformance.measure.finding import Finding
@@ -19,28 +20,22 @@ from t5g2ref.taps import Tap
 
 
 def placed(findings: Sequence[Finding], config: Config, case: Case) -> list[Finding]:
-    """The findings, whose tokens were counted among the picked ones, with positions in the whole row.
-
-    A detail names the token as the finding does, first of all numbers in brackets.
-    """
+    """The findings, whose tokens were counted among the picked ones, with positions in the whole row."""
     if not case.picks:
         return list(findings)
     taps = {(call, tap.name): tap for call, tap in plan_of(config, case)}
-    found = []
-    for finding in findings:
-        run, _ = case.calls[finding.call]
-        tap, at = taps[finding.call, finding.tap], None
-        axis = picked.axis(tap)
-        if run.picked is not None and axis is not None:
-            at = run.picked.at(tap)
-        if at is None or not finding.token:
-            found.append(finding)
-            continue
-        place = tap.token_axes.index(axis)
-        token = tuple(int(at[i]) if n == place else i for n, i in enumerate(finding.token))
-        detail = finding.detail.replace(str(finding.token), str(token), 1)
-        found.append(replace(finding, token=token, detail=detail))
-    return found
+    return [_placed(f, taps[f.call, f.tap], case.calls[f.call][0].picked) for f in findings]
+
+
+def _placed(finding: Finding, tap: Tap, chosen: Picked | None) -> Finding:
+    """The finding with its token's position. A detail names the token as the finding does, first of all."""
+    axis = picked.axis(tap)
+    at = None if chosen is None else chosen.at(tap)
+    if at is None or axis is None or not finding.token:
+        return finding
+    place = tap.token_axes.index(axis)
+    token = tuple(int(at[i]) if n == place else i for n, i in enumerate(finding.token))
+    return replace(finding, token=token, detail=finding.detail.replace(str(finding.token), str(token), 1))
 
 
 def check_keys(config: Config, case: Case, shown: Shown) -> None:

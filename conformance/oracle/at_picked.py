@@ -15,7 +15,7 @@ import numpy as np
 from conformance.cases.case import Run
 from conformance.cases.picked import Picked
 from t5g2ref.attention import Keys
-from t5g2ref.model import T5Gemma2
+from t5g2ref.model import Encoded, T5Gemma2
 from t5g2ref.numerics import Array, Numerics
 
 Positions = np.ndarray[Any, Any]
@@ -36,16 +36,21 @@ def _positions(picked: Picked, groups: Sequence[Keys]) -> Positions:
     return picked.answer if len(groups) > 1 else picked.source
 
 
-def _unpadded(groups: Sequence[Keys]) -> list[Keys]:
-    """Without the padding's mask, which is of the picked tokens: such a run has no padding."""
-    return [replace(group, valid=None) for group in groups]
+def _whole(groups: Sequence[Keys]) -> list[Keys]:
+    """Without a padding's mask that is of the picked tokens alone: such a run has no padding."""
+    return [g if g.valid is None or g.valid.shape[1] == g.kv.length else replace(g, valid=None) for g in groups]
+
+
+def with_all_valid(encoded: Encoded, run: Run, nx: Numerics) -> Encoded:
+    """The encoder's output, whose tokens are the picked ones, with a padding's mask of the whole row."""
+    return encoded if run.cut is None else replace(encoded, valid=nx.xp.ones((1, run.cut[0]), dtype=bool))
 
 
 def _attend(
     picked: Picked, definition: Definition, nx: Numerics, q: Array, groups: Sequence[Keys], **how: Any
 ) -> Array:
     """Queries (B, N, n, H) of the picked tokens, neighbours together, so that a window's keys alone are read."""
-    positions, keys = _positions(picked, groups), _unpadded(groups)
+    positions, keys = _positions(picked, groups), _whole(groups)
     parts = [
         definition(nx, q[:, :, first:last], keys, **how | {"first_query": int(positions[first])})
         for first, last in neighbours(positions)
@@ -63,5 +68,8 @@ def _mask(picked: Picked, _: Definition, nx: Numerics, groups: Sequence[Keys], *
     """bool (1, n, S): what the rules let the picked queries see."""
     xp = nx.xp
     queries = xp.asarray(_positions(picked, groups))
-    parts = [g.band.allows(queries, xp.arange(g.kv.start, g.kv.start + g.kv.length)) for g in groups]
-    return xp.concatenate(parts, axis=1)[None]
+    parts = []
+    for group in _whole(groups):
+        allowed = group.band.allows(queries, xp.arange(group.kv.start, group.kv.start + group.kv.length))[None]
+        parts.append(allowed if group.valid is None else allowed & group.valid[:, None])
+    return xp.concatenate(parts, axis=2)

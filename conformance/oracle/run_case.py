@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from conformance.cases.case import Case, Run
-from conformance.oracle.at_picked import at_picked
+from conformance.oracle.at_picked import at_picked, with_all_valid
 from conformance.oracle.quantised import Quantised, Scheme, chosen
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
@@ -96,7 +96,7 @@ def _walk(model: T5Gemma2, case: Case, run: Run, trace_of: TraceOfCall) -> None:
         )
         return
     trace = trace_of(0)
-    encoded = model.encode(run.input_ids, **masks, trace=trace)
+    encoded = with_all_valid(model.encode(run.input_ids, **masks, trace=trace), run, model.nx)
     cache = model.start(encoded, trace)
     for n, (first, last) in enumerate(run.bounds):
         trace = trace_of(n)

@@ -137,6 +137,8 @@ class Result:
                 return f" at {culprit.tap} ({culprit.status}{named}; {judgement.peer}, case {judgement.case}, {target})"
             if verdict == "INCOMPLETE" and not judgement.passed and not judgement.known:
                 return f" - {_unjudged(judgement)}"
+        if verdict == "INCOMPLETE" and not self.judgements:
+            return " - nothing was judged: no lane that was asked for has such a case"
         if verdict == "INCOMPLETE" and self._idle:
             return f" - {self._idle[0]} was judged on nothing"
         stale = self._stale[:1]

@@ -23,6 +23,7 @@ from conformance.cases.ingredients import Kit
 from conformance.cases.long import long
 from conformance.cases.picked import LAST, Picked, tokens
 from conformance.cases.plan import plan_of, shape_of, sizes
+from conformance.defects.all import FAULTS
 from conformance.defects.injection import HEALTHY, Injection, operation, tapped
 from conformance.judge.judgement import Judgement
 from conformance.judge.sitting import Beside, Manner, Sitting
@@ -133,6 +134,24 @@ def test_a_cross_half_that_is_cut_far_out_is_found(change: Callable[[list[Keys]]
     culprit = found(other_keys(2, change, begin=0)).culprit
     assert culprit is not None
     assert (culprit.call, culprit.tap, culprit.status) == (0, f"{D}.layers.0.self_attn.attention", "values")
+
+
+@pytest.mark.parametrize(
+    ("defect", "variant", "tap"),
+    [
+        ("D20", "", f"{E}.rotary_emb.full_attention.cos"),
+        ("D35", "", f"{E}.layers.0.self_attn.mask"),
+        ("D37", "last", f"{D}.layers.0.self_attn.mask"),
+        ("D79", "cross 128", f"{D}.layers.0.self_attn.attention"),
+    ],
+)
+def test_a_catalogued_defect_has_its_name(defect: str, variant: str, tap: str) -> None:
+    """Oracles with a defect walk the picked tokens too."""
+    (fault,) = (f for f in FAULTS if (f.id, f.variant) == (defect, variant))
+    result = found(fault.inject)
+    assert result.culprit is not None
+    assert result.culprit.tap == tap
+    assert [s.defect for s in result.named if s.named] == [defect]
 
 
 def test_a_mask_that_is_wrong_far_out_is_found_and_named_by_its_query() -> None:
