@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from t5g2ref.blocks import elementwise
 from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.trace import OFF, Trace
 
@@ -46,6 +47,7 @@ def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -
 
 
 @twinned
+@elementwise
 def gelu_tanh(nx: Numerics, x: Array) -> Array:
     """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))): the tanh form of GELU (Hendrycks and Gimpel, 2016), which is
     the released activation; the erf form differs by up to 4.7e-4."""
@@ -55,6 +57,7 @@ def gelu_tanh(nx: Numerics, x: Array) -> Array:
 
 
 @twinned
+@elementwise
 def gated_gelu(nx: Numerics, gate: Array, up: Array, trace: Trace = OFF) -> Array:
     """gelu_tanh(gate) · up, the activation rounded before the product; tap `act_fn` shows it."""
     return nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up)
