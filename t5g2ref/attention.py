@@ -18,15 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
 
+from t5g2ref.blocks import rowwise
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import EVERYTHING, Band
 from t5g2ref.numerics import Array, Numerics, twinned
-from t5g2ref.ops import masked_softmax, rms_norm, scaled_softmax, softcap
+from t5g2ref.ops import across_ties, masked_softmax, rms_norm, scaled_softmax, softcap
 from t5g2ref.rope import rotate
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import SelfAttention
+
+MANY = 1 << 19  # scores; with fewer, those of all heads stay in the cache together
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,9 @@ def attend(
     """
     batch, heads, length, _ = q.shape
     keys = sum(group.kv.length for group in groups)
-    rows = rows or nx.block(batch * heads * keys)
-    blocks = [_block(nx, q[:, :, t : t + rows], groups, scale, cap, first_query + t) for t in range(0, length, rows)]
+    rows = rows or nx.block(length, batch * heads * keys)
+    starts = range(0, length, rows)
+    blocks = nx.each([partial(_block, nx, q[:, :, t : t + rows], groups, scale, cap, first_query + t) for t in starts])
     return blocks[0] if len(blocks) == 1 else nx.join(blocks, 2)  # (B, N, T, H)
 
 
@@ -98,16 +105,48 @@ def _block(nx: Numerics, q: Array, groups: Sequence[Keys], scale: float, cap: fl
     # For one block this copies less than it multiplies.
     k, v = (parts[0] if len(parts) == 1 else nx.join(list(parts), 2) for parts in (keys, values))  # (B, K, s, H)
     stacked = q.reshape(batch, k.shape[1], -1, width)  # (B, K, G·rows, H)
-    grouped = (batch, k.shape[1], -1, rows, k.shape[2])  # (B, K, G, rows, s)
+    grouped = (batch, k.shape[1], heads // k.shape[1], rows, k.shape[2])  # (B, K, G, rows, s)
     allowed = visible(nx, groups, first, first + rows - 1)  # (B or 1, rows, s)
     allowed = None if allowed is None else allowed[:, None, None]
-    weights = attention_weights(nx, stacked, k, scale, cap, allowed, grouped)
-    out = _weighed(nx, weights.reshape(*stacked.shape[:3], -1), v)  # (B, K, G·rows, H)
-    return out.reshape(batch, heads, rows, v.shape[-1])
+    if nx.in_cache and not nx.profile.running and prod(grouped) > MANY:
+        out = _one_head_at_a_time(nx, stacked, k, v, scale, cap, allowed, grouped)
+    else:
+        out = _weighed(nx, stacked, k, v, scale, cap, allowed, grouped)
+    return out.reshape(batch, heads, rows, v.shape[-1])  # of (B, K, G·rows, H)
 
 
-def _weighed(nx: Numerics, weights: Array, v: Array) -> Array:
-    """The weights' sum of values, rounded once. A flash kernel's weights are still wide."""
+def _one_head_at_a_time(
+    nx: Numerics,
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    cap: float | None,
+    allowed: Array | None,
+    grouped: tuple[int, ...],
+) -> Array:
+    """`_weighed` of each kv head of each batch row in turn, whose scores stay in the cache. The same bits: a head has
+    its own products in any case. Not so running sums, whose steps follow from how much there is in all."""
+    out = nx.xp.empty((*q.shape[:3], v.shape[-1]), nx.storage)
+    for row, head in product(range(q.shape[0]), range(q.shape[1])):
+        one = slice(row, row + 1), slice(head, head + 1)
+        seen = allowed[one[0]] if allowed is not None and len(allowed) > 1 else allowed
+        out[one] = _weighed(nx, q[one], k[one], v[one], scale, cap, seen, (1, 1, *grouped[2:]))
+    return out
+
+
+def _weighed(
+    nx: Numerics,
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    cap: float | None,
+    allowed: Array | None,
+    grouped: tuple[int, ...],
+) -> Array:
+    """softmax(q kᵀ · scale) v, rounded once; q (B, K, G·rows, H). A flash kernel's weights are still wide."""
+    weights = attention_weights(nx, q, k, scale, cap, allowed, grouped).reshape(*q.shape[:3], -1)
     return nx.cast(nx.product(weights, nx.wide(v))) if nx.profile.flash_keys else nx.matmul(weights, v)
 
 
@@ -118,20 +157,10 @@ def attention_weights(
     """softmax(q kᵀ · scale) in shape `grouped`: rounded at each step on the unfused path, kept wide on the fused."""
     k = k.swapaxes(-1, -2)
     if nx.profile.round_scores:
-        products = _across_ties(nx, q, k) if nx.profile.across_ties else nx.matmul(q, k)
+        products = across_ties(nx, q, k) if nx.profile.across_ties else nx.matmul(q, k)
         scores = nx.cast(nx.wide(products) * scale)  # wide: beside a half array the factor would be rounded
         return masked_softmax(nx, softcap(nx, scores, cap).reshape(grouped), allowed)
     return scaled_softmax(nx, nx.product(q, k).reshape(grouped), scale, cap, allowed)
-
-
-def _across_ties(nx: Numerics, q: Array, k: Array) -> Array:
-    """q (…, R, H) @ k (…, H, s), rounded once; near a tie to the other side of it.
-
-    Near is what two float32 sums of these terms may differ by: of H roundings about √H errors of half an ulp remain.
-    """
-    product, squares = nx.product(q, k), nx.product(nx.wide(q) ** 2, nx.wide(k) ** 2)
-    size = nx.xp.abs(product) + nx.xp.sqrt(squares)
-    return nx.across(product, size * (2.0**-23 * q.shape[-1] ** 0.5))
 
 
 @twinned
@@ -141,7 +170,8 @@ def visible(nx: Numerics, groups: Sequence[Keys], first: int, last: int) -> Arra
         return None
     xp, masks = nx.xp, [group.allowed(nx, first, last) for group in groups]
     batch = max(mask.shape[0] for mask in masks)
-    return nx.join([xp.broadcast_to(mask, (batch, *mask.shape[1:])) for mask in masks], 2)
+    whole = [m if len(m) == batch else xp.broadcast_to(m, (batch, *m.shape[1:])) for m in masks]
+    return whole[0] if len(whole) == 1 else nx.join(whole, 2)
 
 
 @twinned
@@ -167,6 +197,7 @@ def merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
+@rowwise("x", "rope", axis=2)
 def project(
     nx: Numerics, w: SelfAttention, config: TextConfig, x: Array, rope: tuple[Array, Array], trace: Trace
 ) -> tuple[Array, Array, Array]:
@@ -192,9 +223,14 @@ def turned_norm(
 def project_cross(nx: Numerics, w: SelfAttention, config: TextConfig, encoded: Array, trace: Trace = OFF) -> KeyValue:
     """Keys and values (B, K, S_enc, H) of the encoder's output (B, S_enc, D), by the decoder layer's own k_proj,
     v_proj and k_norm. Cross keys get no RoPE."""
+    return KeyValue(*_cross(nx, w, config, encoded, trace))
+
+
+@rowwise("encoded", axis=2)
+def _cross(nx: Numerics, w: SelfAttention, config: TextConfig, encoded: Array, trace: Trace) -> tuple[Array, Array]:
     k = split_heads(trace("cross_k_proj", nx.linear(encoded, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
     v = split_heads(trace("cross_v_proj", nx.linear(encoded, w.v_proj.weight, w.v_proj.bias)), config.head_dim)
-    return KeyValue(trace("cross_k_norm", rms_norm(nx, k, w.k_norm.weight, config.rms_norm_eps)), v)
+    return trace("cross_k_norm", rms_norm(nx, k, w.k_norm.weight, config.rms_norm_eps)), v
 
 
 def self_attention(
@@ -252,5 +288,10 @@ def _attended(
     """Queries (B, N, T, H) and their keys → (B, T, D)."""
     scale = config.query_pre_attn_scalar**-0.5
     out = attend(nx, q, groups, scale=scale, cap=config.attn_logit_softcapping, first_query=first_query)
-    out = trace("attention", merge_heads(out))  # (B, T, N·H)
-    return trace("o_proj", nx.linear(out, w.o_proj.weight, w.o_proj.bias))
+    return _output(nx, w, trace("attention", merge_heads(out)), trace)
+
+
+@rowwise("attended")
+def _output(nx: Numerics, w: SelfAttention, attended: Array, trace: Trace) -> Array:
+    """(B, T, N·H) → (B, T, D)."""
+    return trace("o_proj", nx.linear(attended, w.o_proj.weight, w.o_proj.bias))

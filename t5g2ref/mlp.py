@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from t5g2ref.activation import gated
+from t5g2ref.blocks import rowwise
 from t5g2ref.config import TextConfig
 from t5g2ref.numerics import Array, Numerics
 from t5g2ref.ops import add_norm, rms_norm
@@ -20,6 +21,7 @@ def gated_mlp(nx: Numerics, w: Mlp, activation: str, x: Array, trace: Trace = OF
     return trace("down_proj", nx.linear(hidden, w.down_proj.weight))
 
 
+@rowwise("x")
 def feed_forward(nx: Numerics, w: Layer, config: TextConfig, x: Array, trace: Trace) -> Array:
     """x (B, T, D) → (B, T, D): the second half of an encoder or decoder layer, with its residual.
 

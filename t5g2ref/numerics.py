@@ -13,11 +13,11 @@ rounding. In float64 and float32 both are free.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from t5g2ref.dtypes import DTYPES, HALF, DType, to_grid, unit_roundoff
 
 Array = Any
 P = ParamSpec("P")
+T = TypeVar("T")
 
 AT_ONCE = 1 << 26  # numbers of a weight that are widened at a time; the table of the released models has more
 TILE = 4096  # rows of a weight that a part is a multiple of
@@ -98,9 +99,30 @@ class Numerics:
         """The array namespace."""
         return self.backend.xp
 
-    def block(self, scores: int) -> int:
-        """How many queries attention takes at a time, when each has so many scores in all rows and heads."""
-        return max(1, min(self.backend.block_rows, self.backend.block_scores // max(1, scores)))
+    def block(self, length: int, scores: int) -> int:
+        """How many queries of so many attention takes at a time, when each has so many scores in all rows and heads."""
+        share = -(-length // self.threads) if length >= 32 * self.threads else length
+        return max(1, min(self.backend.block_rows, self.backend.block_scores // max(1, scores), share))
+
+    @property
+    def threads(self) -> int:
+        """How many threads `each` would have now."""
+        return self.backend.threads if self.blockwise else 1
+
+    @property
+    def in_cache(self) -> bool:
+        """Whether an array should go through several passes in pieces: on a CPU, whose caches are small."""
+        return self.xp is np
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether rows may go in blocks, several side by side. In float32 alone, and not where the profile has an order
+        of sums: the oracle and the emulated types keep every bit, whatever a BLAS does in the last rows of a block."""
+        return self.dtype == "float32" and not self.profile.running
+
+    def each(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """The jobs' results, in their order; side by side where there are `threads`."""
+        return self.backend.each(jobs) if self.threads > 1 else [job() for job in jobs]
 
     def scope(self) -> AbstractContextManager[object]:
         """The backend's device, stream and memory pool, for as long as the block lasts."""
@@ -191,7 +213,7 @@ class Numerics:
 
     def mean(self, x: Array) -> Array:
         """The mean over the last axis, which is kept: (…, D) → (…, 1), in the profile's order; x is wide."""
-        return self.total(x) / x.shape[-1] if self.profile.running else x.mean(axis=-1, keepdims=True)
+        return self.total(x) / x.shape[-1]
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""

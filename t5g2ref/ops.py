@@ -1,4 +1,4 @@
-"""The operations of the model that are not products: norms, activation, softmax, softcap.
+"""The operations of the model that are not plain products: norms, activation, softmax, softcap.
 
 Each is a pure function of arrays. Norm, activation and softmax compute in `nx.wide` and round once at the end, as the
 released model does (transformers' T5Gemma2RMSNorm, torch's layer_norm, gelu and softmax on half types). One that
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from t5g2ref.blocks import elementwise
 from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.trace import OFF, Trace
 
@@ -46,6 +47,7 @@ def layer_norm(nx: Numerics, x: Array, weight: Array, bias: Array, eps: float) -
 
 
 @twinned
+@elementwise
 def gelu_tanh(nx: Numerics, x: Array) -> Array:
     """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))): the tanh form of GELU (Hendrycks and Gimpel, 2016), which is
     the released activation; the erf form differs by up to 4.7e-4."""
@@ -55,9 +57,20 @@ def gelu_tanh(nx: Numerics, x: Array) -> Array:
 
 
 @twinned
+@elementwise
 def gated_gelu(nx: Numerics, gate: Array, up: Array, trace: Trace = OFF) -> Array:
     """gelu_tanh(gate) · up, the activation rounded before the product; tap `act_fn` shows it."""
     return nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up)
+
+
+def across_ties(nx: Numerics, a: Array, b: Array) -> Array:
+    """a (…, R, H) @ b (…, H, s), rounded once; near a tie to the other side of it.
+
+    Near is what two float32 sums of these terms may differ by: of H roundings about √H errors of half an ulp remain.
+    """
+    product, squares = nx.product(a, b), nx.product(nx.wide(a) ** 2, nx.wide(b) ** 2)
+    size = nx.xp.abs(product) + nx.xp.sqrt(squares)
+    return nx.across(product, size * (2.0**-23 * a.shape[-1] ** 0.5))
 
 
 @twinned

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from t5g2ref.attention import Keys, attend, merge_heads, split_heads
+from t5g2ref.blocks import rowwise
 from t5g2ref.cache import KeyValue
 from t5g2ref.config import Config, VisionConfig
 from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.ops import gelu_tanh, layer_norm, rms_norm
 from t5g2ref.trace import OFF, Trace
-from t5g2ref.weights import Biased, Encoder, Projector, VisionAttention, VisionLayer, VisionTower
+from t5g2ref.weights import Biased, Encoder, Projector, VisionLayer, VisionTower
 
 
 def image_features(nx: Numerics, w: Encoder, config: Config, pixels: Array, trace: Trace = OFF) -> Array:
@@ -43,23 +44,33 @@ def patches(nx: Numerics, w: Biased, config: VisionConfig, pixels: Array) -> Arr
 
 
 def block(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
-    """One pre-norm transformer block: x (I, P, D) → (I, P, D)."""
+    """One pre-norm transformer block: x (I, P, D) → (I, P, D). Every patch sees every patch, at scale 1/√head_dim."""
+    q, k, v = heads(nx, w, config, x, trace)
+    out = attend(nx, q, [Keys(KeyValue(k, v))], scale=config.head_dim**-0.5)
+    attended = trace("self_attn.attention", merge_heads(out))
+    return feed_forward(nx, w, config, x, attended, trace)
+
+
+@rowwise("x", axis=2)
+def heads(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, trace: Trace) -> tuple[Array, Array, Array]:
+    """x (I, P, D) → queries, keys and values (I, N, P, H), with biases on all projections."""
     normed = trace("layer_norm1", layer_norm(nx, x, w.layer_norm1.weight, w.layer_norm1.bias, config.layer_norm_eps))
-    x = trace("attn_residual", nx.add(x, attention(nx, w.self_attn, config, normed, trace.at("self_attn"))))
+    own, inner = w.self_attn, trace.at("self_attn")
+    q = split_heads(inner("q_proj", nx.linear(normed, own.q_proj.weight, own.q_proj.bias)), config.head_dim)
+    k = split_heads(inner("k_proj", nx.linear(normed, own.k_proj.weight, own.k_proj.bias)), config.head_dim)
+    v = split_heads(inner("v_proj", nx.linear(normed, own.v_proj.weight, own.v_proj.bias)), config.head_dim)
+    return q, k, v
+
+
+@rowwise("x", "attended")
+def feed_forward(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, attended: Array, trace: Trace) -> Array:
+    """x and the heads' outputs (I, P, D) → (I, P, D): the last projection, the feed-forward, and both residuals."""
+    out = w.self_attn.out_proj
+    x = trace("attn_residual", nx.add(x, trace("self_attn.out_proj", nx.linear(attended, out.weight, out.bias))))
     normed = trace("layer_norm2", layer_norm(nx, x, w.layer_norm2.weight, w.layer_norm2.bias, config.layer_norm_eps))
     hidden = trace("mlp.fc1", nx.linear(normed, w.mlp.fc1.weight, w.mlp.fc1.bias))
     hidden = trace("mlp.activation_fn", gelu_tanh(nx, hidden))
     return nx.add(x, trace("mlp.fc2", nx.linear(hidden, w.mlp.fc2.weight, w.mlp.fc2.bias)))
-
-
-def attention(nx: Numerics, w: VisionAttention, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
-    """Every patch sees every patch, at scale 1/√head_dim, with biases on all four projections."""
-    q = split_heads(trace("q_proj", nx.linear(x, w.q_proj.weight, w.q_proj.bias)), config.head_dim)
-    k = split_heads(trace("k_proj", nx.linear(x, w.k_proj.weight, w.k_proj.bias)), config.head_dim)
-    v = split_heads(trace("v_proj", nx.linear(x, w.v_proj.weight, w.v_proj.bias)), config.head_dim)
-    out = attend(nx, q, [Keys(KeyValue(k, v))], scale=config.head_dim**-0.5)
-    out = trace("attention", merge_heads(out))
-    return trace("out_proj", nx.linear(out, w.out_proj.weight, w.out_proj.bias))
 
 
 @twinned

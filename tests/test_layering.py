@@ -24,10 +24,11 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 LAYERS = """
 t5g2ref: trace dtypes files streams notes
 t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | presets | __init__
-t5g2ref/backend: interface
+t5g2ref/backend: crew | interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
 t5g2ref/backend: find | __init__
-t5g2ref: numerics on_demand | weights | taps params cache embedding ops rope_types masks | rope activation | attention
+t5g2ref: numerics on_demand | weights | blocks taps params cache | embedding ops rope_types masks | rope activation
+t5g2ref: attention
 t5g2ref: mlp outputs tap_inputs tap_words
 t5g2ref: vision encoder decoder inputs | given_masks | model
 t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
@@ -318,6 +319,7 @@ def test_looking_up_peers_imports_none() -> None:
 # Sizes
 
 DECORATORS = {  # their wrappers have any signature
+    ("t5g2ref/blocks", "call"),
     ("t5g2ref/numerics", "call"),
     ("t5g2ref/model", "call"),
     ("conformance/peers/engines/keras_watch", "seen"),

@@ -166,9 +166,7 @@ def _request(
     """The request, with the options that both commands share. Output files are checked first."""
     outputs = files.chosen(given)
     files.check(outputs)
-    files.check_writable("--resume", resume := getattr(given, "resume", None))
-    if resume is not None and (same := [kind for kind, path in outputs.items() if path.resolve() == resume.resolve()]):
-        raise UsageError(f"--resume and --{same[0]} name the same file, {resume}; give each its own")
+    resume = _resume(getattr(given, "resume", None), outputs)
     share = _share(getattr(given, "shard", None), outputs)
     return Request(
         peers=tuple(peers),
@@ -201,6 +199,14 @@ def _request(
         share=share,
         resume=resume,
     )
+
+
+def _resume(given: Path | None, outputs: Mapping[str, Path]) -> Path | None:
+    """The file of `--resume`. Raises UsageError where it cannot be written or is an output's too."""
+    files.check_writable("--resume", given)
+    if given is not None and (same := [kind for kind, path in outputs.items() if path.resolve() == given.resolve()]):
+        raise UsageError(f"--resume and --{same[0]} name the same file, {given}; give each its own")
+    return given
 
 
 def _share(given: str | None, outputs: Mapping[str, Path]) -> Share | None:

@@ -7,18 +7,20 @@ are multiplied, and which operations have a faster twin. The model files see nei
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 
+from t5g2ref.backend import crew
 from t5g2ref.dtypes import WIDER
 
 Array = Any
 Twin = Callable[..., Any]
+T = TypeVar("T")
 RUNNING_WORK = 1 << 23  # elements of the result, times steps, that one running sum may touch
 
 
@@ -69,8 +71,9 @@ class Backend:
     twins: Mapping[str, Twin | None] = MappingProxyType({})
 
     def scope(self) -> AbstractContextManager[object]:
-        """Inside it, new arrays and kernels belong to this backend's device, stream and memory pool."""
-        return nullcontext()
+        """Inside it, new arrays and kernels belong to this backend's device, stream and memory pool. Here it is a call
+        of the model, whose jobs may have threads."""
+        return crew.together() if self.xp is np else nullcontext()
 
     def host(self, x: Array) -> np.ndarray[Any, Any]:
         """x as a NumPy array; waits for it where it is still being computed."""
@@ -124,6 +127,15 @@ class Backend:
         for first, last in pairwise(cuts[1:]):
             total += self.xp.matmul(a[..., first:last], b[..., first:last, :])
         return total
+
+    @property
+    def threads(self) -> int:
+        """How many threads `each` would have now. A device has its own, and 1 here."""
+        return crew.threads() if self.xp is np else 1
+
+    def each(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """The jobs' results, in their order; they may be made side by side."""
+        return crew.each(jobs) if self.xp is np else [job() for job in jobs]
 
     def join(self, arrays: list[Array], axis: int) -> Array:
         """The arrays one behind the other."""
