@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from conformance.cases.pictured import NAME, build
 from conformance.checkpoints import resolve
 from conformance.defects.exposure import hidden
 from conformance.defects.pictures import FAULTS
+from conformance.exchange.plain import PlainError
 from conformance.judge.judgement import Judgement
 from conformance.judge.pictured import NO_PROCESSOR, judge_pictures, legal_note
 from conformance.peers.protocol import OptionalMembers, Skip
+from conformance.report.terms import Asked, Terms
 from conformance.selftest.trial import Bench
+from conformance.sweep.whole import require_whole
 from conformance.target import Target
 from t5g2ref.processor.image import preprocess
 
@@ -301,3 +305,15 @@ def test_torch_without_antialias_is_named(target: Target, case: Case, peer_insta
     assert [s.defect for s in found.named] == ["D77"]
     assert found.culprit is not None
     assert found.culprit.detail.endswith("just as where pictures are shrunk by taking points, not by averages")
+
+
+def test_a_record_of_fewer_pictures_is_refused(target: Target, case: Case) -> None:
+    """A shard that has lost its worst picture must not pass."""
+    whole = judged(target, case, ours)
+    terms = Terms(ckpt="tiny", peers=(Asked("peer", "float32"),), environment={})
+    require_whole(whole, case, target.config, terms, "x")
+    for exact in (whole.exact[:-1], whole.exact[1:], [*whole.exact[:-1], whole.exact[0]], []):
+        with pytest.raises(PlainError, match=r"pictures, expected 12|without a finding"):
+            require_whole(replace(whole, exact=exact), case, target.config, terms, "x")
+    with pytest.raises(PlainError, match="of no picture"):
+        require_whole(replace(whole, local=whole.exact), case, target.config, terms, "x")
