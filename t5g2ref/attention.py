@@ -27,7 +27,7 @@ from t5g2ref.cache import KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import EVERYTHING, Band
 from t5g2ref.numerics import Array, Numerics, twinned
-from t5g2ref.ops import across_ties, masked_softmax, rms_norm, scaled_softmax, softcap
+from t5g2ref.ops import across_ties, masked_softmax, rms_norm, scaled_softmax, softcap, weighed
 from t5g2ref.rope import rotate
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import SelfAttention
@@ -111,7 +111,7 @@ def _block(nx: Numerics, q: Array, groups: Sequence[Keys], scale: float, cap: fl
     if nx.in_cache and not nx.profile.running and prod(grouped) > MANY:
         out = _one_head_at_a_time(nx, stacked, k, v, scale, cap, allowed, grouped)
     else:
-        out = _weighed(nx, stacked, k, v, scale, cap, allowed, grouped)
+        out = _softmax_over(nx, stacked, k, v, scale, cap, allowed, grouped)
     return out.reshape(batch, heads, rows, v.shape[-1])  # of (B, K, G·rows, H)
 
 
@@ -125,17 +125,17 @@ def _one_head_at_a_time(
     allowed: Array | None,
     grouped: tuple[int, ...],
 ) -> Array:
-    """`_weighed` of each kv head of each batch row in turn, whose scores stay in the cache. The same bits: a head has
+    """`_softmax_over` of each kv head of each batch row, whose scores stay in the cache. The same bits: a head has
     its own products in any case. Not so running sums, whose steps follow from how much there is in all."""
     out = nx.xp.empty((*q.shape[:3], v.shape[-1]), nx.storage)
     for row, head in product(range(q.shape[0]), range(q.shape[1])):
         one = slice(row, row + 1), slice(head, head + 1)
         seen = allowed[one[0]] if allowed is not None and len(allowed) > 1 else allowed
-        out[one] = _weighed(nx, q[one], k[one], v[one], scale, cap, seen, (1, 1, *grouped[2:]))
+        out[one] = _softmax_over(nx, q[one], k[one], v[one], scale, cap, seen, (1, 1, *grouped[2:]))
     return out
 
 
-def _weighed(
+def _softmax_over(
     nx: Numerics,
     q: Array,
     k: Array,
@@ -145,9 +145,9 @@ def _weighed(
     allowed: Array | None,
     grouped: tuple[int, ...],
 ) -> Array:
-    """softmax(q kᵀ · scale) v, rounded once; q (B, K, G·rows, H). A flash kernel's weights are still wide."""
-    weights = attention_weights(nx, q, k, scale, cap, allowed, grouped).reshape(*q.shape[:3], -1)
-    return nx.cast(nx.product(weights, nx.wide(v))) if nx.profile.flash_keys else nx.matmul(weights, v)
+    """softmax(q kᵀ · scale) v; q (B, K, G·rows, H)."""
+    weights = attention_weights(nx, q, k, scale, cap, allowed, grouped)
+    return weighed(nx, weights.reshape(*q.shape[:3], -1), v)
 
 
 @twinned

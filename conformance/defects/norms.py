@@ -86,14 +86,14 @@ def before_the_last_norm(true: Any) -> Any:
     """A stack that shows its last norm and hands on what it was given."""
 
     def run(nx: Numerics, w: Any, config: TextConfig, *rest: Any) -> Any:
-        *rest_, trace = rest
-        seen: dict[str, Any] = {}
+        at = next(i for i, given in enumerate(rest) if isinstance(given, Trace))
+        trace, seen = rest[at], dict[str, Any]()
 
         def sink(name: str, value: Any) -> Any:
             seen[name] = trace(name, value)
             return seen[name]
 
-        out = true(nx, w, config, *rest_, Trace(sink))
+        out = true(nx, w, config, *rest[:at], Trace(sink), *rest[at + 1 :])
         raw = seen[f"layers.{config.num_hidden_layers - 1}"]
         return (raw, *out[1:]) if isinstance(out, tuple) else raw
 

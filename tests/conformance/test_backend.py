@@ -188,7 +188,8 @@ class Tensors(dict[str, Any]):
 def test_tensors_come_in_order_and_are_not_all_made_at_once() -> None:
     tensors, seen = Tensors(50), []
     steps: list[tuple[str, int, int]] = []
-    for taken, (name, value) in enumerate(checkpoints._made(tensors, lambda *step: steps.append(step))):
+    made = checkpoints._made(tensors, {name: name for name in tensors}, lambda *step: steps.append(step))
+    for taken, (name, value) in enumerate(made):
         assert tensors.made <= taken + checkpoints.WORKERS
         seen.append((name, value))
     assert seen == [(f"t{i}", i) for i in range(50)]
@@ -197,7 +198,7 @@ def test_tensors_come_in_order_and_are_not_all_made_at_once() -> None:
 
 def test_an_error_in_making_one_is_raised() -> None:
     with pytest.raises(ZeroDivisionError, match="t7"):
-        list(checkpoints._made(Tensors(50, bad=7), lambda *_: None))
+        list(checkpoints._made(Tensors(50, bad=7), {f"t{i}": f"t{i}" for i in range(50)}, lambda *_: None))
 
 
 def test_room_is_asked_for_before_anything_is_read(devices: None) -> None:
