@@ -19,7 +19,7 @@ from conformance.commands import options as shared
 from conformance.commands.options import LANES
 from conformance.commands.required import required
 from conformance.errors import PeerBroken, UsageError
-from conformance.peers.find import BUILT_IN, DUMP, broken, create, described, names, typed
+from conformance.peers.find import BUILT_IN, DUMP, alone, broken, create, described, names, typed
 from conformance.peers.folder import DumpPeer
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import TIMEOUT, OptionalMembers, Peer, give_time, optional
@@ -240,18 +240,18 @@ def _peers(
     if given and lanes:  # a name without a type is run in every lane that was asked for
         wanted = [name for n in given for name in ([typed(n, t) for t in types] if typed(n, types[0]) else [n])]
     distinct = list(dict.fromkeys(wanted))
-    made = _distinct([(name, _made(name, types[0], backend, late=late, alone=len(distinct) == 1)) for name in distinct])
+    made = _distinct([(name, _made(name, types[0], backend, late=late, lone=alone(distinct))) for name in distinct])
     if lanes and (wrong := next((p for p in made.values() if p.dtype not in types), None)):
         raise UsageError(f"--peer {wrong.name} runs in {wrong.dtype}, expected a type of --lane {' '.join(lanes)}")
     return made
 
 
-def _made(name: str, dtype: str, backend: Backend, *, late: bool, alone: bool) -> Peer:
+def _made(name: str, dtype: str, backend: Backend, *, late: bool, lone: bool) -> Peer:
     """The peer of that name. One that is broken ends a run that has no other; its type may not be known then."""
     try:
         return (described(name, backend) if late else None) or create(name, backend)
     except PeerBroken as error:
-        if alone:
+        if lone:
             raise
         typed = next((part for part in name.split(":") if part in RUN_IN), dtype)
         return broken(name, typed, error)

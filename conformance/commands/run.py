@@ -24,7 +24,7 @@ from conformance.commands.request import Request, of_run
 from conformance.errors import PeerBroken, UsageError
 from conformance.judge.comparisons import Comparison
 from conformance.judge.session import Session
-from conformance.peers.find import create, other_type
+from conformance.peers.find import alone, create, other_type
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.later import itself
 from conformance.peers.protocol import Peer, optional
@@ -171,8 +171,8 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
     with warnings_kept(PACKAGE, said := list[str]()):  # a peer that was only described is imported now
-        alone = len(request.peers) == 1
-        peers, others = [itself(peer, alone=alone) for peer in request.peers], _others(request)
+        lone = len(request.peers) == 1 or (bool(request.names) and alone(request.names.values()))
+        peers, others = [itself(peer, lone=lone) for peer in request.peers], _others(request)
     so_far.beside.note(*(note for note in said if note not in request.notes))
     session = Session(
         asked.judged_on,

@@ -121,6 +121,11 @@ def described(name: str, backend: Backend = NUMPY) -> Peer | None:
     )
 
 
+def alone(names: Iterable[str]) -> bool:
+    """Whether one package makes all of these peers: where it is broken, there is nothing to judge."""
+    return len({name.split(":")[0] if name.startswith(BUILT_IN) else name for name in names}) == 1
+
+
 def broken(name: str, dtype: str, error: PeerBroken) -> Peer:
     """Stands for a peer that could not be made, beside others that could: each of its cases has this error."""
 

@@ -70,11 +70,11 @@ class Later(OptionalMembers):
         self.made.run(case, dump)
 
 
-def itself(peer: Peer, *, alone: bool = True) -> Peer:
+def itself(peer: Peer, *, lone: bool = True) -> Peer:
     """The peer itself. One that is broken stays what it is beside others: it says so where it is opened."""
     try:
         return peer.made if isinstance(peer, Later) else peer
     except PeerBroken:
-        if alone:
+        if lone:
             raise
         return peer

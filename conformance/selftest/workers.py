@@ -12,7 +12,7 @@ from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.defects import all as catalogue
 from conformance.defects.injection import HEALTHY
-from conformance.exchange.plain import decoded
+from conformance.exchange.plain import PlainError, decoded
 from conformance.judge.generated import judge_generated
 from conformance.judge.judge import judge
 from conformance.judge.pictured import judge_pictures
@@ -72,7 +72,10 @@ def _bench(given: Given, marks: Mapping[str, str] | None = None) -> Bench:
 
 def _checked(job: Job, raw: Any) -> Any:
     """What a job's result is, once it came from another machine."""
-    return decoded(Trial if job[0] == "fault" else list[tuple[str, str, str, str, str]], raw, " ".join(job))
+    found = decoded(Trial if job[0] == "fault" else list[tuple[str, str, str, str, str]], raw, " ".join(job))
+    if job[0] == "fault" and found.key != job[1]:
+        raise PlainError(f"is of {found.key}, expected {job[1]}")
+    return found
 
 
 def _do(bench: Bench, job: Job) -> Any:

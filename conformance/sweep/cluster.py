@@ -99,11 +99,18 @@ class _Cluster:
             self._give()
             if not self._busy and not len(self._waiting):
                 return
-            with suppress(queue.Empty):
-                yield from self._answered(*self._answers.get(timeout=LOOK))
+            if (answer := self._next()) is not None:
+                yield from self._answered(*answer)
             if time.monotonic() - looked > LOOK:
                 looked = time.monotonic()
                 yield from self._look()
+
+    def _next(self) -> tuple[_Slot, Any] | None:
+        """The next answer; None where none comes for a while."""
+        try:
+            return self._answers.get(timeout=LOOK)
+        except queue.Empty:
+            return None
 
     def end(self) -> None:
         """Cancel what is left, and end the processes."""
@@ -122,13 +129,18 @@ class _Cluster:
 
     # Who is there
 
+    @property
+    def _room(self) -> int:
+        """How many more threads are wanted."""
+        return sys.maxsize if self._most is None else self._most - len(self._every)
+
     def _look(self, *, first: bool = False) -> list[tuple[Any, Any]]:
         """Find out who has come and gone. (job, result) of what is not tried any more."""
         there, lost = self._there(), list[tuple[Any, Any]]()
         for address in [address for address in self._slots if address not in there]:
             lost += self._gone(address)
         new = [address for address in there if address not in self._slots and address not in self._odd]
-        if new:
+        if new and self._room > 0:
             told = self._client.run(remote.about, workers=new, on_error="return")
             for address in new:
                 self._come(address, there[address], told.get(address), first=first)
@@ -159,10 +171,8 @@ class _Cluster:
         if wrong := _unlike(told):
             self._left_out(address, wrong, first=first)
             return
-        taken = sum(map(len, self._slots.values()))
-        room = threads if self._most is None else min(threads, self._most - taken)
-        if room > 0:
-            self._slots[address] = [_Slot(address, number, told["here"], first) for number in range(room)]
+        if slots := [_Slot(address, number, told["here"], first) for number in range(min(threads, self._room))]:
+            self._slots[address] = slots
 
     def _left_out(self, address: str, why: str, *, first: bool) -> None:
         said = f"--cluster {self._address}: worker {address} {why}"

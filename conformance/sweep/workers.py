@@ -23,7 +23,7 @@ from conformance.judge.comparisons import Comparison
 from conformance.judge.judgement import Judgement
 from conformance.judge.session import asked
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
-from conformance.peers.find import BUILT_IN, broken, create, other_type
+from conformance.peers.find import BUILT_IN, alone, broken, create, other_type
 from conformance.peers.guard import PACKAGE, warnings_kept
 from conformance.peers.protocol import Peer, give_time
 from conformance.report.terms import Terms, Work, work
@@ -148,7 +148,7 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     like = other_type(given, question.peers.values())
     said = list[str]()
     with warnings_kept(PACKAGE, said):
-        peer = _made(given, question.types[comparison.peer], target, alone=len(terms.peers) == 1)
+        peer = _made(given, question.types[comparison.peer], target, lone=alone(question.peers.values()))
         other = _made(like, peer.dtype, target) if like else None
     worker.beside.note(*(note for note in said if note not in terms.notes))
     peer.name = comparison.peer
@@ -166,12 +166,12 @@ def _sitting(worker: _Worker, comparison: Comparison) -> Sitting:
     return sitting.opened()
 
 
-def _made(given: str, dtype: str, target: Target, *, alone: bool = False) -> Peer:
+def _made(given: str, dtype: str, target: Target, *, lone: bool = False) -> Peer:
     """The peer; what stands for one that is broken, where it is not the only one."""
     try:
         return create(given, target.backend)
     except PeerBroken as error:
-        if alone:
+        if lone:
             raise
         return broken(given, dtype, error)
 

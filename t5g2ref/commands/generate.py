@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     stream = Stream(prompts.tokenizer) if prompts.streams and search_of(options) is None and not options.json else None
     answers = _answered(options, model, prompts, given, stream)
     if stream is None:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # of `_counting`
         show(prompts, answers, as_json=options.json)
     else:
         stream.end()
@@ -54,10 +58,22 @@ def _answered(
     search, sampling, host = search_of(options), sampling_of(options), model.nx.backend.host
     if search is not None:
         return beams_of(beam_search(model, prompts.ids, search, **given), search.beams)
-    tell = None if stream is None else _telling(stream, host)
+    tell = _counting(given) if stream is None else _telling(stream, host)
     if sampling is not None:
         return rows_of(sample(model, prompts.ids, sampling, seed=options.seed or 0, on_token=tell, **given), host)
     return rows_of(greedy(model, prompts.ids, on_token=tell, **given), host)
+
+
+def _counting(given: Options) -> Callable[[Any], None] | None:
+    """How far all rows are, on standard error where that is a terminal; None where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+    steps, most = itertools.count(1), given.get("max_new_tokens")
+
+    def tell(_: Any) -> None:
+        print(f"\rt5g2ref: id {next(steps)} of at most {most} in each row\x1b[K", end="\r", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _telling(stream: Stream, host: Callable[[Any], Any]) -> Callable[[Any], None]:

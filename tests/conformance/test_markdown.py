@@ -75,6 +75,16 @@ def test_a_span_holds_it_all(text: str) -> None:
     assert len(block.children[0].content) <= 200
 
 
+@pytest.mark.parametrize(
+    "name", ["a`b", "`", "`a", "a`", "``", "```", "\n```\n", "a` <b> `b", "`" * 99, "a" * 196 + "`b"]
+)
+def test_names_of_an_environment_end_no_span(name: str) -> None:
+    made = render(document(judgement()) | {"environment": {name: "1`", "numpy": "2"}})
+    *_, last = (token for token in PARSER.parse(made) if token.type == "inline")
+    assert [child.type for child in last.children] == ["code_inline"]
+    assert not any(token.type in ("fence", "html_block") for token in PARSER.parse(made))
+
+
 def test_it_stays_under_4_kilobytes() -> None:
     """Each cause a kind of its own, with a long name of many bytes."""
     bad = [row(f"{DEC}.layers.{i % 2}.ä{i}{'ß' * 300}", "values", 10.0 + i, detail="é" * 5000) for i in range(60)]

@@ -20,9 +20,10 @@ from sharing import MANY, command, told, verdict
 from conformance.commands.merged_result import merged_result
 from conformance.errors import UsageError
 from conformance.exchange.plain import PlainError
+from conformance.judge.evidence import MOST_NUMBERS
 from conformance.report.terms import Work
 from conformance.sweep.header import header_of
-from conformance.sweep.kept import _object, line_of, read
+from conformance.sweep.kept import MOST_BYTES, _object, line_of, read
 from conformance.sweep.merging import merged
 from conformance.sweep.record import read as read_record
 from conformance.sweep.record import written
@@ -350,6 +351,11 @@ def test_changes_at_random_end_in_a_line_or_a_report(runs: Runs, tmp_path: Path)
             told.append(str(error))
     assert len(told) > 75
     assert all(error.count("\n") == 0 for error in told)
+
+
+def test_what_a_black_box_shows_fits_a_line() -> None:
+    """Of any case: numbers and ids of 8 bytes, in base64. Broken by a run whose end cannot be written."""
+    assert 2 * 8 * MOST_NUMBERS * 4 / 3 < MOST_BYTES / 4
 
 
 def test_weights_have_a_mark(runs: Runs) -> None:

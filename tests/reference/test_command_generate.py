@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,20 @@ def test_a_batch_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str], mode
     lengths = [len(line.split()) for line in out.splitlines()]
     assert lengths[1] == 2, "its second id is eos"
     assert max(lengths) > 2
+
+
+def test_a_terminal_sees_how_far_a_batch_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is printed stays the same."""
+    (tmp_path / "ids.txt").write_text("5,17\n9\n")
+    asked = ("tiny", "--batch", str(tmp_path / "ids.txt"), *WIDE, "--max-new-tokens", "3", "--stop-ids", "")
+    _, plain, silent = call(capsys, *asked)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, out, err = call(capsys, *asked)
+    assert (out, silent) == (plain, "")
+    assert [f"id {n} of at most 3 in each row" in err for n in (1, 2, 3, 4)] == [True, True, True, False]
+    assert err.endswith("\r\x1b[K")
 
 
 def test_a_batch_has_a_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
