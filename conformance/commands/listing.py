@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from conformance.cases import catalogue as case_list
-from conformance.cases import long
+from conformance.cases import long, pictured
 from conformance.cases.case import Case
 from conformance.checkpoints import BUNDLED, HUB
 from conformance.defects.catalogue import DEFECTS, SEEN
@@ -22,7 +22,7 @@ def show(what: str) -> int:
 
     config = Config.load(bundled("tiny"))
     if what == "cases":
-        _cases(case_list.build(config))
+        _cases([*case_list.build(config), *pictured.build(config)])
         print("\n  By --case NAME alone, in float32:\n")
         _cases(long.build(config))
     elif what == "taps":

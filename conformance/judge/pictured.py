@@ -1,14 +1,15 @@
 """Judges what a peer's own processor makes of picture files: its pixel values against ours, before any tower.
 
 A legal processor may form a value in another order of float32 operations, and resample with another library. So a value
-may differ by roundings, and where a picture is resampled by one level more. That level is derived. Our values pass two
-roundings to whole levels, one behind each direction: each moves one by half a level at most, and the second direction
-averages. So they are within one level of the exact average, and so is whoever keeps that.
-What rounds to whole levels as well, and is within half a level of it, cannot be two levels off ours.
+may differ by roundings, and where a picture is resampled by one level more. That level is derived. Ours are rounded to
+whole levels behind each direction, by half a level at most, and the second direction averages: they are within one
+level of the exact average. So whoever keeps that average is within one level of ours. Whoever rounds to whole levels,
+in one step or two, is a whole number of levels off, and less than two.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -161,8 +162,8 @@ def _slack(rule: Rule, resampled: bool) -> Array:
 def _finding(n: int, one: Shown) -> Finding:
     """Present → shape → dtype → finite → values."""
 
-    def failed(status: str, detail: str, **figures: float) -> Finding:
-        return Finding(PIXELS, n, status, detail=f"{one.picture.name}: {detail}", **figures)  # type: ignore[arg-type]
+    def failed(status: str, detail: str, judged: float = math.nan, limit: float = math.nan) -> Finding:
+        return Finding(PIXELS, n, status, detail=f"{one.picture.name}: {detail}", judged=judged, limit=limit)
 
     peer, truth = one.peer, one.truth
     if peer is None:
@@ -175,13 +176,12 @@ def _finding(n: int, one: Shown) -> Finding:
         return failed("nan", f"{int((~np.isfinite(peer)).sum())} of {peer.size} values are not finite")
     error = np.abs(peer.astype(np.float64) - truth) / one.slack
     worst = float(error.max())
-    figures: dict[str, Any] = {"judged": worst, "worst": worst, "limit": 1.0, "tokens": int(peer.size)}
     if worst <= 1.0:
-        return Finding(PIXELS, n, "pass", **figures)
+        return Finding(PIXELS, n, "pass", judged=worst, limit=1.0)
     at = np.unravel_index(int(error.argmax()), error.shape)
     count = f"{int((error > 1).sum())} of {error.size} values are off"
     values = f"expected {truth[at]:.6g} in channel {at[0]}, row {at[1]}, column {at[2]}, found {peer[at]:.6g}"
-    return failed("exact", f"{count}; {values}", **figures)
+    return failed("exact", f"{count}; {values}", judged=worst, limit=1.0)
 
 
 def _same_bits(a: Any, b: Any) -> bool:

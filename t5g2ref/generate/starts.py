@@ -23,8 +23,8 @@ class Start:
 def start_of(model: T5Gemma2, batch: int, given: Any = None, mask: Any = None, first: int | None = None) -> Start:
     """The first id (bos) alone, or the given ones (B, n) with it in front where they do not begin with it.
 
-    A mask (B, n) says where starts of several lengths are padded. Padding moves no position, and what is put in front
-    stands before it: both as in transformers.
+    A mask (B, n) says where starts of several lengths are padded. Padding counts as a position, and what is put in
+    front stands before it: both as in transformers, from 5.3 on.
 
     Raises:
         ValueError: a wrong shape; padding elsewhere than in front; rows of which some begin with it and some do not.

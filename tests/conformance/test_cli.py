@@ -80,7 +80,7 @@ def test_lists_are_complete(run: Run) -> None:
         line.startswith("  layers.*.self_attn.mask") and "True where the query may see" in line for line in lines
     )
     listed = [line.split()[0] for line in run("list", "cases")[1] if line and not line.startswith(" ")]
-    assert listed == [*(case.name for case in case_list.build(config)), *long.NAMES]
+    assert listed == [*(case.name for case in case_list.build(config)), "picture-files", *long.NAMES]
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "weather"], ["--nope"], ["judge"], ["--json"]])

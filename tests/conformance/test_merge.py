@@ -250,7 +250,7 @@ FINDING = (*JUDGED, "local", 0)
         (put(0, "checkpoints", value=[]), "expected a list of 1 to 16"),
         (put(0, "checkpoints", 0, "config", value={}), "its checkpoint is refused"),
         (put(0, "checkpoints", 0, "config", "encoder", "text_config", "sliding_window", value=MAX_SIZE), "refused"),
-        (put(*TERMS, "peers", value=[["a"] * 7] * 2000), "expected true or false"),
+        (put(*TERMS, "peers", value=[["a"] * 8] * 2000), "expected true or false"),
         (put(*TERMS, "cases", value=[[]]), "expected printable text"),
         (put(1, "beside", 0, "t5g2ref:numpy:float32", "numpy", value="0"), "numpy 0, not "),
         (twice, "stands twice"),

@@ -14,6 +14,7 @@ pytest.importorskip("rich", reason="needs rich: the matrix is printed by it")
 pytest.importorskip("threadpoolctl", reason="needs threadpoolctl: the judge's threads share the cores by it")
 
 from conformance.cases import catalogue as cases
+from conformance.cases import pictured
 from conformance.commands import selftest
 from conformance.defects import all as catalogue
 from conformance.defects.injection import HEALTHY, Fault
@@ -69,6 +70,7 @@ def test_letters(bench: Bench) -> None:
 def test_what_is_smaller_than_rounding_is_marked(bench: Bench) -> None:
     healthy = replace(fault_of("X30"), inject=LEGAL["reversed"][1])
     cells = bench.try_out(healthy, "all").cells
+    assert cells.pop(pictured.NAME) == ".", "no model is asked there"
     assert set(cells.values()) == {"!"}
     assert bench.try_out(replace(healthy, inject=HEALTHY), "all").cells["window"] == "."
 

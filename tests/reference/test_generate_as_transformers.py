@@ -176,6 +176,11 @@ def starts(model: T5Gemma2, seed: int, rows: int, bos: bool) -> dict[str, Array]
 @pytest.mark.parametrize("seed", range(8))
 def test_starts_of_unlike_lengths(seed: int, theirs: Any, ours: T5Gemma2) -> None:
     """Greedy and beams, with rules, which count padding as they do in transformers, past the decoder's window."""
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__).release < (5, 3):
+        pytest.skip("before 5.3 generate gives the decoder positions that leave padding out")
     source = ragged(ours, seed, (17, 4, 9)) | starts(ours, seed, 3, bos=seed % 2 == 0)
     rules = RULES[seed // 2] if seed > 1 else {}
     out = asked(theirs, ours, source, (), max_new_tokens=20, **rules)
