@@ -204,12 +204,12 @@ class T5Gemma2:
         Arguments are those of `encode` and `decode`. A 4-D attention_mask needs a cross_attention_mask beside it.
         labels (B, T) integer, −100 to ignore: mean cross-entropy without a further shift.
         """
+        refuse_alone(self.nx, attention_mask, cross_attention_mask)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             if labels is None:
                 raise ValueError("give decoder_input_ids, or labels from which they can be made by shifting right")
             decoder_input_ids = self.shift_right(labels)
         encoded = self.encode(input_ids, attention_mask, position_ids, pixel_values, trace, inputs_embeds=inputs_embeds)
-        refuse_alone(self.nx, attention_mask, cross_attention_mask)
         hidden, cache = self.decode(
             decoder_input_ids,
             self.start(encoded, trace),
