@@ -39,9 +39,10 @@ GIB = 1 << 30
 
 
 class Clock(Trace):
-    """Notes when each layer of the encoder ends. It asks for no mask, which would be S × S, and takes parts."""
+    """Notes when each layer of the encoder ends. To the model it is off: it asks for no mask, which would be S × S, and
+    for no whole array inside a layer."""
 
-    parts = True
+    active, parts = False, True
 
     def __init__(self, ends: dict[int, float], prefix: str = "") -> None:
         super().__init__(self._note, prefix)

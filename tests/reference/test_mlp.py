@@ -1,17 +1,20 @@
-"""The feed-forward half of a layer: a long row goes through it in parts."""
+"""A long row in parts: through the feed-forward half of a layer, and through the whole encoder."""
 
 from __future__ import annotations
 
+import copy
 from unittest import mock
 
 import numpy as np
 import pytest
 from geometry import one_layer_each, seeded_weights
 from helpers import Array
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2ref import mlp
+from t5g2ref.backend import NUMPY
+from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Numerics
 from t5g2ref.params import tree
 from t5g2ref.trace import OFF, recorder
@@ -40,3 +43,18 @@ def test_a_trace_that_takes_no_parts_is_given_whole_rows() -> None:
     assert seen["mlp.gate_proj"].shape == (1, 7, config.encoder.intermediate_size)
     with pytest.raises(ValueError, match="takes no parts"):
         recorder({}).part(2)
+
+
+@settings(max_examples=15)
+@given(part=st.integers(1, 12), rows=st.integers(1, 12), length=st.integers(1, 30))
+def test_the_encoder_in_small_blocks_is_the_encoder_in_one(part: int, rows: int, length: int) -> None:
+    """Of queries in attention, and of tokens elsewhere, in a sliding and a full layer."""
+    config = one_layer_each()
+    flat = {name: value for name, value in seeded_weights(config).items() if not name.startswith("score.")}
+    ids = np.random.default_rng(length).integers(7, 300, (1, length))
+    whole = T5Gemma2(config, tree(flat), ORACLE).encode(ids).hidden
+    small = copy.copy(NUMPY)
+    small.block_rows = rows
+    with mock.patch.object(mlp, "PART", part):
+        parts = T5Gemma2(config, tree(flat), Numerics(backend=small)).encode(ids).hidden
+    np.testing.assert_allclose(parts, whole, rtol=1e-11, atol=1e-12)
