@@ -99,11 +99,11 @@ def test_sides_take_turns_between_waits() -> None:
         )
         for name in "AB"
     ]
-    seconds = timing.interleaved(works, lambda: seen.append("wait"), 2, settle=0.0)
+    sides = timing.interleaved(works, lambda: seen.append("wait"), 2, settle=0.0)
     turn = ["prepare A", "wait", "A!", "wait", "prepare B", "wait", "B!", "wait"]
     assert seen == turn * 2
-    assert [len(side) for side in seconds] == [2, 2]
-    assert all(second >= 0 for side in seconds for second in side)
+    assert [len(side.seconds) for side in sides] == [len(side.cpu) for side in sides] == [2, 2]
+    assert all(second >= 0 for side in sides for second in (*side.seconds, *side.cpu))
 
 
 def test_a_trial_compares_the_checked_run() -> None:
@@ -194,6 +194,57 @@ def test_sides_that_differ_are_an_error(bad: report.Row, limit: str) -> None:
     assert f"WARNING  {bad.item} in {bad.dtype}: distance {bad.distance:.2g}, expected at most {limit}" in output
 
 
+def test_a_busy_machine_gives_no_ratio() -> None:
+    found = result(row(others=0.04), row("forward", others=0.05))
+    lines = shown(found).splitlines()
+    quiet, busy = (next(line.split() for line in lines if line.startswith(item)) for item in ("encode", "forward"))
+    assert (quiet[6], busy[6]) == ("1.00", "busy")
+    assert "WARNING  forward in float32: others took 5% of the cores: its times are no findings" in shown(found)
+    assert [one["ratio"] for one in json.loads(report.as_json(found))["rows"]] == [1.0, None]
+    assert found.status == 0, "it was measured all the same"
+
+
+def test_what_others_take_is_all_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat, own = tmp_path / "stat", [0.0]
+    ticks = timing.os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(timing.os, "times", lambda: (own[0], 0.0, 0.0, 0.0, 0.0))
+    stat.write_text("cpu  10 0 0 100 0 0 0 0 0 0\ncpu0 ...\n")
+    machine = timing.Others(stat)
+    assert machine.share() is None, "no time has passed"
+    own[0] = 30 / ticks  # 100 ticks passed, 50 of them in work, 30 in ours
+    stat.write_text("cpu  20 5 25 140 10 2 3 5 0 0\n")
+    assert machine.share() == pytest.approx(0.2)
+    stat.write_text("nothing")
+    assert machine.share() is None
+    assert timing.Others(tmp_path / "missing").share() is None
+
+
+def test_floors_follow_from_the_rates_beside_the_item() -> None:
+    pytest.importorskip("torch")
+    from benchmark import run
+    from benchmark.ceilings import Beside
+
+    lengths = counts.Lengths(source=5, target=3, warm=2, steps=2, answer=3)
+    options, ceilings = bench.options_of(bench.parser().parse_args([])), Ceilings(8, {"float32": 1.0}, {}, 1.0)
+    rates = Beside((1e9, 3e9), (4e9, 6e9))
+    encode = run.bounded(row(beside=rates), CONFIG, lengths, options, ceilings)
+    assert (encode.bound, encode.floor) == ("GEMM", pytest.approx(ENCODE / 2e9))
+    decode = run.bounded(row("decode", beside=rates), CONFIG, lengths, options, ceilings)
+    assert (decode.bound, decode.floor) == ("GEMV", pytest.approx(counts.decode_bytes(CONFIG, lengths, 4) / 5e9))
+    assert run._chosen({"OPENBLAS_CORETYPE": "Haswell"})[0].startswith("OPENBLAS_CORETYPE=Haswell: ")
+    assert run._chosen({}) == []
+
+
+def test_a_verdict_is_timed_only_where_it_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmark import verdict
+
+    sample = verdict.work().sample
+    assert sample(0) == 0.0
+    assert all(np.isnan(sample(status)) for status in (1, 2, 3))
+    assert "verdict" not in bench.options_of(bench.parser().parse_args([])).items
+    assert bench.options_of(bench.parser().parse_args(["--what", "verdict"])).items == ("verdict",)
+
+
 def test_nothing_measured_and_what_failed_are_errors() -> None:
     assert result().status == 1
     assert "WARNING  nothing was measured" in shown(result())
@@ -254,9 +305,10 @@ def test_a_size_without_weights_is_synthetic_and_says_so(monkeypatch: pytest.Mon
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, peer_installed: None) -> Any:
     """The real thing without its ceilings, which take seconds."""
-    from benchmark import run
+    from benchmark import items, run
 
     rates = {"float32": 1e9, "float64": 1e9}
+    monkeypatch.setattr(items, "beside", lambda *_: (2e9, 3e9))
     monkeypatch.setattr(run, "measure", lambda *_: Ceilings(8, rates, rates, 1e9))
     return run
 
@@ -264,7 +316,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, peer_installed: None) -> Any:
 @pytest.mark.slow
 def test_tiny_is_timed_on_both_sides(quick: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
-    assert bench.main(["--what", "*", "--repeats", "2", "--json", str(path)]) == 0, capsys.readouterr()
+    what = [f"--what={item}" for item in ("encode", "forward", "decode", "vision", "load", "truth")]
+    assert bench.main([*what, "--repeats", "2", "--json", str(path)]) == 0, capsys.readouterr()
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [row["item"] for row in rows] == ["encode", "forward", "decode", "vision", "load", "truth"]
     for found in rows:

@@ -52,6 +52,26 @@ def measure(backend: Backend, dtypes: tuple[DType, ...], threads: int | None = N
     return Ceilings(side, gemm, gemv, copied)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Rates of the CPU beside one item: what it can do changes with what else it does.
+
+    Args:
+        gemm: operations per second of products of 1024³, just before the item's repeats and just after.
+        gemv: bytes of the matrix read per second in a product with one row, the same twice.
+    """
+
+    gemm: tuple[float, float]
+    gemv: tuple[float, float]
+
+
+def beside(backend: Backend, dtype: DType) -> tuple[float, float]:
+    """GEMM's and GEMV's rates now, in a fifth of a second."""
+    nx = Numerics(dtype, SDPA, backend)
+    square = np.random.default_rng(1024).standard_normal((1024, 1024), dtype=np.float32)
+    return _gemm(nx, square), _gemv(nx, np.concatenate([square] * 16))
+
+
 def _gemm(nx: Numerics, square: Array) -> float:
     a = nx.array(square)
     return 2 * len(square) ** 3 / seconds(lambda: nx.matmul(a, a), nx.backend)

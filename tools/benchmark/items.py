@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark import load
+from benchmark import load, verdict
+from benchmark.ceilings import Beside, beside
 from benchmark.counts import Lengths
 from benchmark.options import PAIRED, Options
 from benchmark.ours import Inputs, Ours, truth
@@ -22,6 +23,7 @@ from benchmark.theirs import Theirs, TorchMeter, released
 from benchmark.timing import (
     SETTLE,
     Meter,
+    Others,
     PoolMeter,
     ResidentMeter,
     Work,
@@ -122,13 +124,26 @@ class Bench:
         settle = SETTLE if short and not cold and self.options.backend is NUMPY else 0.0
         repeats = fitting(sum(trial.seconds + settle for trial in trials), self.options.repeats, least)
         repeats = min(repeats, least) if cold else repeats
-        seconds = interleaved(works, self.wait, repeats, settle)
-        ours, *others = [Timed(taken, trial.memory) for taken, trial in zip(seconds, trials, strict=True)]
+        before, machine = self.rates(dtype), Others()
+        sides = interleaved(works, self.wait, repeats, settle)
+        share, after = machine.share(), self.rates(dtype)
+        ours, *others = [Timed(side.seconds, trial.memory, side.cpu) for side, trial in zip(sides, trials, strict=True)]
         apart = distance(*(trial.sample for trial in first)) if others else finite(first[0].sample)
         tokens = self.lengths.steps if item == "decode" else 1
-        self.rows.append(Row(item, dtype, tokens, ours, others[0] if others else None, apart))
+        rates = Beside(*zip(before, after, strict=True)) if before and after else None
+        theirs = others[0] if others else None
+        self.rows.append(Row(item, dtype, tokens, ours, theirs, apart, others=share, beside=rates))
         medians = " / ".join(f"{side.median * 1e3:.4g}" for side in (ours, *others))
         print(f"{item} {dtype}: {medians} ms, distance {apart:.1e}", file=sys.stderr, flush=True)
+
+    def rates(self, dtype: Any) -> tuple[float, float] | None:
+        """The CPU's, now; a GPU's do not change with what the host does."""
+        return beside(self.options.backend, dtype) if self.options.backend is NUMPY else None
+
+    def verdicts(self) -> None:
+        if "verdict" in self.options.items:
+            self.release()
+            self.row("verdict", "float32", [verdict.work()], [self.meter], least=3, cold=True)
 
     def meters(self, device: torch.device) -> list[Meter]:
         return [self.meter, self.meter if self.options.backend is NUMPY else TorchMeter(device)]

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from t5g2ref import __version__
 from t5g2ref.backend import NUMPY, Backend
@@ -32,10 +33,15 @@ def _cpu() -> dict[str, str]:
 
     blas = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     return {
-        "BLAS": ", ".join(f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads" for pool in blas),
+        "BLAS": ", ".join(_described(pool) for pool in blas),
         "torch threads": str(torch.get_num_threads()),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
     }
+
+
+def _described(pool: dict[str, Any]) -> str:
+    kernels = pool.get("architecture", "unknown")
+    return f"{pool['internal_api']} {pool['version']}, {kernels} kernels, {pool['num_threads']} threads"
 
 
 def _processor() -> str:

@@ -23,6 +23,7 @@ Time t5g2ref and transformers in one process, taking turns, on a CPU or a GPU. B
   vision   one image through the tower and the projector
   load     a checkpoint from disk to the device
   truth    our float64 forward of 512 text tokens and an image; transformers has no such thing
+  verdict  `python -m conformance --quick`, whole; only where it is asked for by name
 
 A toy checkpoint gets shorter lengths; the output says which. Before an item is timed both sides run
 it and their results are compared.
@@ -32,7 +33,7 @@ exit status   0 measured   1 the results are further apart than rounding, or an 
 """
 
 PAIRED = ("encode", "forward", "decode", "vision")
-ITEMS = (*PAIRED, "load", "truth")
+ITEMS = (*PAIRED, "load", "truth", "verdict")
 
 EXAMPLES = """\
 examples
@@ -43,7 +44,8 @@ examples
   python tools/bench.py --backend cupy --ckpt FOLDER --what load --what truth --json bench.json
 
 A size (270m, 1b, 4b) whose weights are not at hand is timed on seeded ones at its geometry, and the
-output says so; nothing is downloaded.
+output says so; nothing is downloaded. A ratio of an item during which others took 5 % of the cores
+or more is not printed: "busy" stands in its place, and null in the JSON.
 """
 
 
@@ -97,7 +99,7 @@ def options_of(given: argparse.Namespace) -> Options:
     backend = find(given.backend)
     on_cpu = backend is NUMPY
     dtypes = tuple(dict.fromkeys(given.dtype or (("float32",) if on_cpu else ("float32", "bfloat16"))))
-    globs = given.what or (PAIRED if on_cpu else ITEMS)
+    globs = given.what or (PAIRED if on_cpu else ITEMS[:-1])
     _check(given, on_cpu, dtypes, globs)
     index = given.backend.partition(":")[2]
     return Options(

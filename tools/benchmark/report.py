@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.ceilings import Ceilings
+from benchmark.ceilings import Beside, Ceilings
 
 WIDTH = 100
+BUSY = 0.05
+"""Share of the cores that others take from which times are no findings: who waits at each product for a thread that
+does not run loses far more than that."""
 LIMITS = {"float64": 1e-2, "float32": 1e-2, "bfloat16": 0.2, "float16": 0.2}
 """Distance of the two sides' results from which they cannot be the same computation."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One side of a row: seconds of each repeat, and the bytes one call holds beyond the weights (None: not known)."""
+    """One side of a row: seconds of each repeat, the bytes one call holds beyond the weights (None: not known), and CPU
+    seconds of each repeat, of all threads together."""
 
     seconds: list[float]
     memory: int | None
+    cpu: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -47,7 +52,9 @@ class Row:
         tokens: that one repeat decodes; 1 for everything else.
         theirs: None where transformers has no such item.
         distance: ‖ours − theirs‖ / ‖theirs‖; without a counterpart 0 if our numbers are finite, else NaN.
-        bound: the ceiling that `floor`, in seconds of one repeat, follows from: "GEMM", "copy" or "".
+        bound: the ceiling that `floor`, in seconds of one repeat, follows from: "GEMM", "GEMV", "copy" or "".
+        others: share of the cores that other processes took meanwhile; None where that is not known.
+        beside: the CPU's rates just before and after; None on a GPU, and where the item is no arithmetic.
     """
 
     item: str
@@ -58,6 +65,13 @@ class Row:
     distance: float
     bound: str = ""
     floor: float = math.nan
+    others: float | None = None
+    beside: Beside | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether its times may be quoted."""
+        return self.others is None or self.others < BUSY
 
     @property
     def agrees(self) -> bool:
@@ -101,6 +115,10 @@ def show(result: Result, console: Console | None = None) -> None:
         say(f"  {note}")
     for title, table in (
         ("Times: medians, ± half the distance of the quartiles; decode is per token", _times(result.rows)),
+        (
+            "Load: cores that others took; the CPU's rates before and after; CPU time, waiting threads too",
+            _load(result),
+        ),
         ("Ceilings: measured here, through our backend", _ceilings(result.ceilings)),
         ("Memory, MiB: the weights, and the most that one call held beyond them", _memory(result)),
     ):
@@ -129,12 +147,29 @@ def _side(row: Row, side: Timed | None) -> tuple[str, str]:
 def _rest(row: Row) -> list[str]:
     speeds = [] if row.tokens == 1 else [side for side in (row.ours, row.theirs) if side is not None]
     return [
-        "" if row.theirs is None else f"{row.ratio:.2f}",
+        "" if row.theirs is None else f"{row.ratio:.2f}" if row.quiet else "busy",
         " / ".join(f"{row.tokens / side.median:.0f}" for side in speeds),
         "" if math.isnan(row.floor) else _figures(row.floor / row.tokens * 1e3),
         "" if math.isnan(row.floor) else f"{row.floor / row.ours.median:.0%} {row.bound}",
         "" if row.agrees and row.theirs is None else f"{row.distance:.1g}{'' if row.agrees else ' !!'}",
     ]
+
+
+def _load(result: Result) -> Table:
+    table = _table(("item", "dtype"), ("others", "GEMM\nTFLOP/s", "GEMV\nGB/s", "ours\nCPU ms", "theirs\nCPU ms"))
+    for row in result.rows:
+        rates = ("", "") if row.beside is None else (_pair(row.beside.gemm, 1e12), _pair(row.beside.gemv, 1e9))
+        others = "not known" if row.others is None else f"{row.others:.0%}"
+        table.add_row(row.item, row.dtype, others, *rates, *(_cpu(row, side) for side in (row.ours, row.theirs)))
+    return table
+
+
+def _pair(rates: tuple[float, float], unit: float) -> str:
+    return " - ".join(_figures(rate / unit) for rate in rates)
+
+
+def _cpu(row: Row, side: Timed | None) -> str:
+    return "-" if side is None or not side.cpu else _figures(statistics.median(side.cpu) / row.tokens * 1e3)
 
 
 def _ceilings(ceilings: Ceilings) -> Table:
@@ -162,7 +197,12 @@ def _warnings(result: Result) -> list[str]:
         for row in result.rows
         if not row.agrees
     ]
-    return rows + result.warnings + ([] if result.rows else ["nothing was measured"])
+    busy = [
+        f"{row.item} in {row.dtype}: others took {row.others:.0%} of the cores: its times are no findings"
+        for row in result.rows
+        if not row.quiet
+    ]
+    return rows + busy + result.warnings + ([] if result.rows else ["nothing was measured"])
 
 
 def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
@@ -187,7 +227,10 @@ def _mebibytes(size: int | None) -> str:
 
 def as_json(result: Result) -> str:
     """All of it, every repeat included; numbers that JSON cannot hold (NaN, infinity) become strings."""
-    return json.dumps(_plain(asdict(result) | {"status": result.status}), indent=1, allow_nan=False) + "\n"
+    document = asdict(result) | {"status": result.status}
+    for row, entry in zip(result.rows, document["rows"], strict=True):
+        entry["ratio"] = row.ratio if row.quiet and row.theirs is not None else None
+    return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 
 import threadpoolctl
 import torch
@@ -36,6 +37,7 @@ def run(options: Options, target: Target, origin: str, say: Callable[[str], None
             bench.attempt(f"every item in {dtype}", partial(bench.paired, dtype))
         bench.attempt("load", bench.loads)
         bench.attempt("truth", bench.truths)
+        bench.attempt("verdict", bench.verdicts)
         ceilings = ceilings_of(bench)
     config = target.config
     return Result(
@@ -93,6 +95,7 @@ def notes(options: Options) -> list[str]:
     ]
     if on_cpu:
         lines.append(_busy(os.getloadavg()[0], os.cpu_count() or 1))
+        lines += _chosen(os.environ)
     elif "float32" in options.dtypes:
         lines.append("float32 is float32: TF32 is off on both sides, and a product of each is tested for it")
     lines.append(
@@ -105,6 +108,12 @@ def notes(options: Options) -> list[str]:
     return lines
 
 
+def _chosen(environment: Mapping[str, str]) -> list[str]:
+    """OpenBLAS takes the kernels of the processor that it finds, unless it is told of another."""
+    told = environment.get("OPENBLAS_CORETYPE")
+    return [f"OPENBLAS_CORETYPE={told}: NumPy's products use its kernels, not this processor's"] if told else []
+
+
 def _busy(load: float, cores: int) -> str:
     """Threads that wait for each other at every product lose far more than their share of a busy core."""
     line = f"{cores} cores, load average {load:.1f} before the first item"
@@ -113,11 +122,12 @@ def _busy(load: float, cores: int) -> str:
 
 def bounded(row: Row, config: Config, lengths: Lengths, options: Options, ceilings: Ceilings) -> Row:
     """The row with the floor that the ceilings set."""
-    if row.item == "load":
+    if row.item in ("load", "verdict"):
         return row
     if row.item == "decode":
         size = Numerics(row.dtype, backend=options.backend).storage.itemsize
+        if row.beside is not None:
+            return replace(row, bound="GEMV", floor=decode_bytes(config, lengths, size) / mean(row.beside.gemv))
         return replace(row, bound="copy", floor=decode_bytes(config, lengths, size) / ceilings.copy)
-    return replace(
-        row, bound="GEMM", floor=operations(row.item, config, lengths) / ceilings.gemm.get(row.dtype, math.nan)
-    )
+    rate = ceilings.gemm.get(row.dtype, math.nan) if row.beside is None else mean(row.beside.gemm)
+    return replace(row, bound="GEMM", floor=operations(row.item, config, lengths) / rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,32 +69,68 @@ def waiter(backend: Any) -> Callable[[], None]:
     return wait
 
 
-def interleaved(works: Sequence[Work], wait: Callable[[], None], repeats: int, settle: float) -> list[list[float]]:
-    """Seconds of `repeats` runs of each work, taken in turn (A B A B …), the device idle before and after each.
+@dataclass(frozen=True)
+class Taken:
+    """What each repeat took: seconds on the clock, and seconds of all cores together, those of waiting threads too."""
+
+    seconds: list[float]
+    cpu: list[float]
+
+
+def interleaved(works: Sequence[Work], wait: Callable[[], None], repeats: int, settle: float) -> list[Taken]:
+    """`repeats` runs of each work, taken in turn (A B A B …), the device idle before and after each.
 
     Before a timed run the same work runs untimed for `settle` seconds, so that it meets its own threads awake and the
     other side's at rest. A pause instead would also let its own fall asleep, and the caches go cold.
     """
-    seconds: list[list[float]] = [[] for _ in works]
+    sides = [Taken([], []) for _ in works]
     for _ in range(repeats):
-        for work, taken in zip(works, seconds, strict=True):
+        for work, taken in zip(works, sides, strict=True):
             settled = time.perf_counter() + settle
             while time.perf_counter() < settled:
                 work.run(work.prepare())
-            taken.append(_timed(work, wait))
-    return seconds
+            seconds, cpu = _timed(work, wait)
+            taken.seconds.append(seconds)
+            taken.cpu.append(cpu)
+    return sides
 
 
-def _timed(work: Work, wait: Callable[[], None]) -> float:
-    """Seconds of one run. Its result is gone before the next begins: a loaded model can be half of what fits."""
+def _timed(work: Work, wait: Callable[[], None]) -> tuple[float, float]:
+    """Seconds and CPU seconds of one run. Its result is gone before the next begins: a loaded model can be half of what
+    fits."""
     given = work.prepare()
     wait()
-    began = time.perf_counter()
-    result = work.run(given)  # kept until the clock is read, so that freeing it is not timed
+    began, spent = time.perf_counter(), time.process_time()
+    result = work.run(given)  # kept until the clocks are read, so that freeing it is not timed
     wait()
-    seconds = time.perf_counter() - began
+    taken = time.perf_counter() - began, time.process_time() - spent
     del result
-    return seconds
+    return taken
+
+
+class Others:
+    """How much of the machine's cores other processes take, from when this is made."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._began = self._ticks()
+
+    def share(self) -> float | None:
+        """Of all cores, from 0 to 1; None where the system does not say, and where no time has passed."""
+        now = self._ticks()
+        if now is None or self._began is None or now[1] <= self._began[1]:
+            return None
+        used, passed, own = (after - before for after, before in zip(now, self._began, strict=True))
+        return min(1.0, max(0.0, used - own) / passed)
+
+    def _ticks(self) -> tuple[float, float, float] | None:
+        """Ticks that all cores worked, that passed on all of them, and that this process worked, its children too."""
+        try:
+            fields = [int(field) for field in self._stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
+        except (OSError, ValueError, IndexError):
+            return None
+        idle, own = sum(fields[3:5]), os.times()
+        return sum(fields) - idle, sum(fields), sum(own[:4]) * os.sysconf("SC_CLK_TCK")
 
 
 def tried(work: Work, meter: Meter, wait: Callable[[], None]) -> Trial:
