@@ -2,7 +2,8 @@
 
 Norms, linear layers and activations know nothing of a token's neighbours; attention alone does. So half of a layer,
 from its norm to its residual, may run on a block of tokens from end to end, and no array of it is ever whole. What runs
-is the definition itself. Whoever watches it at a tap has to be shown whole arrays, and gets them.
+is the definition itself. Whoever watches it at a tap has to be shown whole arrays and gets them, but one that takes
+parts.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ def rowwise(
         @wraps(definition)
         def call(nx: Numerics, /, *args: P.args, **kwargs: P.kwargs) -> R:
             trace: Any = args[watched] if len(args) > watched else kwargs.get("trace", OFF)
-            cuts = [] if trace.active else blocks(nx, args[places[0]])
+            cuts = [] if trace.active and not trace.parts else blocks(nx, args[places[0]], watched=trace.active)
             if len(cuts) < 2:
                 return definition(nx, *args, **kwargs)
+            if trace.active:  # it takes parts, in their order
+                shown: R = _shown(nx, definition, args, places, watched, cuts, axis)
+                return shown
             jobs = [partial(definition, nx, *_cut(args, places, rows), **kwargs) for rows in cuts]
             whole: R = _joined(nx, nx.each(jobs), axis)
             return whole
@@ -51,12 +55,28 @@ def rowwise(
     return mark
 
 
-def blocks(nx: Numerics, x: Any) -> list[slice]:
-    """Blocks of the tokens of x (B, T, …), of one size but for STEP; none where they would not pay."""
+def _shown(
+    nx: Numerics, definition: Any, args: Sequence[Any], places: Sequence[int], at: int, cuts: list[slice], axis: int
+) -> Any:
+    """The blocks one after the other, each under the trace of its part; the trace is given by place, too."""
+    parts = []
+    for rows in cuts:
+        given = _cut(args, places, rows)
+        given[at] = given[at].part(rows.start)
+        parts.append(definition(nx, *given))
+    return _joined(nx, parts, axis)
+
+
+def blocks(nx: Numerics, x: Any, *, watched: bool = False) -> list[slice]:
+    """Blocks of the tokens of x (B, T, …), of one size but for STEP; none where they would not pay.
+
+    Args:
+        watched: whether somebody is shown each block, which then go one after the other.
+    """
     if x.size < SMALL or not nx.blockwise:
         return []
     threads, length = nx.threads, x.shape[1]
-    threads, most = (threads, MOST) if 1 < threads <= length // LEAST else (1, ALONE)
+    threads, most = (threads, MOST) if 1 < threads <= length // LEAST and not watched else (1, ALONE)
     count = threads * -(-length // (threads * most))
     cuts = [length * i // count // STEP * STEP for i in range(count)]
     return [slice(first, last) for first, last in zip(cuts, [*cuts[1:], length], strict=True)]

@@ -37,7 +37,10 @@ class PickedTrace(Trace):
         return value
 
     def at(self, name: str) -> Trace:
-        return _Inside(self, f"{name}.", self._seen)
+        return _Inside(self, f"{name}." if name else "", self._seen)
+
+    def part(self, first: int) -> Trace:
+        return self.at("").part(first)
 
     def of_part(self, name: str, value: Any, first: int) -> Any:
         """A part of a tap's tokens, in order; with the last one the tap is whole."""
@@ -45,13 +48,13 @@ class PickedTrace(Trace):
         axis = picked.axis(tap)
         assert axis is not None
         assert chosen is not None
-        positions = chosen.at(tap)
-        assert positions is not None, f"{name} is shown at every token, and so never in parts"
-        last, length = first + value.shape[axis], self._length(tap)
-        inside = positions[(positions >= first) & (positions < last)] - first
-        parts = self._kept.setdefault(name, [])
-        parts.append(value[(slice(None),) * axis + (np.asarray(inside).tolist(),)])
-        if last == length:
+        positions = None if picked.whole(tap) else chosen.at(tap)
+        last, shown = first + value.shape[axis], value
+        if positions is not None:
+            inside = positions[(positions >= first) & (positions < last)] - first
+            shown = value[(slice(None),) * axis + (np.asarray(inside).tolist(),)]
+        self._kept.setdefault(name, []).append(shown)
+        if last == self._length(tap):
             self._put(name, self._join(self._kept.pop(name), axis))
         return value
 
@@ -61,16 +64,17 @@ class PickedTrace(Trace):
 
 
 class _Inside(Trace):
-    """The same, some modules further in, or for a part of the row."""
+    """The same, some modules further in, or for a part of the row; a part may have parts itself."""
 
     parts = True
 
-    def __init__(self, whole: PickedTrace, prefix: str, sink: Sink) -> None:
+    def __init__(self, whole: PickedTrace, prefix: str, sink: Sink, first: int = 0) -> None:
         super().__init__(sink, prefix)
-        self._whole = whole
+        self._whole, self._first = whole, first
 
     def at(self, name: str) -> Trace:
-        return _Inside(self._whole, f"{self._prefix}{name}.", self._sink)
+        return _Inside(self._whole, f"{self._prefix}{name}.", self._sink, self._first)
 
     def part(self, first: int) -> Trace:
-        return _Inside(self._whole, self._prefix, lambda name, value: self._whole.of_part(name, value, first))
+        whole, begin = self._whole, self._first + first
+        return _Inside(whole, self._prefix, lambda name, value: whole.of_part(name, value, begin), begin)

@@ -225,8 +225,8 @@ def test_a_window_that_makes_the_cases_endless(old: str, new: str, words: str, c
 
 
 def test_synthetic_weights_beyond_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_memory", lambda: 1 << 30)
-    with pytest.raises(CheckpointError, match=r"bytes of synthetic weights, this machine has 1,073,741,824; give a"):
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda backend: 1 << 30)
+    with pytest.raises(CheckpointError, match=r"--ckpt 1b: needs .* even layer by layer, found 1\.0; give a smaller"):
         resolve("1b", synthetic=True)
 
 

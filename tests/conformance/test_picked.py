@@ -31,7 +31,7 @@ from conformance.oracle.at_picked import at_picked, neighbours
 from conformance.peers.reference import ReferencePeer
 from conformance.selftest.faulty_peer import FaultyPeer
 from conformance.target import Target
-from t5g2ref import mlp
+from t5g2ref import blocks, mlp
 from t5g2ref.attention import Keys, attend, dense_mask
 from t5g2ref.backend import NUMPY
 from t5g2ref.cache import KeyValue
@@ -208,6 +208,8 @@ def test_a_legal_run_passes(profile: Any) -> None:
 def test_a_row_that_goes_through_in_parts_shows_the_same_tokens(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = shown(ReferencePeer(NUMPY, "float32"))
     monkeypatch.setattr(mlp, "PART", part)
+    for name, size in {"SMALL": 1, "ALONE": part}.items():
+        monkeypatch.setattr(blocks, name, size)
     parts = shown(ReferencePeer(NUMPY, "float32"))
     assert parts.keys() == whole.keys()
     for place, value in whole.items():
