@@ -19,9 +19,9 @@ from sharing import MANY, command, told, verdict
 
 from conformance.commands.merged_result import merged_result
 from conformance.errors import UsageError
-from conformance.exchange.plain import PlainError
+from conformance.exchange.plain import PlainError, encoded
 from conformance.judge.evidence import MOST_NUMBERS
-from conformance.report.terms import Work
+from conformance.report.terms import Asked, Work
 from conformance.sweep.header import header_of
 from conformance.sweep.kept import MOST_BYTES, _object, line_of, read
 from conformance.sweep.merging import merged
@@ -389,7 +389,7 @@ def loses(*path: Any, of: Callable[[int], bool]) -> Callable[[Lines], None]:
         (loses(*JUDGED, "cumulative", of=lambda i: False), "cumulative has 0 findings, expected "),
         (lambda lines: lines[1]["judgements"][0]["local"].reverse(), "local has "),
         (put(*JUDGED, "repeated", value=7), "findings, and 7 taps that were compared twice"),
-        (put(*TERMS, "peers", value=[["p", "float32", None, "", False, True, False]] * 2), "two have one name"),
+        (put(*TERMS, "peers", value=encoded([Asked("p", "float32")] * 2)), "two have one name"),
     ],
 )
 def test_findings_that_are_not_there(runs: Runs, tmp_path: Path, change: Callable[[Lines], Any], why: str) -> None:
