@@ -48,7 +48,8 @@ def answer_masks(
     all layers, and so is it here.
 
     Raises:
-        ValueError: as `source_masks`, and where `own` sees a key that a sliding layer has dropped.
+        ValueError: as `source_masks`, where a row sees nothing, and where `own` sees a key that a sliding layer has
+            dropped.
     """
     name, past = "decoder_attention_mask", cache.length
     given = _by_kind(nx, name, own, (shape[0], shape[1], past + shape[1]), kinds, past)
@@ -134,10 +135,11 @@ def _seen(nx: Numerics, name: str, given: Masks, shape: tuple[int, int], others:
 
     Args:
         given: over own keys, of which the call's T are the last.
-        others: bool (B or 1, T or 1, S), which keys are seen beside them.
+        others: bool (B or 1, T or 1, S), which keys are seen beside them, in the decoder.
 
     Raises:
-        ValueError: someone sees a position whose own query sees nothing in some layer kind; it has no defined output.
+        ValueError: a query sees nothing in some layer kind, so that it has no defined output. The encoder may have such
+            ones where nobody sees their position; of the decoder every output is read.
     """
     xp, masks = nx.xp, {id(rule): rule.mask for rule in given.values()}.values()
     has, seen = xp.ones(shape, dtype=bool), xp.zeros(shape, dtype=bool)
@@ -145,9 +147,9 @@ def _seen(nx: Numerics, name: str, given: Masks, shape: tuple[int, int], others:
         has = has & (mask.any(axis=-1) if others is None else mask.any(axis=-1) | others.any(axis=-1))
     for mask in masks:
         seen = seen | (mask[:, :, -shape[1] :] & has[:, :, None]).any(axis=1)
-    blank = nx.backend.host(seen & ~has)
+    blank = nx.backend.host(seen & ~has if others is None else ~has)
     if blank.any():
         row, query = (int(at[0]) for at in blank.nonzero())
-        found = f"query {query} of row {row} sees no key, and others see it"
-        raise ValueError(f"{name}: {found}; let it see one, or hide it from all")
+        found, remedy = ("", "") if others is not None else (", and others see it", ", or hide it from all")
+        raise ValueError(f"{name}: query {query} of row {row} sees no key{found}; let it see one{remedy}")
     return seen

@@ -190,7 +190,13 @@ def test_masks_of_the_decoder_that_are_refused(model: Factory) -> None:
         (tri[..., :13], None, r"^decoder_attention_mask: expected shape \(2 or 1, 1, 14 or 1, 14\)"),
         (tri, tri, r"^cross_attention_mask: expected shape \(2 or 1, 1, 14 or 1, 17\)"),
         (tri, np.ones((2, 17)), r"^cross_attention_mask: expected 4 axes"),
-        (blank, np.zeros((2, 1, 14, 17), bool), r"^decoder_attention_mask: query 5 of row 0 sees no key"),
+        (
+            blank,
+            np.zeros((2, 1, 14, 17), bool),
+            r"^decoder_attention_mask: query 0 of row 0 sees no key; let it see one$",
+        ),
+        # The last query is seen by nobody, and its output is read all the same.
+        (tri & (np.arange(14)[:, None] != 13), np.zeros((1, 1, 1, 17), bool), r"query 13 of row 0 sees no key"),
     ):
         with pytest.raises(ValueError, match=message):
             net.decode(TARGET, cache, own, cross_attention_mask=cross)
