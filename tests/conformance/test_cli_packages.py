@@ -100,7 +100,7 @@ def test_transformers_conforms(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     status, lines, _ = run("--ckpt", "tiny-even", "--case", "short", "--json", str(file))
     assert status == 0
-    assert lines[-1] == "VERDICT: CONFORMS (on 1 of 30 cases)"
+    assert lines[-1] == "VERDICT: CONFORMS (on 1 of 31 cases)"
     narrow(lines)
     document = strictly(file)
     assert {"t5g2ref", "numpy", "python", "transformers", "torch"} == set(document["environment"])
@@ -143,7 +143,7 @@ def test_transformers_starting_from_pad_deviates(
     )
     assert status == 1
     place = "(values, D08; transformers:sdpa, case loss, tiny-even)"
-    assert lines[-1] == f"VERDICT: DEVIATES (on 1 of 25 cases) at decoder.embed_tokens {place}"
+    assert lines[-1] == f"VERDICT: DEVIATES (on 1 of 26 cases) at decoder.embed_tokens {place}"
     narrow(lines)
     assert "D08 decoder starts from pad instead of bos" in "\n".join(lines)
     assert strictly(file)["judgements"][0]["culprit"]["tap"] == "decoder.embed_tokens"
@@ -154,7 +154,7 @@ def test_as_a_process() -> None:
     options = ("--ckpt", "tiny-even", "--case", "short", "--lane", "fp32", "--no-progress")  # a slow machine tells more
     done = process(*options, "--peer", "transformers:eager")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "VERDICT: CONFORMS (on 1 of 25 cases)"
+    assert done.stdout.splitlines()[-1] == "VERDICT: CONFORMS (on 1 of 26 cases)"
     assert done.stdout.endswith("\n")
 
 
