@@ -86,11 +86,11 @@ def before_the_last_norm(true: Any) -> Any:
     """A stack that shows its last norm and hands on what it was given."""
 
     def run(nx: Numerics, w: Any, config: TextConfig, *rest: Any) -> Any:
-        at = next(i for i, given in enumerate(rest) if isinstance(given, Trace))
-        trace, seen = rest[at], dict[str, Any]()
+        at = next(i for i, one in enumerate(rest) if isinstance(one, Trace))
+        seen: dict[str, Any] = {}
 
         def sink(name: str, value: Any) -> Any:
-            seen[name] = trace(name, value)
+            seen[name] = rest[at](name, value)
             return seen[name]
 
         out = true(nx, w, config, *rest[:at], Trace(sink), *rest[at + 1 :])
