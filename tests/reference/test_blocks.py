@@ -312,3 +312,20 @@ def test_the_model_in_blocks_is_the_model(name: str, blas: Blas, small: None, mo
     whole = logits("float32", 1)
     assert np.linalg.norm(blocked - whole) <= 1e-5 * np.linalg.norm(whole)
     assert np.isfinite(blocked).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count", "length", "expected"),
+    [
+        ("float32", 1, 640, 128),  # as the backend says
+        ("float32", 4, 640, 128),
+        ("float32", 4, 256, 64),  # one for each of four
+        ("float32", 4, 100, 32),  # not less
+        ("float32", 4, 63, 128),  # too few to share
+        ("float64", 4, 256, 128),  # whose sums follow from the block
+    ],
+)
+def test_queries_are_shared_out(blas: Blas, call: None, dtype: Any, count: int, length: int, expected: int) -> None:
+    blas.put(count)
+    assert Numerics(dtype, SDPA).block(length, 1) == expected
+    assert Numerics(dtype, SDPA).block(length, NUMPY.block_scores) == 1, "memory comes first"
