@@ -27,7 +27,7 @@ from t5g2ref.cache import KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import EVERYTHING, Band
 from t5g2ref.numerics import Array, Numerics, twinned
-from t5g2ref.ops import across_ties, masked_softmax, rms_norm, scaled_softmax, softcap, weighed
+from t5g2ref.ops import across_ties, masked_softmax, rms_norm, scaled_softmax, softcap
 from t5g2ref.rope import rotate
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import SelfAttention
@@ -109,45 +109,42 @@ def _block(nx: Numerics, q: Array, groups: Sequence[Keys], scale: float, cap: fl
     allowed = visible(nx, groups, first, first + rows - 1)  # (B or 1, rows, s)
     allowed = None if allowed is None else allowed[:, None, None]
     if nx.in_cache and not nx.profile.running and prod(grouped) > MANY:
-        out = _one_head_at_a_time(nx, stacked, k, v, scale, cap, allowed, grouped)
+        out = _one_head_at_a_time(nx, (stacked, k, v), scale, cap, allowed, grouped)
     else:
-        out = _softmax_over(nx, stacked, k, v, scale, cap, allowed, grouped)
+        out = _read(nx, (stacked, k, v), scale, cap, allowed, grouped)
     return out.reshape(batch, heads, rows, v.shape[-1])  # of (B, K, G·rows, H)
 
 
+Heads = tuple[Array, Array, Array]
+"""Stacked queries (B, K, G·rows, H), keys and values (B, K, s, H)."""
+
+
 def _one_head_at_a_time(
-    nx: Numerics,
-    q: Array,
-    k: Array,
-    v: Array,
-    scale: float,
-    cap: float | None,
-    allowed: Array | None,
-    grouped: tuple[int, ...],
+    nx: Numerics, heads: Heads, scale: float, cap: float | None, allowed: Array | None, grouped: tuple[int, ...]
 ) -> Array:
-    """`_softmax_over` of each kv head of each batch row, whose scores stay in the cache. The same bits: a head has
-    its own products in any case. Not so running sums, whose steps follow from how much there is in all."""
+    """`_read` for each kv head of each batch row in turn, whose scores stay in the cache. The same bits: a head has its
+    own products in any case. Not so running sums, whose steps follow from how much there is in all."""
+    q, k, v = heads
     out = nx.xp.empty((*q.shape[:3], v.shape[-1]), nx.storage)
     for row, head in product(range(q.shape[0]), range(q.shape[1])):
         one = slice(row, row + 1), slice(head, head + 1)
         seen = allowed[one[0]] if allowed is not None and len(allowed) > 1 else allowed
-        out[one] = _softmax_over(nx, q[one], k[one], v[one], scale, cap, seen, (1, 1, *grouped[2:]))
+        out[one] = _read(nx, (q[one], k[one], v[one]), scale, cap, seen, (1, 1, *grouped[2:]))
     return out
 
 
-def _softmax_over(
-    nx: Numerics,
-    q: Array,
-    k: Array,
-    v: Array,
-    scale: float,
-    cap: float | None,
-    allowed: Array | None,
-    grouped: tuple[int, ...],
+def _read(
+    nx: Numerics, heads: Heads, scale: float, cap: float | None, allowed: Array | None, grouped: tuple[int, ...]
 ) -> Array:
-    """softmax(q kᵀ · scale) v; q (B, K, G·rows, H)."""
+    """softmax(q kᵀ · scale) v: (B, K, G·rows, H)."""
+    q, k, v = heads
     weights = attention_weights(nx, q, k, scale, cap, allowed, grouped)
-    return weighed(nx, weights.reshape(*q.shape[:3], -1), v)
+    return _weighed(nx, weights.reshape(*q.shape[:3], -1), v)
+
+
+def _weighed(nx: Numerics, weights: Array, v: Array) -> Array:
+    """The weights' sum of values, rounded once. A flash kernel's weights are still wide."""
+    return nx.cast(nx.product(weights, nx.wide(v))) if nx.profile.flash_keys else nx.matmul(weights, v)
 
 
 @twinned

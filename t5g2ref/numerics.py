@@ -27,6 +27,7 @@ from t5g2ref.dtypes import DTYPES, HALF, DType, to_grid, unit_roundoff
 Array = Any
 P = ParamSpec("P")
 T = TypeVar("T")
+FEWEST = 32  # queries of a block that another thread might take
 
 AT_ONCE = 1 << 26  # numbers of a weight that are widened at a time; the table of the released models has more
 TILE = 4096  # rows of a weight that a part is a multiple of
@@ -100,9 +101,10 @@ class Numerics:
         return self.backend.xp
 
     def block(self, length: int, scores: int) -> int:
-        """How many queries of so many attention takes at a time, when each has so many scores in all rows and heads."""
-        share = -(-length // self.threads) if length >= 32 * self.threads else length
-        return max(1, min(self.backend.block_rows, self.backend.block_scores // max(1, scores), share))
+        """How many queries of so many attention takes at a time, when each has so many scores in all rows and heads. No
+        thread is without a block, where there are queries enough."""
+        most = max(1, min(self.backend.block_rows, self.backend.block_scores // max(1, scores)))
+        return most if length < 2 * FEWEST else min(most, max(FEWEST, -(-length // self.threads)))
 
     @property
     def threads(self) -> int:
@@ -122,7 +124,7 @@ class Numerics:
 
     def each(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
         """The jobs' results, in their order; side by side where there are `threads`."""
-        return self.backend.each(jobs) if self.threads > 1 else [job() for job in jobs]
+        return self.backend.each(jobs) if self.blockwise else [job() for job in jobs]
 
     def scope(self) -> AbstractContextManager[object]:
         """The backend's device, stream and memory pool, for as long as the block lasts."""

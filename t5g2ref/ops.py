@@ -63,11 +63,6 @@ def gated_gelu(nx: Numerics, gate: Array, up: Array, trace: Trace = OFF) -> Arra
     return nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up)
 
 
-def weighed(nx: Numerics, weights: Array, v: Array) -> Array:
-    """weights (…, R, s) @ v (…, s, H), rounded once. A flash kernel's weights are still wide."""
-    return nx.cast(nx.product(weights, nx.wide(v))) if nx.profile.flash_keys else nx.matmul(weights, v)
-
-
 def across_ties(nx: Numerics, a: Array, b: Array) -> Array:
     """a (…, R, H) @ b (…, H, s), rounded once; near a tie to the other side of it.
 

@@ -91,7 +91,7 @@ def threads() -> int:
 
 def each(jobs: Sequence[Job[T]]) -> list[T]:
     """The jobs' results, in their order: made side by side where there is a crew that nobody else is before."""
-    count = min(threads(), len(jobs))
+    count = min(threads(), len(jobs)) if len(jobs) > 1 else 1
     if count < 2 or not ALONE.acquire(blocking=False):
         return [job() for job in jobs]
     try:

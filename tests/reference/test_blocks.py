@@ -16,13 +16,17 @@ from helpers import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.cases.catalogue import build
+from conformance.checkpoints import resolve
 from t5g2ref import attention, blocks, ops
 from t5g2ref.attention import Keys, attend
 from t5g2ref.backend import NUMPY, crew
 from t5g2ref.blocks import elementwise, rowwise
 from t5g2ref.cache import KeyValue
 from t5g2ref.masks import Band
-from t5g2ref.numerics import RUNNING, SDPA, Numerics
+from t5g2ref.model import T5Gemma2
+from t5g2ref.numerics import EXACT, RUNNING, SDPA, Numerics
+from t5g2ref.params import tree
 from t5g2ref.trace import OFF, Trace, recorder
 
 SINGLE = Numerics("float32", SDPA)
@@ -282,3 +286,46 @@ def test_one_head_at_a_time_has_the_bits_of_all(dtype: Any, band: Band, monkeypa
     same_bits(attend(nx, q, groups, scale=0.3), expected)
     running = replace(nx, profile=RUNNING)
     assert np.isfinite(attend(running, q, groups, scale=0.3)).all()
+
+
+# The model
+
+
+@pytest.mark.parametrize("name", ["padded-left", "image", "window"])
+def test_the_model_in_blocks_is_the_model(name: str, blas: Blas, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage in blocks on four threads: float32 within its rounding of the whole, float64 to the bit."""
+    target = resolve("tiny", synthetic=False)[0]
+    (run, *_) = next(case for case in build(target.config) if case.name == name).runs
+
+    def logits(dtype: Any, threads: int) -> Array:
+        blas.put(threads)
+        nx = Numerics(dtype, SDPA if dtype == "float32" else EXACT)
+        arrays = {name: nx.array(value) for name, value in target.weights.items()}
+        model = T5Gemma2(target.config, tree(arrays), nx)
+        masks = {"attention_mask": run.attention_mask, "decoder_attention_mask": run.decoder_attention_mask}
+        found: Array = model(run.input_ids, run.decoder_input_ids, pixel_values=run.pixel_values, **masks).logits
+        return found
+
+    same_bits(logits("float64", 4), logits("float64", 1))
+    blocked = logits("float32", 4)
+    monkeypatch.setattr(blocks, "SMALL", 1 << 40)
+    whole = logits("float32", 1)
+    assert np.linalg.norm(blocked - whole) <= 1e-5 * np.linalg.norm(whole)
+    assert np.isfinite(blocked).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count", "length", "expected"),
+    [
+        ("float32", 1, 640, 128),  # as the backend says
+        ("float32", 4, 640, 128),
+        ("float32", 4, 256, 64),  # one for each of four
+        ("float32", 4, 100, 32),  # not less
+        ("float32", 4, 63, 128),  # too few to share
+        ("float64", 4, 256, 128),  # whose sums follow from the block
+    ],
+)
+def test_queries_are_shared_out(blas: Blas, call: None, dtype: Any, count: int, length: int, expected: int) -> None:
+    blas.put(count)
+    assert Numerics(dtype, SDPA).block(length, 1) == expected
+    assert Numerics(dtype, SDPA).block(length, NUMPY.block_scores) == 1, "memory comes first"
