@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np  # before what needs it: where it is missing, its name is told
+
+# isort: split
 import ml_dtypes
-import numpy as np
 
 Array = Any
 DType = Literal["float64", "float32", "bfloat16", "float16"]

@@ -171,7 +171,7 @@ def test_a_tensor_that_is_found_broken_in_the_middle(capsys: pytest.CaptureFixtu
 # transformers
 
 
-@pytest.mark.peer
+@pytest.mark.usefixtures("peer_installed")
 @pytest.mark.parametrize(
     ("name", "dtype"), [("image", "float32"), ("cross-cached", "bfloat16"), ("sequence-single", "float32")]
 )
@@ -193,7 +193,7 @@ def test_transformers_gives_the_same_bits(name: str, dtype: str) -> None:
             same_bits(other[tap], value)
 
 
-@pytest.mark.peer
+@pytest.mark.usefixtures("peer_installed")
 def test_layers_of_transformers_have_no_memory_between_runs() -> None:
     import torch
 
@@ -217,7 +217,7 @@ def test_layers_of_transformers_have_no_memory_between_runs() -> None:
     assert isinstance(target.weights, OnDemand)
 
 
-@pytest.mark.peer
+@pytest.mark.usefixtures("peer_installed")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "bool"])
 def test_what_a_forward_shows_goes_to_files_beyond_a_size(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch

@@ -66,7 +66,7 @@ class Elsewhere(Backend):
             out: Array = self._loader.load(source, dtype)
         return out
 
-    def kept(self, stored: str, dtype: str) -> str:
+    def kept(self, stored: str, dtype: str, *, narrow: bool = False) -> str:
         return "float32" if dtype == "float64" and stored != "float64" else dtype
 
     def require(self, bytes_needed: int, what: str) -> None:
