@@ -7,16 +7,16 @@ tap is held, whatever the size of the model.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from conformance.oracle import taking_turns
 from conformance.oracle.taking_turns import LockstepError
+from t5g2ref.backend.crew import cores
 from t5g2ref.trace import Trace
 
 SMALL = 1 << 20  # numbers of a matrix, with less of which a core has no time to be handed anything
@@ -59,7 +59,7 @@ class _Walk:
     def __init__(self, count: int, meet: Meet, where: Callable[[int, str], bool], scope: Scope, turns: bool) -> None:
         self._meet, self._where, self._scope = meet, where, scope
         # No more compute at a time than there are cores: each may hold a large matrix widened to float64.
-        self._turn = threading.Semaphore(1 if turns else min(count, _cores()))
+        self._turn = threading.Semaphore(1 if turns else min(count, cores()))
         self._places: list[tuple[int, str] | None] = [None] * count
         self._values: list[Any] = [None] * count
         self._errors: list[BaseException] = []
@@ -70,7 +70,7 @@ class _Walk:
             threading.Thread(target=self._one, args=(i, model, program), daemon=True) for i, model in enumerate(models)
         ]
         # Each run gets its share of the cores: BLAS pools that fight for them made this twice as slow.
-        with threadpool_limits(max(1, _cores() // len(threads)), user_api="blas"):
+        with threadpool_limits(max(1, cores() // len(threads)), user_api="blas"):
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -133,11 +133,4 @@ def _in_one_thread(models: Sequence[Any], turns: bool) -> bool:
         return False
     configs = [getattr(model, "config", None) for model in models]
     small = all(c is not None and c.encoder.hidden_size * c.encoder.intermediate_size < SMALL for c in configs)
-    return turns or small or _cores() == 1
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    with suppress(AttributeError, OSError):  # a system that does not know, or does not say
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return turns or small or cores() == 1

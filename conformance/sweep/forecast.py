@@ -17,7 +17,7 @@ import numpy as np
 from conformance.cases.case import Case, Run
 from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Prompt
-from conformance.checkpoints import bytes_streamed
+from conformance.checkpoints import GIB, bytes_streamed
 from conformance.judge.comparisons import Comparison
 from conformance.oracle.run_case import legal
 from conformance.oracle.worst_case import ceiling
@@ -34,7 +34,6 @@ STACKS = ("encoder.vision_tower.", "encoder.text_model.", "decoder.")
 STARTING = 5.0  # seconds until a peer is there, about
 TAP = 5e-3  # seconds for each tap beside the products, about
 PROBES = 30  # passes of a peer in the exact lane, about
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)

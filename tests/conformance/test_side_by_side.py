@@ -272,7 +272,7 @@ def test_in_turns_one_computes_at_a_time() -> None:
 @pytest.mark.parametrize("possible", [True, False])
 def test_on_a_device_all_are_in_one_thread_where_that_can_be(possible: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep.taking_turns, "POSSIBLE", possible)
-    monkeypatch.setattr(lockstep, "_cores", lambda: 2)
+    monkeypatch.setattr(lockstep, "cores", lambda: 2)
     large = object()  # it has no config that says that it is small
     assert lockstep._in_one_thread([large], True) == possible
     assert not lockstep._in_one_thread([large], False)
@@ -293,7 +293,7 @@ def test_runs_meet_only_where_they_are_asked_to(walk: Any) -> None:
 
 def test_no_more_compute_at_a_time_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each may hold a large temporary array: eight runs on two cores need the memory of two."""
-    monkeypatch.setattr(lockstep, "_cores", lambda: 2)
+    monkeypatch.setattr(lockstep, "cores", lambda: 2)
     now, most, guard = 0, 0, threading.Lock()
 
     def program(model: Any, trace_of: Callable[[int], Trace]) -> None:

@@ -9,11 +9,11 @@ import torch
 
 from conformance.arrays import free_bytes
 from conformance.cases.case import Run
+from conformance.checkpoints import GIB
 from conformance.peers.protocol import Skip
 from t5g2ref.backend import NUMPY
 from t5g2ref.config import Config, TextConfig
 
-GIB = 1 << 30
 MASKS = {"encoder": 20, "decoder": 11}  # bytes for each query and key while masks are made of 64-bit positions
 SCORES = {"encoder": 4.0, "decoder": 2.5}  # an eager attention's arrays of them, in the model's type
 VALUES = 4  # arrays of each width that are there at a time
