@@ -15,6 +15,7 @@ from t5g2ref.config import TextConfig
 from t5g2ref.masks import NONE_GIVEN, Band, Given, decoder_band
 from t5g2ref.mlp import feed_forward
 from t5g2ref.numerics import Array, Numerics
+from t5g2ref.one_step import stepped
 from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.rope import rope_tables
 from t5g2ref.trace import OFF, Trace
@@ -67,6 +68,10 @@ def decode(
     seen = xp.concatenate([cache.valid, new], axis=1)
     x = trace("inputs_embeds", embedded)
     rope = rope_tables(nx, config, positions, trace)
+    if x.shape[1] == 1 and not given and given_cross is None:
+        whole = stepped(nx, w, config, x, rope, cache, seen, trace)
+        if whole is not None:
+            return whole
     kept = []
     for i, (layer, kind) in enumerate(zip(w.layers, config.layer_types, strict=True)):
         past, inner = cache.own[i], trace.at(f"layers.{i}")

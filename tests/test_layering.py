@@ -26,16 +26,18 @@ t5g2ref: trace dtypes files streams notes
 t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | presets | __init__
 t5g2ref/backend: crew | interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
+t5g2ref/backend/cuda/decoding: plan | weights | session | launch stepping | __init__
 t5g2ref/backend: find | __init__
 t5g2ref: numerics on_demand | weights | blocks taps params cache | embedding ops rope_types masks | rope activation
 t5g2ref: attention
-t5g2ref: mlp outputs tap_inputs tap_words
+t5g2ref: mlp outputs tap_inputs tap_words one_step
 t5g2ref: vision encoder decoder inputs | given_masks | model
 t5g2ref/checkpoint: header tensor refusal | file fetch | names write synthetic | opened | fit hub | folder find
 t5g2ref/checkpoint: __init__
 t5g2ref/processor: crops picture_files rule tokenizer_json | image settings | marks | text | prepare | __init__
 t5g2ref: __init__
-t5g2ref/generate: processors | rules | hypotheses stop starts | options | steps | greedy sample beam | __init__
+t5g2ref/generate: processors | rules | hypotheses stop starts | options | steps | at_once
+t5g2ref/generate: greedy sample beam | __init__
 t5g2ref/atlas: places tokens attending pictures plots | seen | grids | looking | gather | heads way | view
 t5g2ref/atlas: page | __init__
 t5g2ref/commands: folders prompts anatomy | drawn_tree generate_options choosing answers example

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from t5g2ref.generate.at_once import at_once
 from t5g2ref.generate.options import Options, begin
 from t5g2ref.generate.steps import Generated, Tell, Way, generated
 from t5g2ref.model import T5Gemma2
@@ -24,4 +25,5 @@ def greedy(
     """
     way = Way(narrow=lambda logits: logits, pick=lambda logits: logits.argmax(axis=-1))
     with model.nx.scope():
-        return generated(model, begin(model, input_ids, options), way, on_token)
+        begun = begin(model, input_ids, options)
+        return at_once(model, begun, on_token) or generated(model, begun, way, on_token)
