@@ -197,6 +197,7 @@ __device__ __forceinline__ void attention(Processor& p, int layer, const T* norm
     float* heads = (float*)p.act;                   // [GROUP + 1][HD]
     float* scratch = heads + (GROUP + 1) * HD;      // [GROUP + 1][HD]
     float* outs = scratch + (GROUP + 1) * HD;       // [WARPS][GROUP][HD + 2]
+    float* fades = p.pieces;                        // [GROUP][WARPS + 1]: of each warp's, and the largest score
     const Split s = split_of(p, layer);
 #pragma unroll 1
     for (int item = processor(); item < BATCH * NKV * s.count; item += GRID) {
@@ -220,21 +221,30 @@ __device__ __forceinline__ void attention(Processor& p, int layer, const T* norm
             if (p.lane == 0) { out[HD] = r.top[g]; out[HD + 1] = r.sum[g]; }
         }
         together();
-#pragma unroll 1
-        for (int i = thread(); i < GROUP * (HD + 2); i += THREADS) {
-            const int g = i / (HD + 2), c = i % (HD + 2);
-            float top = -INF, sum = 0.0f;
-#pragma unroll
+        if (thread() < GROUP) {
+            float top = -INF;
             for (int w = 0; w < WARPS; ++w) {
-                const float x = outs[(w * GROUP + g) * (HD + 2) + HD];
+                const float x = outs[(w * GROUP + thread()) * (HD + 2) + HD];
                 top = x > top || x != x ? x : top;
             }
             for (int w = 0; w < WARPS; ++w) {
-                const float* out = outs + (w * GROUP + g) * (HD + 2);
-                if (out[HD] != -INF) sum += out[c] * expf(out[HD] - top);
+                const float x = outs[(w * GROUP + thread()) * (HD + 2) + HD];
+                fades[thread() * (WARPS + 1) + w] = x == -INF ? 0.0f : expf(x - top);
+            }
+            fades[thread() * (WARPS + 1) + WARPS] = top;
+        }
+        together();
+#pragma unroll 1
+        for (int i = thread(); i < GROUP * (HD + 2); i += THREADS) {
+            const int g = i / (HD + 2), c = i % (HD + 2);
+            float sum = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) {
+                const float fade = fades[g * (WARPS + 1) + w];
+                if (fade != 0.0f) sum += outs[(w * GROUP + g) * (HD + 2) + c] * fade;
             }
             p.a.attended[(((i64)n * NQ + h * GROUP + g) * SPLITS + split) * PARTIAL + (c < HD ? c : c - HD + PARTIAL - 4)] =
-                c == HD ? top : sum;
+                c == HD ? fades[g * (WARPS + 1) + WARPS] : sum;
         }
         together();
     }

@@ -48,14 +48,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
     const int warp = thread() / 32;
     char* rings = memory;
     u64* bars = (u64*)(rings + WARPS * STAGES * BLOCKS * BLOCK_BYTES);
-    Layer* layers = (Layer*)(bars + WARPS * STAGES);
+    Route* routes = (Route*)(bars + WARPS * STAGES);
+    Layer* layers = (Layer*)(routes + WARPS * MATRICES);
     float* pieces = (float*)aligned((char*)(layers + LAYERS));
     float* reduced = pieces + PIECES;
     float* x = reduced + 2 * WARPS;
     T* vectors = (T*)(x + BATCH * D);
     char* act = aligned((char*)(vectors + 2 * D));
     int* share = (int*)(act + ACT);
-    int* chosen = share + MATRICES * (WARPS + 1);
+    int* leaders = share + MATRICES * (WARPS + 1);
+    int* chosen = leaders + HEAD * WARPS * 2;
     int* running = chosen + BATCH;
     unsigned char* parts = (unsigned char*)(running + BATCH);
     for (int i = thread(); i < MATRICES * (WARPS + 1); i += THREADS) {
@@ -68,8 +70,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
     for (int i = thread(); i < WARPS * STAGES; i += THREADS) bar_init(bars + i);
     made_ready();
     together();
-    Processor p = {a, layers, rings + warp * STAGES * BLOCKS * BLOCK_BYTES, bars + warp * STAGES, share, parts, pieces, reduced,
-                   x, vectors, act, {-1, LAYERS - 1, HEAD, 0, 0}, 0, 0, warp, thread() % 32, 0, 0, 0, 0};
+    for (int i = thread(); i < WARPS * 2; i += THREADS) {
+        leaders[QKV * WARPS * 2 + i] = leader_of<QKV>(a, share, i / 2, i % 2);
+        leaders[OUT * WARPS * 2 + i] = leader_of<OUT>(a, share, i / 2, i % 2);
+        leaders[GATED * WARPS * 2 + i] = leader_of<GATED>(a, share, i / 2, i % 2);
+        leaders[DOWN * WARPS * 2 + i] = leader_of<DOWN>(a, share, i / 2, i % 2);
+    }
+    for (int i = thread(); i < WARPS * MATRICES; i += THREADS) {
+        const int m = i % MATRICES, *edge = share + m * (WARPS + 1) + i / MATRICES;
+        const char* from = m == HEAD ? a.head : a.weights + first_block(0, m) * BLOCK_BYTES;
+        routes[i] = Route{from + (i64)edge[0] * BLOCK_BYTES, edge[1] - edge[0]};
+    }
+    together();
+    Processor p = {a, layers, rings + warp * STAGES * BLOCKS * BLOCK_BYTES, bars + warp * STAGES, routes + warp * MATRICES, share, leaders, parts, pieces, reduced,
+                   x, vectors, act, {-1, LAYERS - 1, a.with_head ? HEAD : DOWN, 0, 0, nullptr}, 0, 0, warp, thread() % 32, 0, 0, 0, 0};
 #pragma unroll 1
     for (int i = 0; i < STAGES; ++i) fetch(p, i);
     int made = 0;

@@ -97,7 +97,8 @@ struct Arguments {
 };
 
 // A warp's way through its shares, as its copies are ordered: layer by layer, then the head, then the next token.
-struct Order { int token, layer, matrix, at, end; };
+struct Order { int token, layer, matrix, at, end; const char* from; };
+struct Route { const char* from; int blocks; };  // a warp's share of a matrix: where it is, in layer 0, and how much
 
 struct Layer { const T *cross_keys, *cross_values; int window, kind; };
 
@@ -106,7 +107,9 @@ struct Processor {
     const Layer* layers;          // [LAYERS]
     char* ring;                   // of this warp
     u64* bars;                    // of this warp's stages
+    const Route* routes;          // [matrix] of this warp
     int* share;                   // [matrix][WARPS + 1]
+    const int* leaders;           // [layer matrix][WARPS][2]: of what follows from pieces, see product.cuh
     unsigned char* parts;
     float* pieces;                // [WARPS][2][16][BATCH]
     float* reduced;               // [2][WARPS]
@@ -121,34 +124,27 @@ struct Processor {
 __device__ __forceinline__ int thread() { return (int)threadIdx.x; }
 __device__ __forceinline__ int processor() { return (int)blockIdx.x; }
 
-// The order's next share that is not empty; false at the end of the last token.
-__device__ __forceinline__ bool further(Processor& p) {
+// Order the next copy, of a share that is not empty, into a stage that is free; nothing behind the last token.
+__device__ __forceinline__ void fetch(Processor& p, int stage) {
     Order& o = p.order;
     while (o.at == o.end) {
-        if (o.token == p.a.tokens) return false;
-        if (o.matrix < DOWN) ++o.matrix;
-        else if (o.matrix == DOWN && o.layer + 1 < LAYERS) { ++o.layer; o.matrix = QKV; }
-        else if (o.matrix == DOWN && p.a.with_head) o.matrix = HEAD;
-        else {
-            if (++o.token == p.a.tokens) return false;
-            o.layer = 0;
+        if (o.token >= p.a.tokens) return;
+        if (++o.matrix == (p.a.with_head && o.layer == LAYERS - 1 ? MATRICES : HEAD)) {
             o.matrix = QKV;
+            if (++o.layer == LAYERS) {
+                o.layer = 0;
+                if (++o.token >= p.a.tokens) return;
+            }
         }
-        o.at = p.share[o.matrix * (WARPS + 1) + p.warp];
-        o.end = p.share[o.matrix * (WARPS + 1) + p.warp + 1];
+        const Route route = p.routes[o.matrix];
+        o.at = 0;
+        o.end = route.blocks;
+        o.from = route.from + (o.matrix == HEAD ? 0 : o.layer * LAYER * BLOCK_BYTES);
     }
-    return true;
-}
-
-// Order the next copy into a stage that is free.
-__device__ __forceinline__ void fetch(Processor& p, int stage) {
-    if (!further(p)) return;
-    Order& o = p.order;
-    int count = o.end - o.at < BLOCKS ? o.end - o.at : BLOCKS;
+    const int count = o.end - o.at < BLOCKS ? o.end - o.at : BLOCKS;
     if (p.lane == 0) {
         bar_expect(p.bars + stage, count * BLOCK_BYTES);
-        const char* from = (o.matrix == HEAD ? p.a.head : p.a.weights + first_block(o.layer, o.matrix) * BLOCK_BYTES) + (i64)o.at * BLOCK_BYTES;
-        bring(p.ring + stage * BLOCKS * BLOCK_BYTES, from, count * BLOCK_BYTES, p.bars + stage);
+        bring(p.ring + stage * BLOCKS * BLOCK_BYTES, o.from + o.at * BLOCK_BYTES, count * BLOCK_BYTES, p.bars + stage);
     }
     o.at += count;
     ++p.ahead;

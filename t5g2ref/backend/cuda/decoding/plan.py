@@ -161,8 +161,9 @@ class Plan:
     @cached_property
     def fixed(self) -> int:
         """Bytes of shared memory beside the rings."""
-        numbers = self.pieces + 2 * WARPS + (self.batch + 2) * self.width + len(MATRICES) * (WARPS + 1) + 2 * self.batch
-        return 4 * numbers + self.activations + len(self.owners[1]) + 24 * self.layers + 64
+        numbers = self.pieces + 2 * WARPS + (self.batch + 2) * self.width + len(MATRICES) * (WARPS + 1) + 2 * self.batch + 8 * WARPS
+        routes = 16 * WARPS * len(MATRICES)
+        return 4 * numbers + self.activations + len(self.owners[1]) + 24 * self.layers + routes + 64
 
     @cached_property
     def ring(self) -> tuple[int, int]:

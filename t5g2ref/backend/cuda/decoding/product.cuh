@@ -136,6 +136,20 @@ __device__ __forceinline__ void activate(const Processor& p, int layer, int n, i
     show(p, layer, S_PROD, F, n, unit, product);
 }
 
+// A row of blocks that is begun or ended by another warp is in pieces: the first of a warp's share, 0, and its last, 1.
+// Here the first piece of a row leads: it is added to those of the warps behind it. The leader of (warp, which) is the
+// row of blocks, its slot and the last such warp, in one number; −1 for a piece that leads nothing.
+template <int M> __device__ __forceinline__ int leader_of(const Arguments& a, const int* shares, int warp, int which) {
+    const int across = Matrix<M>::across, *share = shares + M * (WARPS + 1), first = share[warp], last = share[warp + 1];
+    const int begins = which ? last - last % across : first, row = begins / across, ends = (row + 1) * across;
+    if (first == last) return -1;
+    if (which ? (begins <= first || begins == last) : (first % across == 0 && last >= ends)) return -1;
+    if (begins % across && begins != share[0]) return -1;  // an earlier warp here began it
+    int behind = warp;
+    while (behind + 1 < WARPS && share[behind + 1] < ends) ++behind;
+    return (row * 16 + (begins % across ? a.slots[M * GRID + processor()] : 0)) * WARPS + behind;
+}
+
 // A product of all processors, into `sums`; of GATED into `active`. Then they meet.
 template <int M> __device__ __forceinline__ void product(Processor& p, int layer) {
     typedef Matrix<M> Size;
@@ -158,24 +172,21 @@ template <int M> __device__ __forceinline__ void product(Processor& p, int layer
     const int each = M == GATED ? 8 : 16;
 #pragma unroll 1
     for (int i = thread(); i < WARPS * 2 * each; i += THREADS) {
-        const int warp = i / (2 * each), which = i / each % 2, r = i % each, first = share[warp], last = share[warp + 1];
-        const int begins = which ? last - last % Size::across : first;  // the piece
-        const int row = begins / Size::across, ends = (row + 1) * Size::across;
-        if (first == last) continue;
-        if (which ? (begins <= first || begins == last) : (first % Size::across == 0 && last >= ends)) continue;
-        if (begins % Size::across && begins != share[0]) continue;  // an earlier warp here began it, and adds
+        const int leader = p.leaders[M * WARPS * 2 + i / each], r = i % each;
+        if (leader < 0) continue;
+        const int row = leader / (16 * WARPS), slot = leader / WARPS % 16, last = leader % WARPS, warp = i / each / 2;
+        const float* piece = p.pieces + i / each * (16 * BATCH);
         const auto sum_of = [&](int r, int n) {
-            float sum = p.pieces[(warp * 2 + which) * (16 * BATCH) + r * BATCH + n];
+            float sum = piece[r * BATCH + n];
 #pragma unroll 1
-            for (int other = warp + 1; other < WARPS && share[other] < ends; ++other)
+            for (int other = warp + 1; other <= last; ++other)
                 if (share[other] < share[other + 1]) sum += p.pieces[other * 2 * (16 * BATCH) + r * BATCH + n];
             return sum;
         };
-        const int slot = begins % Size::across ? p.a.slots[M * GRID + processor()] : 0;
 #pragma unroll 1
         for (int n = 0; n < BATCH; ++n) {
             if (M == GATED) activate(p, layer, n, row * 8 + r, sum_of(r, n), sum_of(r + 8, n));
-            else if (row * 16 + r < Size::rows) sums[((i64)slot * BATCH + n) * Size::rows + row * 16 + r] = sum_of(r, n);
+            else if (row * 16 + r < Size::rows) sums[(slot * BATCH + n) * Size::rows + row * 16 + r] = sum_of(r, n);
         }
     }
     meet(p);
