@@ -23,7 +23,7 @@ from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
 sys.path.append(str(ROOT / "tools"))
 
 import bench
-from benchmark import columns, counts, options, ours, timing
+from benchmark import counts, options, ours, timing
 
 S, F = "sliding_attention", "full_attention"
 ROPES = {S: Rope(10.0), F: Rope(100.0)}
@@ -277,6 +277,8 @@ def test_backends_of_one_device(cards: None) -> None:
 
 def test_columns_that_cannot_be_there_say_why(cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    from benchmark import columns
+
     monkeypatch.setattr(columns.ctranslate, "find_spec", lambda name: None)
     plain = {column.name: column.absent for column in columns.asked(asked())}
     assert plain == {"numpy": "", "sdpa": "", "ctranslate2": 'not installed: pip install "t5g2ref[ctranslate2]"'}

@@ -127,7 +127,7 @@ def test_nothing_measured_what_failed_and_what_was_interrupted() -> None:
     assert "WARNING  load failed: OSError: disk full" in shown(failed)
     cut = result(row(), complete=False)
     assert "WARNING  interrupted: what comes after the last row was not measured" in shown(cut)
-    assert document(cut)["complete"] is False
+    assert (document(cut)["complete"], document(cut)["status"]) == (False, None)
 
 
 def test_json_has_a_schema_every_repeat_and_no_bare_nan() -> None:

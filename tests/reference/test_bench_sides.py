@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,11 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, peer_installed: None) -> Any:
     """The real thing without what takes seconds: its ceilings, collecting garbage before each trial, and settling."""
-    from benchmark import items, run, theirs, timing
+    from benchmark import items, run
 
     rates = {"float32": 1e9, "float64": 1e9}
     monkeypatch.setattr(items, "beside", lambda *_: (2e9, 3e9))
-    for module in (theirs, timing):
-        monkeypatch.setattr(module, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
     monkeypatch.setattr(items, "SETTLE", 0.0)
     monkeypatch.setattr(run, "measure", lambda *_: Ceilings(8, rates, rates, 1e9))
     return run
@@ -97,7 +96,8 @@ def test_the_compiled_step_computes_the_same(ran: Run, monkeypatch: pytest.Monke
     from benchmark import compiled
 
     monkeypatch.setattr(compiled, "SETTINGS", {"backend": "eager", "mode": None})  # Inductor takes half a minute
-    found = ran("--what=encode", "--what=decode", "--against=compiled,sdpa", "--lengths=20", "--batch=2")
+    monkeypatch.setattr(Lengths, "of", staticmethod(lambda config: Lengths(source=20, target=4, warm=3, steps=2)))
+    found = ran("--what=encode", "--what=decode", "--against=compiled,sdpa", "--batch=2")
     encode, decode = found["rows"]
     assert list(encode["sides"]) == ["numpy", "sdpa"]
     assert encode["lacks"] == {"compiled": "it is measured in decoding alone, where shapes stay"}

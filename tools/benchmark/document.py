@@ -3,7 +3,7 @@
 A row has each repeat's seconds by side, what it must compute and move, and the seconds that this takes at the rates
 measured here. `ratios` and `reached` (the floor over a side's median) are null where the machine was busy and where the
 sides did not compute the same: there they are no findings. Numbers that JSON cannot hold are the strings "nan", "inf"
-and "-inf". `complete` is false in what is written while the command runs, and after it was interrupted.
+and "-inf". While the command runs, and after it was interrupted, `complete` is false and `status` null.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ SCHEMA = 1
 def as_json(result: Result) -> str:
     """All of it, every repeat included."""
     held = [{"dtype": dtype, "bytes": sizes} for dtype, sizes in result.held]
-    document = {"schema": SCHEMA, "tool": "bench"} | asdict(result) | {"held": held, "status": result.status}
+    document = (
+        {"schema": SCHEMA, "tool": "bench"}
+        | asdict(result)
+        | {"held": held, "status": result.status if result.complete else None}
+    )
     for row, entry in zip(result.rows, document["rows"], strict=True):
         entry |= _said(result, row)
     return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"

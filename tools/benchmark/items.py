@@ -113,6 +113,7 @@ class Bench:
     def attempt(self, what: str, action: Callable[[], object], column: str = "") -> bool:
         """Whether it was done. What fails becomes a warning, or a remark where it is an engine's: the rest of a run is
         not lost with it."""
+        self.reporter.say(what)
         try:
             action()
         except Exception as error:
@@ -129,7 +130,6 @@ class Bench:
         items = [item for item in PAIRED if item in self.options.items]
         if not items:
             return
-        self.reporter.say(f"all models in {dtype}")
         self.release()
         with self.opened(dtype) as sides:
             self.held.append((dtype, {name: side.weight_bytes for name, side in sides.items()}))
@@ -227,7 +227,6 @@ class Bench:
 
     def row(self, row: Row, works: dict[str, Work], *, least: int, cold: bool = False) -> None:
         """Compare, warm up, time. What is timed `cold` is tried once, everything else twice."""
-        self.reporter.say(row.name)
         order = [*(name for name in works if name in WAYS), *works]  # the first is what the others are held against
         works = {name: works[name] for name in order}
         tried = Trials(row.name, self.attempt, self.meter, self.wait, twice=not cold).all(works)
@@ -237,6 +236,7 @@ class Bench:
         settle = SETTLE if short and not cold and self.on_cpu else 0.0
         repeats = fitting(sum(t.seconds + settle for t in tried.values()), self.options.repeats, least)
         repeats = min(repeats, least) if cold else repeats
+        self.reporter.say(f"{row.name}, {repeats} times each")
         before, machine = self.rates(row.dtype), Others()
         took = interleaved([works[name] for name in tried], self.wait, repeats, settle)
         share, after = machine.share(), self.rates(row.dtype)

@@ -46,7 +46,7 @@ def _tables(result: Result) -> list[tuple[str, Table]]:
         if bounded
         else None,
         ("Tokens per second, of all rows", _by_side(result, _speed, decoded)) if decoded else None,
-        ("Distance of the results from the first of transformers'", _by_side(result, _distance)),
+        ("Distance of the results from those of the reference, ref", _by_side(result, _distance)),
         ("Memory, MiB: the weights, and the most that one call held beyond them", _memory(result)),
         ("CPU time, ms, of all threads, waiting ones too; cores that others took", _by_side(result, _cpu, others=True)),
         ("Rates of the CPU before and after", _beside(result)) if any(row.beside for row in result.rows) else None,
@@ -88,7 +88,7 @@ def _speed(row: Row, name: str) -> str:
 
 def _distance(row: Row, name: str) -> str:
     if name == row.reference:
-        return "" if row.agrees(name) else "not finite !!"
+        return "ref" if row.agrees(name) else "not finite !!"
     return f"{row.sides[name].distance:.1g}{'' if row.agrees(name) else ' !!'}"
 
 

@@ -78,7 +78,6 @@ def result_of(
 def ceilings_of(bench: Bench) -> Ceilings:
     """Measured for every dtype that will have a row; without numbers, and with a warning, where that fails."""
     found = [Ceilings(0, {}, {}, math.nan)]
-    bench.reporter.say("ceilings")
     options = bench.options
     dtypes = (*options.dtypes, *(["float64"] if "truth" in options.items else []))
     bench.attempt("measuring the ceilings", lambda: found.append(measure(options.backends[0], dtypes, options.threads)))
