@@ -19,6 +19,14 @@ SETTINGS: dict[str, Any] = {}
 class Compiled(Theirs):
     """sdpa with a static cache, under `torch.compile`. Decoding alone: lengths that change are compiled again."""
 
+    ungraded: Callable[[], Any] = staticmethod(torch.no_grad)  # as `generate` has it
+    warmups = 2  # a graph is recorded some runs after it is compiled
+
+    def close(self) -> None:
+        super().close()
+        self._compiled: Callable[..., Any] | None = None
+        torch._dynamo.reset()  # recorded graphs hold memory
+
     def work(self, item: str) -> Work:
         if item != "decode":
             raise Cannot("it is measured in decoding alone, where shapes stay")
@@ -26,7 +34,6 @@ class Compiled(Theirs):
         self._compiled = self._model.get_compiled_call(CompileConfig(**SETTINGS))
         return super().work(item)
 
-    @torch.inference_mode()
     def _warm(self, cache: Any = None) -> tuple[Any, Any]:
         """The prefill is not compiled, as in `generate`. With the cache comes what it holds now."""
         lengths = {name: ids.shape[1] for name, ids in self._ids.items()}
@@ -34,7 +41,6 @@ class Compiled(Theirs):
         encoded, cache = super()._warm(cache)
         return encoded, (cache, [_kept(layer) for layer in _layers(cache)])
 
-    @torch.inference_mode()
     def _copied(self, cache: Any) -> Any:
         """The warm content in the same memory: a graph knows its addresses."""
         cache, contents = cache

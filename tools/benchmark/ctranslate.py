@@ -22,6 +22,7 @@ from benchmark.timing import Cannot, Clocked, Work
 from conformance.peers.engines import ctranslate2 as engine
 from conformance.peers.engines import wire
 from conformance.target import Target
+from t5g2ref.params import EYES
 
 Array = Any
 NAME = "ctranslate2"
@@ -130,11 +131,12 @@ def _saved(target: Target, folder: Path) -> tuple[Path, Path]:
 
     config = engine.settings(target.config.to_dict())
     whole, encoder = folder / "whole", folder / "encoder"
-    spec = engine.converted(config, dict(target.weights))
+    text = {name: value for name, value in target.weights.items() if not name.startswith(EYES)}
+    spec = engine.converted(config, text)
     wire.refuse("ctranslate2", list(engine.compared(config, spec)))
     _save(spec, whole)
     epsilon = spec.config.layer_norm_epsilon
-    part = transformer_spec.TransformerEncoderModelSpec(engine.converted(config, dict(target.weights)).encoder)
+    part = transformer_spec.TransformerEncoderModelSpec(engine.converted(config, text).encoder)
     part.register_vocabulary([str(token) for token in range(config.encoder.text_config.vocab_size)])
     part.config.layer_norm_epsilon, part.config.unk_token = epsilon, "0"
     _save(part, encoder)

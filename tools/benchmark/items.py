@@ -165,8 +165,9 @@ class Bench:
         try:
             sides[name] = opener()
         except Refused as refused:
-            self.columns[name] = replace(self.columns[name], absent=str(refused))
-            self.remarks.append(f"{name}: {refused}")
+            why = str(refused).removeprefix(f"{name} ")
+            self.columns[name] = replace(self.columns[name], absent=why)
+            self.remark(f"{name}: {why}")
             return
         stack.callback(sides[name].close)
 
@@ -193,8 +194,6 @@ class Bench:
 
     def loads(self) -> None:
         options = self.options
-        if "load" not in options.items:
-            return
         self.reporter.say("writing a checkpoint to load")
         with load.folder(self.target, options.backends[0]) as path:
 
@@ -209,21 +208,19 @@ class Bench:
                 self.row(Row("load", dtype, 0, 1, 1, {}), works, least=3, cold=True)
 
     def truths(self) -> None:
-        if "truth" in self.options.items:
-            self.release()
-            target, lengths = self.target, self.usual
-            inputs = Inputs.draw(target.config, lengths)
-            works = {
-                backend.name: truth(target.config, target.weights, backend, inputs, lengths)
-                for backend in self.options.backends
-            }
-            self.row(Row("truth", "float64", lengths.source, 1, 1, {}), works, least=3)
+        self.release()
+        target, lengths = self.target, self.usual
+        inputs = Inputs.draw(target.config, lengths)
+        works = {
+            backend.name: truth(target.config, target.weights, backend, inputs, lengths)
+            for backend in self.options.backends
+        }
+        self.row(Row("truth", "float64", lengths.source, 1, 1, {}), works, least=3)
 
     def verdicts(self) -> None:
-        if "verdict" in self.options.items:
-            self.release()
-            works = {self.options.backends[0].name: verdict.work()}
-            self.row(Row("verdict", "float32", 0, 1, 1, {}), works, least=3, cold=True)
+        self.release()
+        works = {self.options.backends[0].name: verdict.work()}
+        self.row(Row("verdict", "float32", 0, 1, 1, {}), works, least=3, cold=True)
 
     def row(self, row: Row, works: dict[str, Work], *, least: int, cold: bool = False) -> None:
         """Compare, warm up, time. What is timed `cold` is tried once, everything else twice."""

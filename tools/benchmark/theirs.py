@@ -68,7 +68,14 @@ class Theirs:
     Args:
         name: of the column.
         weight_bytes: of all its tensors, shared ones too.
+
+    Attributes:
+        ungraded: how gradients are turned off.
+        warmups: as in `Work`.
     """
+
+    ungraded: Callable[[], Any] = staticmethod(torch.inference_mode)
+    warmups = 0
 
     def __init__(self, name: str, model: Any, weight_bytes: int) -> None:
         self.name, self.weight_bytes = name, weight_bytes
@@ -90,48 +97,44 @@ class Theirs:
         self._pixels = torch.tensor(inputs.pixels, device=self.device, dtype=self._dtype)
 
     def work(self, item: str) -> Work:
+        quiet = self.ungraded()  # a decorator
         if item == "decode":
-            encoded, cache = self._warm()
+            encoded, cache = quiet(self._warm)()
             return Work(
-                run=lambda fresh: self._decode(encoded, fresh),
+                run=quiet(lambda fresh: self._decode(encoded, fresh)),
                 sample=_host,
-                prepare=lambda: self._copied(cache),
-                check=lambda fresh: self._decode(encoded, fresh, self._ids["steps"]),
+                prepare=quiet(lambda: self._copied(cache)),
+                check=quiet(lambda fresh: self._decode(encoded, fresh, self._ids["steps"])),
+                warmups=self.warmups,
             )
         run = {"encode": self._encode, "forward": self._forward, "vision": self._vision}[item]
-        return Work(lambda _: run(), _host)
+        return Work(quiet(lambda _: run()), _host)
 
     def exact_products(self) -> bool:
         """As `Ours.exact_products`."""
         x = torch.full((256, 256), 1 + 2.0**-20, device=self.device)
         return bool(((x @ torch.eye(256, device=self.device)) == x).all())
 
-    @torch.inference_mode()
     def _encode(self) -> Tensor:
         return self._model.model.encoder(input_ids=self._ids["source"]).last_hidden_state
 
-    @torch.inference_mode()
     def _forward(self) -> Tensor:
         ids = self._ids
         return self._model(input_ids=ids["source"], decoder_input_ids=ids["target"], use_cache=False).logits
 
-    @torch.inference_mode()
     def _vision(self) -> Tensor:
         return self._model.model.encoder.get_image_features(self._pixels, return_dict=True).pooler_output
 
-    @torch.inference_mode()
     def _warm(self, cache: Any = None) -> tuple[BaseModelOutput, Any]:
         """Without a cache the model makes its own."""
         encoded, given = BaseModelOutput(last_hidden_state=self._encode()), {self._held: cache}
         out = self._model(encoder_outputs=encoded, decoder_input_ids=self._ids["warm"], use_cache=True, **given)
         return encoded, getattr(out, self._held)
 
-    @torch.inference_mode()
     def _copied(self, cache: Any) -> Any:
         """A step writes into the cache, so each repeat starts from a copy of the warm one."""
         return copy.deepcopy(cache)
 
-    @torch.inference_mode()
     def _decode(self, encoded: BaseModelOutput, cache: Any, forced: Tensor | None = None) -> Tensor:
         """As `Ours._decode`."""
         new = self._ids["steps"][:, :1].contiguous()  # one layout in every step, or a graph were not enough

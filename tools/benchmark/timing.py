@@ -34,6 +34,7 @@ class Work:
         sample: numbers of a result, float64 on the host, to be held against another side's.
         prepare: makes the argument, outside the timing.
         check: what gives the result for `sample`, where `run` may turn another way on another side; else `run`.
+        warmups: runs before it is timed, beside the trials.
         alike: makes of another side's numbers those that this one shows, where it shows others.
     """
 
@@ -41,6 +42,7 @@ class Work:
     sample: Callable[[Any], np.ndarray[Any, Any]]
     prepare: Callable[[], Any] = lambda: None
     check: Callable[[Any], Any] | None = None
+    warmups: int = 0
     alike: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = lambda sample: sample
 
 

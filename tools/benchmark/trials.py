@@ -53,6 +53,8 @@ class Trials:
         meter = self.meter(name)
         trial = tried(work, meter, self.wait)
         apart = self._apart(work, trial.sample)  # samples are large: only the reference's is kept
+        for _ in range(work.warmups):
+            work.run(work.prepare())
         if self.twice:
             trial = tried(work, meter, self.wait, checked=False)
         self._found[name] = Tried(trial.memory, trial.seconds, apart)
