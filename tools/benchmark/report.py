@@ -165,13 +165,20 @@ def _ceilings(ceilings: Ceilings) -> Table:
 
 def _differing(result: Result) -> list[str]:
     """Engines that compute something else: their own affair, but their times stand beside ours."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in result.rows:
+        for name in (name for name in result.named("engine") if name in row.sides and not row.agrees(name)):
+            found.setdefault((name, row.item, row.dtype), []).append(row)
     return [
-        f"{row.name}: {name} is {row.sides[name].distance:.2g} away, expected at most {LIMITS[row.dtype]:g}: it "
-        "computes something else here, so there is no ratio"
-        for row in result.rows
-        for name in result.named("engine")
-        if name in row.sides and not row.agrees(name)
+        f"{name} computes something else, so it has no ratio: {'; '.join(row.name for row in rows)}: distance "
+        f"{_span([row.sides[name].distance for row in rows], '.2g')}, expected at most {LIMITS[dtype]:g}"
+        for (name, _, dtype), rows in found.items()
     ]
+
+
+def _span(values: list[float], form: str) -> str:
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _warnings(result: Result) -> list[str]:
@@ -181,13 +188,14 @@ def _warnings(result: Result) -> list[str]:
         for row, name in result.judged
         if not row.agrees(name)
     ]
-    busy = [
-        f"{row.name}: others took {row.others:.0%} of the cores: its times are no findings"
-        for row in result.rows
-        if not row.quiet
-    ]
+    busy = [row for row in result.rows if not row.quiet]
+    if busy:
+        share = _span([row.others for row in busy if row.others is not None], ".0%")
+        rows.append(
+            f"others took {share} of the cores, so these are no findings: {'; '.join(row.name for row in busy)}"
+        )
     unfinished = [] if result.complete else ["interrupted: what comes after the last row was not measured"]
-    return rows + busy + result.warnings + unfinished + ([] if result.rows else ["nothing was measured"])
+    return rows + result.warnings + unfinished + ([] if result.rows else ["nothing was measured"])
 
 
 def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
