@@ -175,6 +175,15 @@ def test_a_picture_has_a_line_a_side_their_names_the_limit_and_the_machine() -> 
     assert "a processor, 2 cores. t: source 512." in figure.get_supxlabel()
 
 
+def test_a_picture_of_an_interrupted_run_has_no_empty_panels() -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib, the extra `plot`")
+    from benchmark import plot
+
+    rows = [row(), row("decode"), row(dtype="bfloat16")]
+    panels = plot.drawn(result(*rows, complete=False)).axes
+    assert [panel.get_visible() for panel in panels] == [True, True, True, True, True, False, True, False]
+
+
 def test_names_at_the_ends_of_lines_keep_apart_near_their_lines() -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib, the extra `plot`")
     from benchmark import plot

@@ -52,8 +52,10 @@ def _other(name: str, options: Options) -> Column:
     return Column(name, "engine", WORDS[name], absent)
 
 
-def openers(options: Options, target: Target, dtype: Any, shared: Transformers | None) -> dict[str, Callable[[], Side]]:
-    """For each column that is there, what opens it in this dtype."""
+def openers(
+    options: Options, target: Target, dtype: Any, shared: Transformers | None = None
+) -> dict[str, Callable[[], Side]]:
+    """For each column what opens it in this dtype; without `shared` for none of transformers'."""
     found: dict[str, Callable[[], Side]] = {
         backend.name: lambda backend=backend: Ours(target.config, target.weights, dtype, backend)  # type: ignore[misc]
         for backend in options.backends
@@ -64,7 +66,8 @@ def openers(options: Options, target: Target, dtype: Any, shared: Transformers |
     if ctranslate.NAME in options.against:
         threads = options.threads or torch.get_num_threads()
         found[ctranslate.NAME] = lambda: ctranslate.CTranslate2(target, threads)
-    return {name: found[name] for name in (*(backend.name for backend in options.backends), *options.against)}
+    names = (*(backend.name for backend in options.backends), *options.against)
+    return {name: found[name] for name in names if name in found}
 
 
 def _way(name: str, shared: Transformers) -> Theirs:

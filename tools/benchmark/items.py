@@ -149,11 +149,15 @@ class Bench:
         """The columns that are there, by name."""
         sides: dict[str, Side] = {}
         with ExitStack() as stack:
-            shared: Transformers | None = None
-            if way := self.options.way:
-                shared = Transformers(self.target, self.options.peer(way, dtype))
-                stack.callback(shared.close)
-            for name, opener in columns.openers(self.options, self.target, dtype, shared).items():
+            shared: list[Transformers] = []
+
+            def share() -> None:
+                shared.append(Transformers(self.target, self.options.peer(self.options.way, dtype)))
+                stack.callback(shared[0].close)
+
+            if self.options.way:
+                self.attempt(f"transformers in {dtype}", share)
+            for name, opener in columns.openers(self.options, self.target, dtype, *shared).items():
                 if not self.columns[name].absent:
                     self.attempt(f"{name} in {dtype}", partial(self._open, name, opener, sides, stack), name)
             try:
@@ -174,7 +178,7 @@ class Bench:
     def pair(self, row: Row, sides: dict[str, Side]) -> None:
         """One item by every column that has it."""
         works: dict[str, Work] = {}
-        lacks = {name: column.absent for name, column in self.columns.items() if column.absent}
+        lacks = {name: column.absent or FAILED for name, column in self.columns.items() if name not in sides}
 
         def ask(name: str) -> None:
             try:

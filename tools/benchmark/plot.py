@@ -46,17 +46,22 @@ def drawn(result: Result) -> Figure:
     for at, (dtype, batch) in enumerate(groups):
         for panel, item in zip(panels[2 * at], items, strict=True):
             group = [row for row in rows if (row.item, row.dtype, row.batch) == (item, dtype, batch)]
+            if not group:  # of a run that was interrupted
+                panel.set_visible(False)
+                panels[2 * at + 1][items.index(item)].set_visible(False)
+                continue
             _time(panel, result, group)
-            panel.set_title(_title(item, dtype, batch), loc="left", fontsize=9, color=INK, fontweight="bold")
+            said = _title(item, dtype, batch if len({row.batch for row in rows}) > 1 else None)
+            panel.set_title(said, loc="left", fontsize=9, color=INK, fontweight="bold")
             _memory(panels[2 * at + 1][items.index(item)], result, group)
     figure.suptitle("Time and memory against the source's length", x=0.01, ha="left", fontsize=12, color=INK)
     figure.supxlabel(_caption(result, size[0]), x=0.01, ha="left", fontsize=7.5, color=PALE, linespacing=1.5)
     return figure
 
 
-def _title(item: str, dtype: str, batch: int) -> str:
+def _title(item: str, dtype: str, batch: int | None) -> str:
     what = {"encode": "encode", "forward": "encoder and decoder", "decode": "one decoding step"}[item]
-    return f"{what}, {dtype}" + (f", batch {batch}" if batch > 1 else "")
+    return f"{what}, {dtype}" + (f", batch {batch}" if batch else "")
 
 
 def _time(panel: Any, result: Result, rows: list[Row]) -> None:
