@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             kept.deliver()
         return int(kept.result.status)
+    except streams.OutputError:
+        raise
     except (BackendError, CheckpointError, ConfigError, OSError, PeerUnavailable, UsageError, WeightsError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from processes import ROOT
 
+from t5g2ref import streams
 from t5g2ref.backend import NUMPY
 
 sys.path.append(str(ROOT / "tools"))
@@ -106,7 +107,12 @@ def test_ctranslate2_is_a_column(ran: Run, monkeypatch: pytest.MonkeyPatch) -> N
         "distance"
     ]  # `score_batch` sees later ids: it is no NaN, and wrong
     assert 0.01 < scored < 1
-    assert "NOTE  vision by ctranslate2: it takes text alone" in found["out"]
+    said = [remark.partition(",")[0] for remark in found["remarks"]]
+    assert said == [
+        "forward by ctranslate2: `score_batch`",
+        "decode by ctranslate2: `translate_batch`",
+        "vision by ctranslate2: it takes text alone",
+    ]
     monkeypatch.setattr(Lengths, "of", staticmethod(lambda config: replace(short, target=16)))
     failed = ran("--ckpt=tiny-released", "--what=forward", "--against=sdpa,ctranslate2")
     assert failed["rows"][0]["lacks"] == {"ctranslate2": "failed"}, "16 ids are more than its window of 14"
@@ -201,6 +207,23 @@ def test_a_file_that_cannot_be_written_now_is_tried_again(
     kept.so_far(result(row()))
     assert "bench.json could not be written yet: No space left on device" in capsys.readouterr().err
     kept.deliver()
+    assert json.loads(path.read_text(encoding="utf-8"))["complete"] is True
+
+
+def test_the_file_is_written_where_nobody_reads_the_tables(
+    quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench_rows import result
+    from benchmark import delivery
+
+    def unread(found: Any) -> None:
+        raise streams.OutputError(32, "Broken pipe")
+
+    monkeypatch.setattr(delivery, "show", unread)
+    path = tmp_path / "bench.json"
+    kept = delivery.Delivery(options.options_of(options.parser().parse_args([f"--json={path}"])), result(row()))
+    with pytest.raises(streams.OutputError):
+        kept.deliver()
     assert json.loads(path.read_text(encoding="utf-8"))["complete"] is True
 
 

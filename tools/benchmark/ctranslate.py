@@ -79,6 +79,7 @@ class CTranslate2:
             lambda _: self._translator.score_batch(sources, targets, max_input_length=0),
             scored,
             alike=lambda logits: log_probs(logits, target),
+            note="`score_batch`, which gives log-probabilities of the given ids in place of all logits",
         )
 
     def _decode(self) -> Work:
@@ -99,7 +100,8 @@ class CTranslate2:
                 sources, target_prefix=whole, min_decoding_length=0, return_logits_vocab=True, **usual
             )
 
-        return Work(run, _last, check=check)
+        note = "`translate_batch`, timed between its calls back: it cannot begin behind a cache"
+        return Work(run, _last, check=check, note=note)
 
 
 class _Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmark.document import as_json
@@ -28,15 +29,20 @@ class Delivery:
             print(f"bench: {self.options.json} could not be written yet: {error.strerror}", file=sys.stderr)
 
     def deliver(self) -> None:
-        """Show what there is, write it and draw it; nothing where there is nothing. OSError from a file."""
+        """Write what there is, draw it and show it; nothing where there is nothing. Each is tried whatever becomes of
+        the others; OSError from a file, OutputError where nobody reads any more."""
         if self.result is None:
             return
-        show(self.result)
-        self._write(self.result)
-        if self.options.plot is not None and self.result.rows:
+        with ExitStack() as stack:  # from the last to the first
+            stack.callback(show, self.result)
+            stack.callback(self._draw, self.result)
+            stack.callback(self._write, self.result)
+
+    def _draw(self, result: Result) -> None:
+        if self.options.plot is not None and result.rows:
             from benchmark.plot import save  # matplotlib is an extra
 
-            save(self.result, self.options.plot)
+            save(result, self.options.plot)
 
     def _write(self, result: Result) -> None:
         if self.options.json is not None:

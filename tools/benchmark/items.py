@@ -183,6 +183,8 @@ class Bench:
         def ask(name: str) -> None:
             try:
                 works[name] = sides[name].work(row.item)
+                if note := works[name].note:
+                    self.remark(f"{row.item} by {name}: {note}")
             except Cannot as cannot:
                 lacks[name] = str(cannot)
                 self.remark(f"{row.item} by {name}: {cannot}")

@@ -34,8 +34,8 @@ do without at the rate that the machine reached here in this type, and the bytes
 sides, with --against
   sdpa, eager  transformers with that attention, and the cache that it makes by itself
   compiled     transformers' fastest decoding: sdpa, a static cache, each step under torch.compile
-  ctranslate2  on the CPU in float32, where it is installed; an item that it has otherwise, or not
-               at all, is said by name. Its failures and other results do not fail the command
+  ctranslate2  on the CPU in float32, where it is installed; notes say by name which item it has
+               otherwise, or not at all. Its failures and other results do not fail the command
 
 exit status   0 measured   1 the results are further apart than rounding, or an item failed
               2 bad usage or environment   3 the command itself failed
@@ -55,8 +55,9 @@ examples
   python tools/bench.py --ckpt 270m --threads 2   a real geometry on two threads (minutes)
   python tools/bench.py --ckpt 270m --lengths 128,512,2048,4096 --plot lengths.svg --json long.json
       time and memory against the source's length, over the machine's limits
-  python tools/bench.py --ckpt tiny-released --against sdpa,eager,ctranslate2 --lengths 7
-      CTranslate2 on the small checkpoint whose settings it has, below its windows, which it ignores
+  python tools/bench.py --ckpt tiny-released --against sdpa,ctranslate2 --what encode --lengths 7,64
+      CTranslate2 on the small checkpoint whose settings it has, below its windows, which it
+      ignores, and above them, where it computes something else
   python tools/bench.py --backend cupy            1b on the GPU: every item, float32 and bfloat16
   python tools/bench.py --backend cupy,cupy-fast --batch 1,8 --dtype bfloat16 --json bench.json
       two backends of ours in turns with transformers' three ways, for one row and for eight

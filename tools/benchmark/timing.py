@@ -35,6 +35,7 @@ class Work:
         prepare: makes the argument, outside the timing.
         check: what gives the result for `sample`, where `run` may turn another way on another side; else `run`.
         warmups: runs before it is timed, beside the trials.
+        note: in what the item is another one here; "" where it is the same.
         alike: makes of another side's numbers those that this one shows, where it shows others.
     """
 
@@ -43,6 +44,7 @@ class Work:
     prepare: Callable[[], Any] = lambda: None
     check: Callable[[Any], Any] | None = None
     warmups: int = 0
+    note: str = ""
     alike: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = lambda sample: sample
 
 
