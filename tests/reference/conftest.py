@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,3 +61,17 @@ def hub(sharded: Path) -> Iterator[Hub]:
 def describe(hub: Hub, tmp_path: Path) -> Describe:
     """`describe` as a user runs it, against that Hub and with a cache of its own."""
     return describing(hub, tmp_path / "home")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, peer_installed: None) -> Any:
+    """tools/bench.py without what takes seconds: its ceilings, collecting garbage before each trial, and settling."""
+    from bench_rows import Ceilings
+    from benchmark import items, run
+
+    rates = {"float32": 1e9, "float64": 1e9}
+    monkeypatch.setattr(items, "beside", lambda *_: (2e9, 3e9))
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    monkeypatch.setattr(items, "SETTLE", 0.0)
+    monkeypatch.setattr(run, "measure", lambda *_: Ceilings(8, rates, rates, 1e9))
+    return run

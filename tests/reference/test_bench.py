@@ -1,13 +1,12 @@
-"""tools/bench.py: what it counts, how it takes turns, what it prints, and that it notices when the sides differ."""
+"""tools/bench.py: what it counts, how it takes turns, and what can be asked of it."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import ROOT
-from rich.console import Console
 
 from t5g2ref.config import Config, Rope, TextConfig, VisionConfig
 
 sys.path.append(str(ROOT / "tools"))
 
 import bench
-from benchmark import counts, report, timing
-from benchmark.ceilings import Ceilings
+from benchmark import counts, options, ours, timing
 
 S, F = "sliding_attention", "full_attention"
 ROPES = {S: Rope(10.0), F: Rope(100.0)}
@@ -81,6 +78,43 @@ def test_bytes_of_a_step_by_hand() -> None:
     assert counts.decode_bytes(CONFIG, lengths, itemsize=4) == 4 * (2 * STEP_WEIGHTS + 8 * (22 + 23))
 
 
+# The encoder: a layer has 4 norms of 8, q and o 192, k and v 96, two head norms of 6, MLP 3·128; then the last norm.
+ENCODER = 2 * (32 + 2 * 192 + 2 * 96 + 12 + 384) + 8  # 2016
+# The tower: patches 12·12 + 12, positions 16·12; a layer 2·24 of norms, 4·(144 + 12), 240 + 20, 240 + 12; its last norm
+# 24; the projector's 12·8 and its norm of 12.
+EYES = 156 + 192 + 2 * (48 + 624 + 260 + 252) + 24 + 108  # 2848
+
+
+def test_bytes_that_are_moved_by_hand() -> None:
+    one = counts.Lengths(source=5, target=3, warm=2, steps=2, answer=3)
+    two = replace(one, batch=2)
+    moved = {item: [counts.bytes_moved(item, CONFIG, n, 4) // 4 for n in (one, two)] for item in options.PAIRED}
+    assert moved == {
+        "encode": [ENCODER + 2 * 5 * 8, ENCODER + 2 * 10 * 8],
+        "forward": [ENCODER + STEP_WEIGHTS + 5 * 8 + 3 * 50, ENCODER + STEP_WEIGHTS + 10 * 8 + 6 * 50],
+        "decode": [2 * STEP_WEIGHTS + 8 * (22 + 23), 2 * STEP_WEIGHTS + 2 * 8 * (22 + 23)],
+        "vision": [EYES + 192 + 4 * 8, EYES + 2 * (192 + 4 * 8)],  # an image has 3·8·8 numbers
+    }
+
+
+def test_operations_of_steps_by_hand_and_of_a_batch() -> None:
+    # One token: 864 a layer, a third of ANSWER's; 22 and 23 pairs, as in the cache above; logits 2·8·50.
+    steps = 2 * (3 * 864 + 800) + 4 * 8 * (22 + 23)
+    lengths = counts.Lengths(source=5, target=3, warm=2, steps=2, answer=3)
+    assert counts.operations("decode", CONFIG, lengths) == steps == 8224
+    for item in options.PAIRED:
+        alone, eight = (counts.operations(item, CONFIG, replace(lengths, batch=batch)) for batch in (1, 8))
+        assert eight == 8 * alone, item
+
+
+def test_a_batch_has_rows_of_its_own() -> None:
+    drawn = ours.Inputs.draw(CONFIG, counts.Lengths(source=5, target=3, warm=2, steps=2, batch=3))
+    assert (drawn.source.shape, drawn.steps.shape, drawn.pixels.shape) == ((3, 5), (3, 2), (3, 3, 8, 8))
+    assert drawn.mixed.shape == (1, 5 + 4 + 2), "the truth has one row"
+    assert (drawn.source[:, 0] == CONFIG.decoder.bos_token_id).all()
+    assert len({tuple(row) for row in drawn.source.tolist()}) == 3
+
+
 def test_only_a_toy_gets_short_lengths() -> None:
     assert counts.Lengths.of(CONFIG).source == 64
     assert counts.Lengths.of(Config.load(ROOT / "t5g2ref/checkpoint/bundled/tiny")).source == 64
@@ -113,6 +147,20 @@ def test_a_trial_compares_the_checked_run() -> None:
     assert (float(trial.sample), trial.memory) == (2.0, 17)
 
 
+def test_a_trial_that_is_not_checked_is_the_run_that_is_timed() -> None:
+    work = timing.Work(run=lambda _: seen.append("run"), sample=np.asarray, check=lambda _: seen.append("check"))
+    seen: list[str] = []
+    meter = SimpleNamespace(start=lambda: None, read=lambda: 17)
+    assert timing.tried(work, meter, lambda: None, checked=False).sample.size == 0
+    assert seen == ["run"]
+
+
+def test_a_side_may_clock_a_part_of_its_run() -> None:
+    work = timing.Work(run=lambda _: timing.Clocked(7.0, 9.0), sample=np.asarray)
+    (taken,) = timing.interleaved([work], lambda: None, 2, settle=0.0)
+    assert (taken.seconds, taken.cpu) == ([7.0, 7.0], [9.0, 9.0])
+
+
 @pytest.mark.parametrize(
     ("seconds", "asked", "repeats"), [(1.0, None, 5), (0.25, None, 16), (1e-4, None, 50), (1.0, 2, 2)]
 )
@@ -135,75 +183,6 @@ def test_the_pool_is_measured_above_what_was_in_use() -> None:
     assert meter.read() == 30
 
 
-def row(item: str = "encode", distance: float = 1e-6, dtype: str = "float32", **changes: Any) -> report.Row:
-    side = report.Timed([0.010, 0.012, 0.011, 0.013, 0.014], 3 << 20)
-    values: dict[str, Any] = {"tokens": 1, "ours": side, "theirs": side, "bound": "GEMM", "floor": 0.006}
-    return report.Row(item, dtype, distance=distance, **values | changes)
-
-
-def result(*rows: report.Row, warnings: tuple[str, ...] = ()) -> report.Result:
-    ceilings = Ceilings(8192, {"float32": 51e12, "bfloat16": 765e12}, {"float32": 3.9e12, "bfloat16": 3.8e12}, 4.27e12)
-    versions = {"python": "3.12.3", "processor": "a name that is long enough to be wrapped at the end of a line " * 2}
-    notes = ["weights: those of /a/folder/with [brackets]"]
-    return report.Result("t", notes, list(rows), ceilings, [("bfloat16", 4 << 30, 4 << 30)], versions, list(warnings))
-
-
-def shown(found: report.Result) -> str:
-    out = io.StringIO()
-    report.show(found, Console(file=out, width=report.WIDTH, highlight=False))
-    return out.getvalue()
-
-
-def test_the_table_fits_100_columns() -> None:
-    slow = report.Timed([123.4567, 99.0, 250.0], 96 << 30)
-    rows = [
-        row(),
-        row("decode", 0.021, "bfloat16", tokens=16, bound="copy", floor=0.003),
-        row("forward", dtype="bfloat16", distance=0.01, ours=slow, theirs=slow, floor=100.0),
-        row("load", 0.0, theirs=report.Timed([1.0], None), bound="", floor=math.nan),
-        row("truth", 0.0, "float64", theirs=None),
-    ]
-    lines = shown(result(*rows)).splitlines()
-    assert max(map(len, lines)) <= 100
-    decode = next(line for line in lines if line.startswith("decode"))
-    # 12 ms for 16 tokens; quartiles 11 and 13; 16 / 0.012 = 1333 tokens/s
-    assert " ".join(decode.split()) == "decode bfloat16 0.750 8 0.750 8 1.00 1333 / 1333 0.188 25% copy 0.02"
-    forward = next(line for line in lines if line.startswith("forward"))
-    assert "123457" in forward
-    assert "81% GEMM" in forward
-    assert any("[brackets]" in line for line in lines)
-    assert any("not known" in line for line in lines), "memory that could not be measured"
-    assert not any("…" in line for line in lines), "a cell was cut"
-    assert result(*rows).status == 0
-
-
-@pytest.mark.parametrize(
-    ("bad", "limit"),
-    [
-        (row(distance=math.nan), "0.01"),
-        (row(distance=0.011), "0.01"),
-        (row(distance=0.21, dtype="bfloat16"), "0.2"),
-        (row("truth", math.nan, "float64", theirs=None), "0.01"),
-    ],
-)
-def test_sides_that_differ_are_an_error(bad: report.Row, limit: str) -> None:
-    found = result(row(), bad)
-    assert found.status == 1
-    output = shown(found)
-    assert "!!" in output
-    assert f"WARNING  {bad.item} in {bad.dtype}: distance {bad.distance:.2g}, expected at most {limit}" in output
-
-
-def test_a_busy_machine_gives_no_ratio() -> None:
-    found = result(row(others=0.04), row("forward", others=0.05))
-    lines = shown(found).splitlines()
-    quiet, busy = (next(line.split() for line in lines if line.startswith(item)) for item in ("encode", "forward"))
-    assert (quiet[6], busy[6]) == ("1.00", "busy")
-    assert "WARNING  forward in float32: others took 5% of the cores: its times are no findings" in shown(found)
-    assert [one["ratio"] for one in json.loads(report.as_json(found))["rows"]] == [1.0, None]
-    assert found.status == 0, "it was measured all the same"
-
-
 def test_what_others_take_is_all_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat, own = tmp_path / "stat", [0.0]
     ticks = timing.os.sysconf("SC_CLK_TCK")
@@ -219,22 +198,6 @@ def test_what_others_take_is_all_that_is_not_ours(tmp_path: Path, monkeypatch: p
     assert timing.Others(tmp_path / "missing").share() is None
 
 
-def test_floors_follow_from_the_rates_beside_the_item() -> None:
-    pytest.importorskip("torch")
-    from benchmark import run
-    from benchmark.ceilings import Beside
-
-    lengths = counts.Lengths(source=5, target=3, warm=2, steps=2, answer=3)
-    options, ceilings = bench.options_of(bench.parser().parse_args([])), Ceilings(8, {"float32": 1.0}, {}, 1.0)
-    rates = Beside((1e9, 3e9), (4e9, 6e9))
-    encode = run.bounded(row(beside=rates), CONFIG, lengths, options, ceilings)
-    assert (encode.bound, encode.floor) == ("GEMM", pytest.approx(ENCODE / 2e9))
-    decode = run.bounded(row("decode", beside=rates), CONFIG, lengths, options, ceilings)
-    assert (decode.bound, decode.floor) == ("GEMV", pytest.approx(counts.decode_bytes(CONFIG, lengths, 4) / 5e9))
-    assert run._chosen({"OPENBLAS_CORETYPE": "Haswell"})[0].startswith("OPENBLAS_CORETYPE=Haswell: ")
-    assert run._chosen({}) == []
-
-
 def test_a_verdict_is_timed_only_where_it_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmark import verdict
 
@@ -243,45 +206,6 @@ def test_a_verdict_is_timed_only_where_it_conforms(monkeypatch: pytest.MonkeyPat
     assert all(np.isnan(sample(status)) for status in (1, 2, 3))
     assert "verdict" not in bench.options_of(bench.parser().parse_args([])).items
     assert bench.options_of(bench.parser().parse_args(["--what", "verdict"])).items == ("verdict",)
-
-
-def test_nothing_measured_and_what_failed_are_errors() -> None:
-    assert result().status == 1
-    assert "WARNING  nothing was measured" in shown(result())
-    failed = result(row(), warnings=("load failed: OSError: disk full",))
-    assert failed.status == 1
-    assert "WARNING  load failed: OSError: disk full" in shown(failed)
-
-
-def test_json_holds_every_repeat_and_no_bare_nan() -> None:
-    document = json.loads(report.as_json(result(row(distance=math.nan))), parse_constant=lambda name: pytest.fail(name))
-    assert document["rows"][0]["distance"] == "nan"
-    assert document["rows"][0]["ours"]["seconds"] == [0.010, 0.012, 0.011, 0.013, 0.014]
-    assert document["status"] == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--dtype", "bfloat16"], "--dtype bfloat16: NumPy only emulates it"),
-        (["--dtype", "float32", "--dtype", "float16"], "--dtype float16: NumPy only emulates it"),
-        (["--what", "encoder"], "--what encoder: no such item; there are encode, forward"),
-        (["--repeats", "0"], "--repeats 0: expected at least 1"),
-        (["--backend", "cuda"], "no backend is called 'cuda'"),
-    ],
-)
-def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(arguments) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        bench.main(["--help"])
-    assert stopped.value.code == 0
-    output = capsys.readouterr().out
-    assert "python tools/bench.py --backend cupy" in output
-    assert max(map(len, output.splitlines())) <= 100
 
 
 def test_a_size_without_weights_is_synthetic_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,52 +224,3 @@ def test_a_size_without_weights_is_synthetic_and_says_so(monkeypatch: pytest.Mon
     assert origin == "weights: SYNTHETIC (seeded, at that geometry), for those of 270m are not on this machine"
     with pytest.raises(bench.CheckpointError, match="not here"):  # nothing is put in the place of a folder
         bench.checkpoint(bench.options_of(bench.parser().parse_args(["--ckpt", "/a/folder"])), lambda *_: None)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, peer_installed: None) -> Any:
-    """The real thing without its ceilings, which take seconds."""
-    from benchmark import items, run
-
-    rates = {"float32": 1e9, "float64": 1e9}
-    monkeypatch.setattr(items, "beside", lambda *_: (2e9, 3e9))
-    monkeypatch.setattr(run, "measure", lambda *_: Ceilings(8, rates, rates, 1e9))
-    return run
-
-
-@pytest.mark.slow
-def test_tiny_is_timed_on_both_sides(quick: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "bench.json"
-    what = [f"--what={item}" for item in ("encode", "forward", "decode", "vision", "load", "truth")]
-    assert bench.main([*what, "--repeats", "2", "--json", str(path)]) == 0, capsys.readouterr()
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert [row["item"] for row in rows] == ["encode", "forward", "decode", "vision", "load", "truth"]
-    for found in rows:
-        sides = [found["ours"]] + ([] if found["item"] == "truth" else [found["theirs"]])
-        assert all(len(side["seconds"]) == 2 and min(side["seconds"]) > 0 for side in sides)
-        assert found["distance"] <= 1e-5, found["item"]
-    assert "source 64, target 16" in capsys.readouterr().out
-
-
-def test_busy_cores_are_said(quick: Any) -> None:
-    assert quick._busy(0.3, 2) == "2 cores, load average 0.3 before the first item"
-    assert "BUSY, do not quote these times" in quick._busy(0.6, 2)
-
-
-@pytest.mark.slow
-def test_a_nan_and_a_failing_item_do_not_pass(
-    quick: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from benchmark.ours import Ours
-
-    def failing(self: Ours) -> None:
-        raise MemoryError("no room")
-
-    monkeypatch.setattr(Ours, "_encode", lambda self: np.full((1, 64, 48), np.nan, np.float32))
-    monkeypatch.setattr(Ours, "_vision", failing)
-    what = ("encode", "vision", "forward")
-    assert bench.main([*(f"--what={item}" for item in what), "--repeats=1"]) == 1
-    output = capsys.readouterr().out
-    assert "WARNING  encode in float32: distance nan" in output
-    assert "WARNING  vision in float32 failed: MemoryError: no room" in output
-    assert "\nforward  float32" in output, "what comes after a failure is measured all the same"

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.timing import waiter
-from t5g2ref.backend import NUMPY, Backend
+from benchmark.timing import on_cpu, waiter
+from t5g2ref.backend import Backend
 from t5g2ref.dtypes import DType
 from t5g2ref.numerics import SDPA, Numerics
 
@@ -41,7 +41,7 @@ class Ceilings:
 
 def measure(backend: Backend, dtypes: tuple[DType, ...], threads: int | None = None) -> Ceilings:
     """Random numbers throughout: zeros multiply faster. `threads` are those of the copy on a CPU."""
-    side, size = (1024, 1 << 28) if backend is NUMPY else (8192, 1 << 30)
+    side, size = (1024, 1 << 28) if on_cpu(backend) else (8192, 1 << 30)
     square = np.random.default_rng(8192).standard_normal((side, side), dtype=np.float32)
     with backend.scope():
         square = backend.xp.asarray(square)
@@ -86,7 +86,7 @@ def _gemv(nx: Numerics, tall: Array) -> float:
 def _copy(backend: Backend, source: Array, parts: int) -> float:
     """On a CPU by `parts` threads: one alone does not fill the memory's bus."""
     there = backend.xp.zeros_like(source)
-    if backend is not NUMPY:
+    if not on_cpu(backend):
         return 2 * int(source.nbytes) / seconds(lambda: backend.xp.copyto(there, source), backend)
     pieces = list(zip(np.array_split(there, parts), np.array_split(source, parts), strict=True))
     with ThreadPoolExecutor(parts) as pool:

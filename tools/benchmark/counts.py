@@ -1,7 +1,8 @@
-"""What each item of the benchmark has to do: operations of its products and bytes of a decoding step.
+"""What each item of the benchmark has to do: operations of its products, and bytes that it cannot do without.
 
 An operation is a multiplication or an addition: a product of (M, K) by (K, N) has 2·M·K·N. In attention only the pairs
-of query and key that the mask allows are counted, so the floor that follows is one for every implementation.
+of query and key that the mask allows are counted. Bytes are those of the weights, once, of what is given and of what is
+returned; what a call keeps in between could stay in a cache. So the floor that follows is one for every implementation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from t5g2ref.config import Config, TextConfig
 from t5g2ref.masks import Band, decoder_band, encoder_band
-from t5g2ref.params import count, shapes
+from t5g2ref.params import EYES, count, shapes
 
 TINY = 10_000_000  # parameters; below this the lengths shrink
 
@@ -26,6 +27,7 @@ class Lengths:
         warm: decoder positions in the cache before the first timed step.
         steps: timed decoding steps of one repeat.
         answer: decoder tokens of the float64 truth.
+        batch: rows, or images; the truth always has one.
     """
 
     source: int = 512
@@ -33,6 +35,7 @@ class Lengths:
     warm: int = 32
     steps: int = 16
     answer: int = 16
+    batch: int = 1
 
     @staticmethod
     def of(config: Config) -> Lengths:
@@ -87,31 +90,71 @@ def vision(config: Config) -> int:
     return cut + v.num_hidden_layers * layer + 2 * config.mm_tokens_per_image * width * config.encoder.hidden_size
 
 
+def step_operations(config: Config, source: int, own: int) -> int:
+    """One decoding step of one row: the decoder's `stack` over one token that sees `own` positions (at most W in a
+    sliding layer) and the source, and its logits."""
+    text = config.decoder
+    return stack(text, 1, _seen(text, source, own)) + 2 * text.hidden_size * text.vocab_size
+
+
 def operations(item: str, config: Config, lengths: Lengths) -> int:
-    """Of one call of an item whose floor is arithmetic."""
-    mixed = lengths.mixed(config)
+    """Of one call of an item, or of all timed steps of "decode"."""
+    source, batch, mixed = lengths.source, lengths.batch, lengths.mixed(config)
     return {
-        "encode": lambda: encode(config, lengths.source),
-        "forward": lambda: encode(config, lengths.source) + answer(config, lengths.source, lengths.target),
-        "vision": lambda: vision(config),
+        "encode": lambda: batch * encode(config, source),
+        "forward": lambda: batch * (encode(config, source) + answer(config, source, lengths.target)),
+        "decode": lambda: batch * sum(step_operations(config, source, own) for own in _owned(lengths)),
+        "vision": lambda: batch * vision(config),
         "truth": lambda: vision(config) + encode(config, mixed) + answer(config, mixed, lengths.answer),
     }[item]()
 
 
-def step_bytes(config: Config, source: int, own: int, itemsize: int) -> int:
+def bytes_moved(item: str, config: Config, lengths: Lengths, itemsize: int) -> int:
+    """Of one call of an item, or of all timed steps of "decode", in numbers of `itemsize` bytes."""
+    batch, rows, eyes = lengths.batch, lengths.batch * lengths.source, _weights(config, EYES)
+    width, v = config.encoder.hidden_size, config.vision
+    seen = config.mm_tokens_per_image * width
+    encoder = _weights(config, "encoder.text_model.layers.") + width  # and the last norm
+    table, decoder = config.decoder.vocab_size * width, _weights(config, "decoder.")
+    numbers = {
+        "encode": lambda: encoder + 2 * rows * width,
+        "forward": lambda: encoder + decoder + table + rows * width + _logits(config, batch * lengths.target),
+        "vision": lambda: eyes + batch * (v.num_channels * v.image_size**2 + seen),
+        "truth": lambda: eyes + encoder + decoder + table + _logits(config, lengths.answer),
+    }
+    return decode_bytes(config, lengths, itemsize) if item == "decode" else itemsize * numbers[item]()
+
+
+def step_bytes(config: Config, source: int, own: int, itemsize: int, batch: int = 1) -> int:
     """What one decoding step must read: every parameter of the decoder and the embedding table once (for the logits),
-    and keys and values, 2·K·H for each of the `own` positions so far (at most W in a sliding layer) and of the source,
-    in every layer."""
+    and for each row keys and values, 2·K·H for each of the `own` positions so far (at most W in a sliding layer) and of
+    the source, in every layer."""
     text = config.decoder
-    weights = sum(math.prod(shape) for name, shape in shapes(config).items() if name.startswith("decoder."))
     table = text.vocab_size * text.hidden_size
-    windows = (text.window(kind) for kind in text.layer_types)
-    positions = sum(source + (own if window is None else min(own, window)) for window in windows)
-    cache = 2 * text.num_key_value_heads * text.head_dim * positions
-    return itemsize * (weights + table + cache)
+    cache = 2 * text.num_key_value_heads * text.head_dim * sum(_seen(text, source, own))
+    return itemsize * (_weights(config, "decoder.") + table + batch * cache)
 
 
 def decode_bytes(config: Config, lengths: Lengths, itemsize: int) -> int:
     """`step_bytes` summed over the timed steps; the n-th sees warm + n own positions, the new one among them."""
-    own = range(lengths.warm + 1, lengths.warm + lengths.steps + 1)
-    return sum(step_bytes(config, lengths.source, position, itemsize) for position in own)
+    return sum(step_bytes(config, lengths.source, own, itemsize, lengths.batch) for own in _owned(lengths))
+
+
+def _owned(lengths: Lengths) -> range:
+    """Own positions that each timed step sees."""
+    return range(lengths.warm + 1, lengths.warm + lengths.steps + 1)
+
+
+def _seen(text: TextConfig, source: int, own: int) -> list[int]:
+    """Positions that a decoding step sees in each layer."""
+    windows = (text.window(kind) for kind in text.layer_types)
+    return [source + (own if window is None else min(own, window)) for window in windows]
+
+
+def _weights(config: Config, begin: str | tuple[str, ...]) -> int:
+    """Parameters whose names begin so."""
+    return sum(math.prod(shape) for name, shape in shapes(config).items() if name.startswith(begin))
+
+
+def _logits(config: Config, rows: int) -> int:
+    return rows * config.decoder.vocab_size

@@ -9,15 +9,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmark.timing import on_cpu
 from t5g2ref import __version__
-from t5g2ref.backend import NUMPY, Backend
+from t5g2ref.backend import Backend
 
 
 def versions(backend: Backend) -> dict[str, str]:
     """Names and versions, in the order of the report."""
     found = {"t5g2ref": __version__, "python": platform.python_version(), **backend.describe()}
-    found |= {name: _installed(name) for name in ("torch", "transformers")}
-    return found | (_cpu() if backend is NUMPY else {"NVIDIA driver": _driver()})
+    found |= {name: _installed(name) for name in ("torch", "transformers", "ctranslate2")}
+    return found | (_cpu() if on_cpu(backend) else {"NVIDIA driver": _driver()})
+
+
+def name(backend: Backend, threads: int | None = None) -> str:
+    """The machine in a few words, for a caption."""
+    if not on_cpu(backend):
+        return backend.describe().get("device", backend.name).removeprefix(f"{backend.name}, ")
+    return f"{_processor()}, {os.cpu_count()} cores" + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
 
 
 def _installed(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Our side of the benchmark, and the inputs of both."""
+"""Our side of the benchmark, and the inputs of all sides."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Array = Any
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both sides are given, on the host: ids int64 (1, T), pixels float32 (1, C, side, side).
+    """What all sides are given, on the host: ids int64 (B, T), pixels float32 (B, C, side, side). Nothing is padded.
 
     Args:
         source, target: of `encode` and `forward`.
-        warm, steps: decoder ids in the cache, and those that both sides decode when they are held against each other.
-        mixed: the truth's source, text and one image.
+        warm, steps: decoder ids in the cache, and those that all sides decode when they are held against each other.
+        mixed: the truth's source, text and one image; one row.
     """
 
     source: Array
@@ -41,42 +41,50 @@ class Inputs:
     @staticmethod
     def draw(config: Config, lengths: Lengths) -> Inputs:
         """Random text and a random image, the same on every run."""
-        rng, v = np.random.default_rng(512), config.vision
+        rng, v, batch = np.random.default_rng(512), config.vision, lengths.batch
         image = [config.image_token_index] * config.mm_tokens_per_image
         image = [config.boi_token_index, *image, config.eoi_token_index]
         return Inputs(
-            source=_text(rng, config, lengths.source),
-            target=_text(rng, config, lengths.target),
-            warm=_text(rng, config, lengths.warm),
-            steps=_text(rng, config, lengths.steps + 1)[:, 1:],
-            mixed=np.concatenate([_text(rng, config, lengths.source), [image]], axis=1),
-            pixels=rng.uniform(-1, 1, (1, v.num_channels, v.image_size, v.image_size)).astype(np.float32),
+            source=_text(rng, config, batch, lengths.source),
+            target=_text(rng, config, batch, lengths.target),
+            warm=_text(rng, config, batch, lengths.warm),
+            steps=_text(rng, config, batch, lengths.steps + 1)[:, 1:],
+            mixed=np.concatenate([_text(rng, config, 1, lengths.source), [image]], axis=1),
+            pixels=rng.uniform(-1, 1, (batch, v.num_channels, v.image_size, v.image_size)).astype(np.float32),
         )
 
 
-def _text(rng: np.random.Generator, config: Config, length: int) -> Array:
-    """bos and ordinary tokens, (1, length): no id that means an image or padding."""
+def _text(rng: np.random.Generator, config: Config, batch: int, length: int) -> Array:
+    """bos and ordinary tokens, (batch, length): no id that means an image or padding."""
     stack = config.decoder
     special = [config.boi_token_index, config.eoi_token_index, config.image_token_index]
     special += [stack.pad_token_id, stack.bos_token_id, *stack.eos_token_id]
-    ids = rng.choice(np.delete(np.arange(stack.vocab_size), special), (1, length))
-    ids[0, 0] = stack.bos_token_id
+    ids = rng.choice(np.delete(np.arange(stack.vocab_size), special), (batch, length))
+    ids[:, 0] = stack.bos_token_id
     return ids.astype(np.int64)
 
 
 class Ours:
     """T5Gemma2 on one backend in one dtype."""
 
-    def __init__(
-        self, config: Config, weights: Mapping[str, Any], dtype: DType, backend: Backend, inputs: Inputs
-    ) -> None:
+    def __init__(self, config: Config, weights: Mapping[str, Any], dtype: DType, backend: Backend) -> None:
         nx = Numerics(dtype, SDPA, backend)
         with nx.scope():
             arrays = {name: nx.array(value) for name, value in weights.items()}
+        self.name, self.weight_bytes = backend.name, sum(int(array.nbytes) for array in arrays.values())
+        self._model = T5Gemma2(config, tree(arrays), nx)
+        self._ids: dict[str, Array] = {}
+        self._pixels: Array = None
+
+    def close(self) -> None:
+        """The weights go when nobody holds this."""
+
+    def given(self, inputs: Inputs) -> None:
+        """Put what the items are run on where the weights are."""
+        nx = self._model.nx
+        with nx.scope():
             self._ids = {name: nx.xp.asarray(getattr(inputs, name)) for name in ("source", "target", "warm", "steps")}
             self._pixels = nx.array(inputs.pixels)
-        self.weight_bytes = sum(int(array.nbytes) for array in arrays.values())
-        self._model = T5Gemma2(config, tree(arrays), nx)
 
     def work(self, item: str) -> Work:
         if item == "decode":

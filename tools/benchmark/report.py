@@ -1,175 +1,158 @@
-"""The benchmark's result for a person, in 100 columns, and for a machine."""
+"""The benchmark's result for a person: tables whose rows are items and whose columns are sides."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.ceilings import Beside, Ceilings
+from benchmark.ceilings import Ceilings
+from benchmark.result import FAILED, LIMITS, Result, Row
 
-WIDTH = 100
-BUSY = 0.05
-"""Share of the cores that others take from which times are no findings: who waits at each product for a thread that
-does not run loses far more than that."""
-LIMITS = {"float64": 1e-2, "float32": 1e-2, "bfloat16": 0.2, "float16": 0.2}
-"""Distance of the two sides' results from which they cannot be the same computation."""
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One side of a row: seconds of each repeat, the bytes one call holds beyond the weights (None: not known), and CPU
-    seconds of each repeat, of all threads together."""
-
-    seconds: list[float]
-    memory: int | None
-    cpu: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Half the distance of the quartiles over the median."""
-        if len(self.seconds) < 2:
-            return math.nan
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return (high - low) / 2 / self.median
-
-
-@dataclass(frozen=True)
-class Row:
-    """One item in one dtype.
-
-    Args:
-        tokens: that one repeat decodes; 1 for everything else.
-        theirs: None where transformers has no such item.
-        distance: ‖ours − theirs‖ / ‖theirs‖; without a counterpart 0 if our numbers are finite, else NaN.
-        bound: the ceiling that `floor`, in seconds of one repeat, follows from: "GEMM", "GEMV", "copy" or "".
-        others: share of the cores that other processes took meanwhile; None where that is not known.
-        beside: the CPU's rates just before and after; None on a GPU, and where the item is no arithmetic.
-    """
-
-    item: str
-    dtype: str
-    tokens: int
-    ours: Timed
-    theirs: Timed | None
-    distance: float
-    bound: str = ""
-    floor: float = math.nan
-    others: float | None = None
-    beside: Beside | None = None
-
-    @property
-    def quiet(self) -> bool:
-        """Whether its times may be quoted."""
-        return self.others is None or self.others < BUSY
-
-    @property
-    def agrees(self) -> bool:
-        return self.distance <= LIMITS[self.dtype]  # false for NaN
-
-    @property
-    def ratio(self) -> float:
-        return math.nan if self.theirs is None else self.ours.median / self.theirs.median
-
-
-@dataclass(frozen=True)
-class Result:
-    """Everything one command measured.
-
-    Args:
-        title: checkpoint, backend and lengths.
-        notes: what a reader must know to trust the numbers.
-        held: (dtype, bytes of our weights, bytes of transformers').
-        warnings: faults other than a row that disagrees.
-    """
-
-    title: str
-    notes: list[str]
-    rows: list[Row]
-    ceilings: Ceilings
-    held: list[tuple[str, int, int]]
-    versions: dict[str, str]
-    warnings: list[str]
-
-    @property
-    def status(self) -> int:
-        """0, or 1 when the two sides do not compute the same."""
-        return 0 if self.rows and all(row.agrees for row in self.rows) and not self.warnings else 1
+WIDTH, WIDER = 100, 150
+MANY = 5  # columns that WIDTH has room for
+LACKING = "-"
+Cell = Callable[[Row, str], str]
 
 
 def show(result: Result, console: Console | None = None) -> None:
-    console = console or Console(width=WIDTH, highlight=False)
+    console = console or Console(width=WIDTH if len(result.columns) <= MANY else WIDER, highlight=False)
     say = partial(console.print, markup=False)  # a folder's name may have brackets in it
     say(result.title, style="bold")
-    for note in result.notes:
+    for note in (*result.notes, *(f"{column.name}: {column.what}" for column in result.columns)):
         say(f"  {note}")
-    for title, table in (
-        ("Times: medians, ± half the distance of the quartiles; decode is per token", _times(result.rows)),
-        (
-            "Load: cores that others took; the CPU's rates before and after; CPU time, waiting threads too",
-            _load(result),
-        ),
-        ("Ceilings: measured here, through our backend", _ceilings(result.ceilings)),
-        ("Memory, MiB: the weights, and the most that one call held beyond them", _memory(result)),
-    ):
+    for title, table in _tables(result):
         say(f"\n{title}\n", style="bold")
         console.print(table)
     say("\n" + "; ".join(f"{name} {version}" for name, version in result.versions.items()))
+    for remark in (*result.remarks, *_differing(result)):
+        say(f"NOTE  {remark}")
     for warning in _warnings(result):
         say(f"WARNING  {warning}", style="bold red")
 
 
-def _times(rows: list[Row]) -> Table:
-    sides = ("ours\nms", "\n±%", "transformers\nms", "\n±%", "ours /\ntheirs", "tokens/s")
-    table = _table(("item", "dtype"), (*sides, "floor\nms", "of the\nceiling", "\ndistance"))
-    for row in rows:
-        style = None if row.agrees else "bold red"
-        table.add_row(row.item, row.dtype, *_side(row, row.ours), *_side(row, row.theirs), *_rest(row), style=style)
+def _tables(result: Result) -> list[tuple[str, Table]]:
+    names = [column.name for column in result.columns]
+    bounded = [row for row in result.rows if row.bound]
+    decoded = [row for row in result.rows if row.item == "decode"]
+    tables = [
+        ("Times, ms: medians, ± half the distance of the quartiles in %; decode is per step", _by_side(result, _time)),
+        ("Ours over theirs: below 1 ours is faster", _ratios(result)),
+        ("Floors, ms: operations and bytes at the rates measured here; the greater over a side's time", _floors(result))
+        if bounded
+        else None,
+        ("Tokens per second, of all rows", _by_side(result, _speed, decoded)) if decoded else None,
+        ("Distance of the results from those of the reference, ref", _by_side(result, _distance)),
+        ("Memory, MiB: the weights, and the most that one call held beyond them", _memory(result)),
+        ("CPU time, ms, of all threads, waiting ones too; cores that others took", _by_side(result, _cpu, others=True)),
+        ("Rates of the CPU before and after", _beside(result)) if any(row.beside for row in result.rows) else None,
+        ("Ceilings: measured here, through our backend", _ceilings(result.ceilings)) if result.ceilings.gemm else None,
+    ]
+    return [(title, table) for title, table in filter(None, tables) if names]
+
+
+def _by_side(result: Result, cell: Cell, rows: list[Row] | None = None, *, others: bool = False) -> Table:
+    """A cell for each row and column."""
+    names = [column.name for column in result.columns]
+    table = _table(("item", "dtype"), ("source", "batch", *names, *(["others"] if others else [])))
+    for row in result.rows if rows is None else rows:
+        cells = [cell(row, name) if name in row.sides else _lacking(row, name) for name in names]
+        share = "not known" if row.others is None else f"{row.others:.0%}"
+        agree = all(row.agrees(name) for one, name in result.judged if one is row)
+        table.add_row(*_left(row), *cells, *([share] if others else []), style=None if agree else "bold red")
     return table
 
 
-def _side(row: Row, side: Timed | None) -> tuple[str, str]:
-    if side is None:
-        return "-", ""
-    return _figures(side.median / row.tokens * 1e3), "" if math.isnan(side.spread) else f"{side.spread * 100:.0f}"
+def _left(row: Row) -> tuple[str, str, str, str]:
+    return row.item, row.dtype, str(row.source or ""), str(row.batch)
 
 
-def _rest(row: Row) -> list[str]:
-    speeds = [] if row.tokens == 1 else [side for side in (row.ours, row.theirs) if side is not None]
-    return [
-        "" if row.theirs is None else f"{row.ratio:.2f}" if row.quiet else "busy",
-        " / ".join(f"{row.tokens / side.median:.0f}" for side in speeds),
-        "" if math.isnan(row.floor) else _figures(row.floor / row.tokens * 1e3),
-        "" if math.isnan(row.floor) else f"{row.floor / row.ours.median:.0%} {row.bound}",
-        "" if row.agrees and row.theirs is None else f"{row.distance:.1g}{'' if row.agrees else ' !!'}",
-    ]
+def _lacking(row: Row, name: str) -> str:
+    """Why it lacks another time is said once, below the tables."""
+    return FAILED if row.lacks.get(name) == FAILED else LACKING
 
 
-def _load(result: Result) -> Table:
-    table = _table(("item", "dtype"), ("others", "GEMM\nTFLOP/s", "GEMV\nGB/s", "ours\nCPU ms", "theirs\nCPU ms"))
+def _time(row: Row, name: str) -> str:
+    side = row.sides[name]
+    spread = "" if math.isnan(side.spread) else f" ±{side.spread * 100:.0f}"
+    return f"{_figures(side.median / row.steps * 1e3)}{spread}"
+
+
+def _speed(row: Row, name: str) -> str:
+    return f"{row.steps * row.batch / row.sides[name].median:.0f}"
+
+
+def _distance(row: Row, name: str) -> str:
+    if name == row.reference:
+        return "ref" if row.agrees(name) else "not finite !!"
+    return f"{row.sides[name].distance:.1g}{'' if row.agrees(name) else ' !!'}"
+
+
+def _cpu(row: Row, name: str) -> str:
+    cpu = row.sides[name].cpu
+    return _figures(statistics.median(cpu) / row.steps * 1e3) if cpu else LACKING
+
+
+def _ratios(result: Result) -> Table:
+    theirs = list(dict.fromkeys(theirs for _, theirs in result.pairs))
+    table = _table(("item", "dtype"), ("source", "batch", "ours", *theirs))
     for row in result.rows:
-        rates = ("", "") if row.beside is None else (_pair(row.beside.gemm, 1e12), _pair(row.beside.gemv, 1e9))
-        others = "not known" if row.others is None else f"{row.others:.0%}"
-        table.add_row(row.item, row.dtype, others, *rates, *(_cpu(row, side) for side in (row.ours, row.theirs)))
+        for ours in (name for name in result.named("ours") if name in row.sides):
+            if any(name in row.sides for name in theirs):
+                table.add_row(*_left(row), ours, *(_ratio(row, ours, name) for name in theirs))
+    return table
+
+
+def _ratio(row: Row, ours: str, theirs: str) -> str:
+    ratio = row.ratio(ours, theirs)
+    if math.isnan(ratio):
+        return "differs" if theirs in row.sides else _lacking(row, theirs)
+    return f"{ratio:.2f}" if row.quiet else "busy"
+
+
+def _floors(result: Result) -> Table:
+    names = [column.name for column in result.columns]
+    table = _table(("item", "dtype"), ("source", "batch", "opera-\ntions", "\nbytes", *(f"\n{name}" for name in names)))
+    for row in (row for row in result.rows if row.bound):
+        floors = (_figures(seconds / row.steps * 1e3) for seconds in (row.computing, row.moving))
+        table.add_row(*_left(row), *floors, *(_reached(row, name) for name in names))
+    return table
+
+
+def _reached(row: Row, name: str) -> str:
+    reached = row.reached(name)
+    if math.isnan(reached):
+        return "differs" if name in row.sides else _lacking(row, name)
+    return f"{reached:.0%}" if row.quiet else "busy"
+
+
+def _memory(result: Result) -> Table:
+    names = [column.name for column in result.columns]
+    table = _table(("item", "dtype"), ("source", "batch", *names))
+    for dtype, held in result.held:
+        table.add_row(
+            "weights", dtype, "", "", *(_mebibytes(held[name]) if name in held else LACKING for name in names)
+        )
+    for row in result.rows:
+        sides = (row.sides.get(name) for name in names)
+        table.add_row(*_left(row), *(LACKING if side is None else _mebibytes(side.memory) for side in sides))
+    return table
+
+
+def _beside(result: Result) -> Table:
+    table = _table(("item", "dtype"), ("source", "batch", "GEMM\nTFLOP/s", "GEMV\nGB/s"))
+    for row in result.rows:
+        if row.beside is not None:
+            table.add_row(*_left(row), _pair(row.beside.gemm, 1e12), _pair(row.beside.gemv, 1e9))
     return table
 
 
 def _pair(rates: tuple[float, float], unit: float) -> str:
     return " - ".join(_figures(rate / unit) for rate in rates)
-
-
-def _cpu(row: Row, side: Timed | None) -> str:
-    return "-" if side is None or not side.cpu else _figures(statistics.median(side.cpu) / row.tokens * 1e3)
 
 
 def _ceilings(ceilings: Ceilings) -> Table:
@@ -180,29 +163,39 @@ def _ceilings(ceilings: Ceilings) -> Table:
     return table
 
 
-def _memory(result: Result) -> Table:
-    table = _table(("item", "dtype"), ("ours", "transformers"))
-    for dtype, ours, theirs in result.held:
-        table.add_row("weights", dtype, _mebibytes(ours), _mebibytes(theirs))
+def _differing(result: Result) -> list[str]:
+    """Engines that compute something else: their own affair, but their times stand beside ours."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
     for row in result.rows:
-        theirs_beyond = "-" if row.theirs is None else _mebibytes(row.theirs.memory)
-        table.add_row(row.item, row.dtype, _mebibytes(row.ours.memory), theirs_beyond)
-    return table
+        for name in (name for name in result.named("engine") if name in row.sides and not row.agrees(name)):
+            found.setdefault((name, row.item, row.dtype), []).append(row)
+    return [
+        f"{name} computes something else, so it has no ratio: {'; '.join(row.name for row in rows)}: distance "
+        f"{_span([row.sides[name].distance for row in rows], '.2g')}, expected at most {LIMITS[dtype]:g}"
+        for (name, _, dtype), rows in found.items()
+    ]
+
+
+def _span(values: list[float], form: str) -> str:
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _warnings(result: Result) -> list[str]:
     rows = [
-        f"{row.item} in {row.dtype}: distance {row.distance:.2g}, expected at most {LIMITS[row.dtype]:g}: the two "
+        f"{row.name}: {name} has distance {row.sides[name].distance:.2g}, expected at most {LIMITS[row.dtype]:g}: the "
         "sides do not compute the same thing, so their times say nothing"
-        for row in result.rows
-        if not row.agrees
+        for row, name in result.judged
+        if not row.agrees(name)
     ]
-    busy = [
-        f"{row.item} in {row.dtype}: others took {row.others:.0%} of the cores: its times are no findings"
-        for row in result.rows
-        if not row.quiet
-    ]
-    return rows + busy + result.warnings + ([] if result.rows else ["nothing was measured"])
+    busy = [row for row in result.rows if not row.quiet]
+    if busy:
+        share = _span([row.others for row in busy if row.others is not None], ".0%")
+        rows.append(
+            f"others took {share} of the cores, so these are no findings: {'; '.join(row.name for row in busy)}"
+        )
+    unfinished = [] if result.complete else ["interrupted: what comes after the last row was not measured"]
+    return rows + result.warnings + unfinished + ([] if result.rows else ["nothing was measured"])
 
 
 def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
@@ -223,19 +216,3 @@ def _figures(value: float) -> str:
 
 def _mebibytes(size: int | None) -> str:
     return "not known" if size is None else _figures(size / 2**20) if size else "0"
-
-
-def as_json(result: Result) -> str:
-    """All of it, every repeat included; numbers that JSON cannot hold (NaN, infinity) become strings."""
-    document = asdict(result) | {"status": result.status}
-    for row, entry in zip(result.rows, document["rows"], strict=True):
-        entry["ratio"] = row.ratio if row.quiet and row.theirs is not None else None
-    return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

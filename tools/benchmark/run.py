@@ -1,4 +1,4 @@
-"""One run of the benchmark: each dtype's items, loading, the truth, then the ceilings that they are held against."""
+"""One run of the benchmark: the ceilings, each dtype's items, loading, the truth; then floors under every row."""
 
 from __future__ import annotations
 
@@ -13,52 +13,75 @@ from statistics import mean
 import threadpoolctl
 import torch
 
+from benchmark import machine
 from benchmark.ceilings import Ceilings, measure
-from benchmark.counts import Lengths, decode_bytes, operations
-from benchmark.items import Bench
-from benchmark.machine import versions
-from benchmark.options import Options
-from benchmark.report import Result, Row
+from benchmark.counts import Lengths, bytes_moved, operations
+from benchmark.items import Bench, Reporter
+from benchmark.options import WAYS, Options
+from benchmark.result import Result, Row
+from benchmark.timing import on_cpu
 from conformance.peers import find as peers
 from conformance.target import Target
-from t5g2ref.backend import NUMPY
 from t5g2ref.config import Config
 from t5g2ref.numerics import Numerics
 
+UNBOUND = ("load", "verdict")  # no arithmetic
 
-def run(options: Options, target: Target, origin: str, say: Callable[[str], None]) -> Result:
-    """Everything that was asked for. PeerUnavailable before anything is measured."""
+
+def run(
+    options: Options, target: Target, origin: str, reporter: Reporter, kept: Callable[[Result], None] = lambda _: None
+) -> Result:
+    """Everything that was asked for. `kept` is given what there is so far, after each row.
+
+    Raises PeerUnavailable before anything is measured.
+    """
     for dtype in options.dtypes if options.items != ("truth",) else ():
-        peers.create(options.peer(dtype))
+        for way in (name for name in options.against if name in WAYS):
+            peers.create(options.peer(way, dtype))
     with limited(options.threads):
-        bench = Bench(options, target, say)
-        remarks = notes(options)
+        bench = Bench(options, target, reporter)
+        found = partial(
+            result_of, bench, [origin, *notes(options, bench.on_cpu)], machine.versions(options.backends[0])
+        )
+        ceilings = ceilings_of(bench)
+        bench.kept = lambda: kept(found(ceilings, complete=False))
+        reporter.start(bench.total())
         for dtype in options.dtypes:
             bench.attempt(f"every item in {dtype}", partial(bench.paired, dtype))
-        bench.attempt("load", bench.loads)
-        bench.attempt("truth", bench.truths)
-        bench.attempt("verdict", bench.verdicts)
-        ceilings = ceilings_of(bench)
-    config = target.config
+        for item, measured in (("load", bench.loads), ("truth", bench.truths), ("verdict", bench.verdicts)):
+            if item in options.items:
+                bench.attempt(item, measured)
+    return found(ceilings, complete=True)
+
+
+def result_of(
+    bench: Bench, remarks: list[str], versions: dict[str, str], ceilings: Ceilings, *, complete: bool
+) -> Result:
+    """What the bench has found so far."""
+    options, config = bench.options, bench.target.config
+    threads = options.threads or (torch.get_num_threads() if bench.on_cpu else None)
     return Result(
-        title=f"{target.name} on {options.backend.name}: {described(config, bench.lengths)}",
-        notes=[origin, *remarks],
-        rows=[bounded(row, config, bench.lengths, options, ceilings) for row in bench.rows],
+        title=f"{bench.target.name}: {described(config, bench)}",
+        machine=machine.name(options.backends[0], threads),
+        notes=remarks,
+        columns=list(bench.columns.values()),
+        rows=[bounded(row, config, bench.usual, options, ceilings) for row in bench.rows],
         ceilings=ceilings,
-        held=bench.held,
-        versions=versions(options.backend),
-        warnings=bench.warnings,
+        held=list(bench.held),
+        versions=versions,
+        remarks=list(bench.remarks),
+        warnings=list(bench.warnings),
+        complete=complete,
     )
 
 
 def ceilings_of(bench: Bench) -> Ceilings:
-    """Measured for every dtype that has a row; without numbers, and with a warning, where that fails."""
+    """Measured for every dtype that will have a row; without numbers, and with a warning, where that fails."""
     found = [Ceilings(0, {}, {}, math.nan)]
-    bench.say("ceilings")
+    options = bench.options
+    dtypes = (*options.dtypes, *(["float64"] if "truth" in options.items else []))
+    bench.attempt("measuring the ceilings", lambda: found.append(measure(options.backends[0], dtypes, options.threads)))
     bench.release()
-    dtypes = tuple(dict.fromkeys(row.dtype for row in bench.rows))
-    backend, threads = bench.options.backend, bench.options.threads
-    bench.attempt("measuring the ceilings", lambda: found.append(measure(backend, dtypes, threads)))
     return found[-1]
 
 
@@ -77,30 +100,29 @@ def limited(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def described(config: Config, lengths: Lengths) -> str:
-    side = config.vision.image_size
+def described(config: Config, bench: Bench) -> str:
+    lengths, side = bench.usual, config.vision.image_size
+    sources, batches = (", ".join(map(str, numbers)) for numbers in (bench.sources, bench.options.batches))
     return (
-        f"source {lengths.source}, target {lengths.target}, decode {lengths.steps} steps behind {lengths.warm} cached, "
-        f"image {side} × {side}, batch of one"
+        f"source {sources}, target {lengths.target}, decode {lengths.steps} steps behind {lengths.warm} cached, image "
+        f"{side} × {side}, batch of {batches}"
     )
 
 
-def notes(options: Options) -> list[str]:
+def notes(options: Options, host: bool) -> list[str]:
     """What a reader has to know of the numbers."""
-    on_cpu = options.backend is NUMPY
     lines = [
-        f"transformers: {options.attention} attention, no compilation; the two sides take turns in one process",
-        "host clock around each call, device idle before and after"
-        + ("" if on_cpu else ": the time to launch kernels is in it"),
+        "the sides take turns in one process; host clock around each call, device idle before and after"
+        + ("" if host else ": the time to launch kernels is in it"),
     ]
-    if on_cpu:
+    if host:
         lines.append(_busy(os.getloadavg()[0], os.cpu_count() or 1))
         lines += _chosen(os.environ)
     elif "float32" in options.dtypes:
         lines.append("float32 is float32: TF32 is off on both sides, and a product of each is tested for it")
     lines.append(
         "memory: growth of the process's peak resident set in one call"
-        if on_cpu
+        if host
         else "memory: what each library's pool held at most in one call, without cuBLAS's own workspaces"
     )
     if "load" in options.items:
@@ -120,14 +142,17 @@ def _busy(load: float, cores: int) -> str:
     return line if load < cores / 4 else f"{line}: BUSY, do not quote these times"
 
 
-def bounded(row: Row, config: Config, lengths: Lengths, options: Options, ceilings: Ceilings) -> Row:
-    """The row with the floor that the ceilings set."""
-    if row.item in ("load", "verdict"):
+def bounded(row: Row, config: Config, usual: Lengths, options: Options, ceilings: Ceilings) -> Row:
+    """The row with what it cannot do without, and the seconds of that at the rates beside it, or at the ceilings."""
+    if row.item in UNBOUND:
         return row
-    if row.item == "decode":
-        size = Numerics(row.dtype, backend=options.backend).storage.itemsize
-        if row.beside is not None:
-            return replace(row, bound="GEMV", floor=decode_bytes(config, lengths, size) / mean(row.beside.gemv))
-        return replace(row, bound="copy", floor=decode_bytes(config, lengths, size) / ceilings.copy)
-    rate = ceilings.gemm.get(row.dtype, math.nan) if row.beside is None else mean(row.beside.gemm)
-    return replace(row, bound="GEMM", floor=operations(row.item, config, lengths) / rate)
+    lengths = replace(usual, source=row.source or usual.source, batch=row.batch)
+    dtype = "float32" if row.item == "truth" else row.dtype  # the truth's weights stay in it
+    size = Numerics(dtype, backend=options.backends[0]).storage.itemsize
+    work, moved = operations(row.item, config, lengths), bytes_moved(row.item, config, lengths, size)
+    rate, speed = ceilings.gemm.get(row.dtype, math.nan), ceilings.copy
+    if row.beside is not None:
+        rate, speed = mean(row.beside.gemm), mean(row.beside.gemv)
+    elif on_cpu(options.backends[0]):
+        speed = ceilings.gemv.get(row.dtype, math.nan)
+    return replace(row, operations=work, bytes=moved, computing=work / rate, moving=moved / speed)

@@ -13,12 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from t5g2ref.backend import NUMPY
+from t5g2ref.backend import Backend
 
 Array = Any
-SECONDS = 4.0  # of timed calls that an item gets, both sides together, unless its least number needs more
+SECONDS = 4.0  # of timed calls that an item gets, all sides together, unless its least number needs more
 MOST = 50
-SETTLE = 0.03  # on a CPU: the threads of both libraries spin for some ms after their work, on the same cores
+SETTLE = 0.03  # on a CPU: the threads of all libraries spin for some ms after their work, on the same cores
+
+
+class Cannot(Exception):
+    """A side has no such item. The message says what it lacks, or where it has it."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,30 @@ class Work:
     """One side's share of an item.
 
     Args:
-        run: what is timed; its argument is what `prepare` made.
-        sample: numbers of a result, float64 on the host, to be held against the other side's.
+        run: what is timed; its argument is what `prepare` made. A `Clocked` result has times of its own.
+        sample: numbers of a result, float64 on the host, to be held against another side's.
         prepare: makes the argument, outside the timing.
-        check: what gives the result for `sample`, where `run` may turn another way on the other side; else `run`.
+        check: what gives the result for `sample`, where `run` may turn another way on another side; else `run`.
+        warmups: runs before it is timed, beside the trials.
+        note: in what the item is another one here; "" where it is the same.
+        alike: makes of another side's numbers those that this one shows, where it shows others.
     """
 
     run: Callable[[Any], Any]
     sample: Callable[[Any], np.ndarray[Any, Any]]
     prepare: Callable[[], Any] = lambda: None
     check: Callable[[Any], Any] | None = None
+    warmups: int = 0
+    note: str = ""
+    alike: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = lambda sample: sample
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """The seconds and CPU seconds of a part of a run, where a library cannot be asked for that part alone."""
+
+    seconds: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,14 @@ class Meter(Protocol):
         """Bytes above the mark at the highest since; None where this cannot be known."""
 
 
+def on_cpu(backend: Backend) -> bool:
+    """Whether the backend's arrays are NumPy's own."""
+    return backend.xp is np
+
+
 def waiter(backend: Any) -> Callable[[], None]:
-    """A call that returns when the whole device is idle, both libraries' streams. A CPU has nothing to wait for."""
-    if backend is NUMPY:
+    """A call that returns when the whole device is idle, all libraries' streams. A CPU has nothing to wait for."""
+    if on_cpu(backend):
         return lambda: None
 
     def wait() -> None:
@@ -78,10 +101,10 @@ class Taken:
 
 
 def interleaved(works: Sequence[Work], wait: Callable[[], None], repeats: int, settle: float) -> list[Taken]:
-    """`repeats` runs of each work, taken in turn (A B A B …), the device idle before and after each.
+    """`repeats` runs of each work, taken in turn (A B C A B C …), the device idle before and after each.
 
     Before a timed run the same work runs untimed for `settle` seconds, so that it meets its own threads awake and the
-    other side's at rest. A pause instead would also let its own fall asleep, and the caches go cold.
+    others' at rest. A pause instead would also let its own fall asleep, and the caches go cold.
     """
     sides = [Taken([], []) for _ in works]
     for _ in range(repeats):
@@ -104,6 +127,8 @@ def _timed(work: Work, wait: Callable[[], None]) -> tuple[float, float]:
     result = work.run(given)  # kept until the clocks are read, so that freeing it is not timed
     wait()
     taken = time.perf_counter() - began, time.process_time() - spent
+    if isinstance(result, Clocked):
+        taken = result.seconds, result.cpu
     del result
     return taken
 
@@ -133,16 +158,17 @@ class Others:
         return sum(fields) - idle, sum(fields), sum(own[:4]) * os.sysconf("SC_CLK_TCK")
 
 
-def tried(work: Work, meter: Meter, wait: Callable[[], None]) -> Trial:
-    """One run for its numbers and its memory; it also warms up."""
-    given = work.prepare()
+def tried(work: Work, meter: Meter, wait: Callable[[], None], *, checked: bool = True) -> Trial:
+    """One run for its numbers and its memory; it also warms up. Unchecked it is the run that will be timed, without
+    numbers."""
+    given, call = work.prepare(), (work.check or work.run) if checked else work.run
     wait()
     meter.start()
     began = time.perf_counter()
-    result = (work.check or work.run)(given)
+    result = call(given)
     wait()
     seconds, memory = time.perf_counter() - began, meter.read()
-    return Trial(work.sample(result), memory, seconds)
+    return Trial(work.sample(result) if checked else np.empty(0), memory, seconds)
 
 
 def fitting(seconds: float, asked: int | None, least: int) -> int:
