@@ -161,9 +161,10 @@ class Plan:
     @cached_property
     def fixed(self) -> int:
         """Bytes of shared memory beside the rings."""
-        numbers = self.pieces + 2 * WARPS + (self.batch + 2) * self.width + len(MATRICES) * (WARPS + 1) + 2 * self.batch + 8 * WARPS
-        routes = 16 * WARPS * len(MATRICES)
-        return 4 * numbers + self.activations + len(self.owners[1]) + 24 * self.layers + routes + 64
+        tables = len(MATRICES) * (WARPS + 1) + (len(MATRICES) - 1) * 2 * WARPS + 2 * self.batch
+        numbers = self.pieces + 2 * WARPS + (self.batch + 2) * self.width + tables
+        structures = 16 * WARPS * len(MATRICES) + 24 * self.layers
+        return 4 * numbers + self.activations + len(self.owners[1]) + structures + 64
 
     @cached_property
     def ring(self) -> tuple[int, int]:
