@@ -24,6 +24,7 @@ from t5g2ref.backend.cuda.kernels import TYPES
 
 Array = Any
 WIDTHS = (16, 32, 48, 64, 80, 96, 128, 192, 256)  # of a head; one in between is filled up with zeros
+IN_FLOAT = (16, 32, 48, 64, 72, 80, 96, 128)
 WIDEST = {"float32": 128, "float16": 256, "bfloat16": 256}
 AT_ONCE = 64  # keys of a step
 FAR = 1 << 30  # a bound that no position reaches, and no sum with one overflows
@@ -105,7 +106,7 @@ def processors(device: int) -> int:
 @lru_cache(512)
 def fitting(device: int, dtype: Any, width: int, rows: int, tiles: int) -> Kernel:
     """The instance for heads of this width, where each of `tiles` has so many rows."""
-    d = next(w for w in WIDTHS if w >= width)
+    d = next(w for w in (IN_FLOAT if dtype.itemsize == 4 else WIDTHS) if w >= width)
     if dtype.itemsize == 4:
         shared = 4 * ((64 + 2 * AT_ONCE) * (d + 4) + 64 * (AT_ONCE + 4)) + AT_ONCE
         return Kernel("flash_float", f"{d}", 64, 128, shared)

@@ -10,7 +10,7 @@ template <int D> __global__ void __launch_bounds__(128) flash_float(ARGUMENTS(fl
     unsigned char* ok = (unsigned char*)(powers + ROWS * LP);
     const Tile<float, ROWS, BN> tile(KEYS(float, own), KEYS(float, other), sharing, queries, first);
     const int mine = threadIdx.x / (THREADS / BN);  // the row that this thread helps to fetch
-    const int FOURS = D / 64, COLUMNS = D / 16;
+    const int FOURS = D / 64, COLUMNS = (D + 15) / 16;  // the last may be beyond D: not stored
     auto column = [&](int c) { return c < 4 * FOURS ? c / 4 * 64 + x * 4 + c % 4 : FOURS * 64 + (c - 4 * FOURS) * 16 + x; };
 
     auto fetch_keys = [&](int step) {
