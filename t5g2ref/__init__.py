@@ -78,7 +78,8 @@ def load(
         embed_dtype: the type that √hidden is rounded to, which is that of the embedding table in the running model
             (see `Numerics`): `dtype` when None. The truth for a peer in bfloat16 is float64 with "bfloat16" here.
         backend: where the weights are put and the model runs: "numpy", "cupy" (the first CUDA device), "cupy:1" (the
-            second), or a Backend. Results are its arrays; `model.nx.backend.host(x)` brings one to NumPy.
+            second), "cupy-fast" (with faster kernels), or a Backend. Results are its arrays;
+            `model.nx.backend.host(x)` brings one to NumPy.
         stream: read each layer's weights from the file whenever it is entered: two layers are in memory at a time. For
             a model that is larger than memory; every call then reads the file once more.
 

@@ -74,6 +74,7 @@ def _by_row(allowed: Array) -> Array:
 
 
 @twinned
+@twinned
 def attend(
     nx: Numerics,
     q: Array,

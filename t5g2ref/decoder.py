@@ -14,7 +14,7 @@ from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import NONE_GIVEN, Band, Given, decoder_band
 from t5g2ref.mlp import feed_forward
-from t5g2ref.numerics import Array, Numerics
+from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.one_step import stepped
 from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.rope import rope_tables
@@ -22,6 +22,7 @@ from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Layer, Stack
 
 
+@twinned
 def start(
     nx: Numerics, w: Stack, config: TextConfig, encoded: Array, valid: Array | None = None, trace: Trace = OFF
 ) -> Cache:
@@ -41,6 +42,7 @@ def start(
     )
 
 
+@twinned
 def decode(
     nx: Numerics,
     w: Stack,

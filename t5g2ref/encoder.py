@@ -8,13 +8,14 @@ from t5g2ref.attention import self_attention
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import NONE_GIVEN, Band, Given, encoder_band
 from t5g2ref.mlp import feed_forward
-from t5g2ref.numerics import Array, Numerics
+from t5g2ref.numerics import Array, Numerics, twinned
 from t5g2ref.ops import add_norm, rms_norm
 from t5g2ref.rope import rope_tables
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Layer, TextEncoder
 
 
+@twinned
 def encode(
     nx: Numerics,
     w: TextEncoder,

@@ -70,6 +70,7 @@ EAGER = Profile("eager", round_scores=True)
 SDPA = Profile("sdpa")
 RUNNING = Profile("running", running=True)
 FLASH = Profile("flash", flash_keys=512, round_products=True)
+FAST = Profile("fast", flash_keys=64)  # of `cupy-fast`, whose kernels take as many keys in a step
 TIES = Profile("ties", round_scores=True, across_ties=True)
 
 
@@ -220,16 +221,20 @@ class Numerics:
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """x (…, in) @ weightᵀ (out, in) + bias (out,), rounded once, as a linear layer with a fused bias."""
         rows = x.reshape(-1, x.shape[-1])  # one large product instead of one per batch row
-        size = weight.shape[0] if self._is_kept(weight) else max(TILE, AT_ONCE // weight.shape[1] // TILE * TILE)
+        y = self.columns(rows, weight, bias) if self._is_kept(weight) else self._widened(rows, weight, bias)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    def _widened(self, rows: Array, weight: Array, bias: Array | None) -> Array:
+        """`columns` of a weight that is kept narrower, in parts, so that no large one is ever wide as a whole."""
+        size = max(TILE, AT_ONCE // weight.shape[1] // TILE * TILE)
         parts = [slice(first, first + size) for first in range(0, weight.shape[0], size)]
         ys = [self.columns(rows, weight[part], None if bias is None else bias[part]) for part in parts]
-        y = ys[0] if len(ys) == 1 else self.join(ys, 1)
-        return y.reshape(*x.shape[:-1], weight.shape[0])
+        return ys[0] if len(ys) == 1 else self.join(ys, 1)
 
     def columns(self, rows: Array, weight: Array, bias: Array | None) -> Array:
         """Of `linear`, the columns of the result that these rows of the weight make: (R, in) → (R, out)."""
         columns = self.weight(weight).T
-        return self.matmul(rows, columns) if bias is None else biased(self, self.product(rows, columns), bias)
+        return self.matmul(rows, columns) if bias is None else affine(self, rows, columns, bias)
 
     def join(self, arrays: list[Array], axis: int) -> Array:
         """The arrays one behind the other along `axis`."""
@@ -237,13 +242,13 @@ class Numerics:
 
 
 def twinned(
-    definition: Callable[Concatenate[Numerics, P], Array],
-) -> Callable[Concatenate[Numerics, P], Array]:
+    definition: Callable[Concatenate[Numerics, P], T],
+) -> Callable[Concatenate[Numerics, P], T]:
     """An operation that the backend may have a faster twin of, under the same name. The definition says what is meant;
     the tests hold every twin against it. A twin gets the definition too, for calls that it leaves to it."""
 
     @wraps(definition)
-    def call(nx: Numerics, /, *args: P.args, **kwargs: P.kwargs) -> Array:
+    def call(nx: Numerics, /, *args: P.args, **kwargs: P.kwargs) -> T:
         twin = nx.backend.twins.get(definition.__name__)
         return definition(nx, *args, **kwargs) if twin is None else twin(definition, nx, *args, **kwargs)
 
@@ -255,3 +260,9 @@ def biased(nx: Numerics, y: Array, bias: Array) -> Array:
     """y (…, out), wide, + bias (out,), rounded once; twice where the profile rounds products."""
     y = nx.wide(nx.cast(y)) if nx.profile.round_products else y
     return nx.cast(y + nx.wide(nx.weight(bias)))
+
+
+@twinned
+def affine(nx: Numerics, rows: Array, columns: Array, bias: Array) -> Array:
+    """rows (R, in) @ columns (in, out) + bias (out,), rounded as `biased` says."""
+    return biased(nx, nx.product(rows, columns), bias)

@@ -25,8 +25,9 @@ LAYERS = """
 t5g2ref: trace dtypes files streams notes
 t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | presets | __init__
 t5g2ref/backend: crew | interface
-t5g2ref/backend/cuda: blas checks kernels loading | fused | device | __init__
+t5g2ref/backend/cuda: blas checks kernels loading | fused flash graphs
 t5g2ref/backend/cuda/decoding: plan | weights | session | launch stepping | __init__
+t5g2ref/backend/cuda: fast device | __init__
 t5g2ref/backend: find | __init__
 t5g2ref: numerics on_demand | weights | blocks taps params cache | embedding ops rope_types masks | rope activation
 t5g2ref: attention

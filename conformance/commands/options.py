@@ -16,7 +16,7 @@ from conformance.sweep.engine import Engine
 
 BACKEND = """\
 where truth and controls are computed: numpy (default), or cupy, a CUDA device (cupy:1 is the second one); with cupy,
-peers run on the device too"""
+peers run on the device too; cupy-fast has faster kernels, whose sums and roundings are no definition's"""
 CKPT = """\
 tiny, tiny-even, tiny-released, tiny-encoder, demo, 270m, 1b, 4b, a folder, a .safetensors file, or
 OWNER/REPO[@REVISION] on the Hub (default: tiny; of engines that run released settings alone: tiny-released, or of

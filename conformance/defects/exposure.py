@@ -91,7 +91,8 @@ def _harmless(kind: str, change: Callable[[float], float]) -> Callable[[Config],
         for stack in _stacks(config):
             right = stack.rope_parameters[kind]
             wrong = replace(right, factor=change(stack.rope_parameters["full_attention"].factor))
-            if not np.array_equal(*(tables(nx, rope, stack.head_dim, near) for rope in (right, wrong))):
+            found, expected = (tables(nx, rope, stack.head_dim, near) for rope in (wrong, right))
+            if not np.array_equal(found, expected):
                 return False
         return True
 

@@ -20,7 +20,7 @@ _TYPES = "|".join(RUN_IN)
 DUMP, PROCESS = "dir:", "process:"  # before a folder, and a command
 FORMS = {
     f"transformers:eager|sdpa[-static|-compile][:{_TYPES}[:cpu|cuda|cuda:1]]": "in float32, on the judge's device",
-    f"t5g2ref:numpy|cupy[:1]:{_TYPES}": "the reference itself, on an array library",
+    f"t5g2ref:numpy|cupy[:1]:{_TYPES}[:fast]": "the reference itself; fast: with the kernels of cupy-fast",
     "onnxruntime": "transformers' model as torch exports it to ONNX, on the CPU in float32",
     **ENGINES,
     f"{PROCESS}[DTYPE:]COMMAND": "a program that speaks JSON lines (see `explain ports`)",
@@ -33,7 +33,7 @@ FORMS = {
 _NAMES = {  # module: its names, whose groups are the arguments of its `create`
     "torch.made": re.compile(rf"transformers:(eager|sdpa)(-static|-compile)?(?::({_TYPES})(?::(cpu|cuda|cuda:\d+))?)?"),
     "torch.onnx_peer": re.compile("onnxruntime"),
-    "reference": re.compile(rf"t5g2ref:(numpy|cupy|cupy:\d+):({_TYPES})"),
+    "reference": re.compile(rf"t5g2ref:(?!numpy:.*:fast)(numpy|cupy(?::\d+)?):({_TYPES})(:fast)?"),
 }
 
 

@@ -23,7 +23,7 @@ from t5g2ref.generate.greedy import greedy
 from t5g2ref.generate.hypotheses import Search
 from t5g2ref.generate.options import Options
 from t5g2ref.model import T5Gemma2
-from t5g2ref.numerics import SDPA, Numerics
+from t5g2ref.numerics import FAST, SDPA, Numerics
 from t5g2ref.on_demand import extended, mapped
 from t5g2ref.params import tree
 from t5g2ref.trace import Trace
@@ -33,16 +33,17 @@ class ReferencePeer(OptionalMembers):
     """`t5g2ref` with the rounding points of a fused attention. It shows every tap.
 
     Args:
-        backend: where it computes.
+        backend: where it computes. `cupy-fast` has kernels with rounding points of their own.
         dtype: the type that it runs in; NumPy emulates the half types.
     """
 
     picks = True
 
     def __init__(self, backend: Backend, dtype: DType) -> None:
-        self.name = f"t5g2ref:{backend.name}:{dtype}"
+        library, fast, device = backend.name.partition("-fast")
+        self.name = f"t5g2ref:{library}{device}:{dtype}:fast" if fast else f"t5g2ref:{library}:{dtype}"
         self.dtype: DType = dtype
-        self._nx = Numerics(dtype, SDPA, backend)
+        self._nx = Numerics(dtype, FAST if fast else SDPA, backend)
         self._target: Target | None = None
         self._weights: Mapping[str, Any] = {}
 
@@ -118,9 +119,14 @@ class ReferencePeer(OptionalMembers):
         return value
 
 
-def create(name: str, dtype: DType, backend: Backend) -> ReferencePeer:
-    """The peer, on the judge's own backend if `name` is its name. Raises PeerUnavailable for a missing backend."""
+def create(name: str, dtype: DType, fast: str | None, backend: Backend) -> ReferencePeer:
+    """The peer, on the judge's own backend if `name` is its name. Raises PeerUnavailable for a missing backend.
+
+    Args:
+        fast: ":fast" for the kernels of the backend `cupy-fast`.
+    """
+    wanted = name.replace("cupy", "cupy-fast", 1) if fast else name
     try:
-        return ReferencePeer(backend if backend.name == name else find(name), dtype)
+        return ReferencePeer(backend if backend.name == wanted else find(wanted), dtype)
     except BackendError as error:
-        raise PeerUnavailable(f"peer t5g2ref:{name}:{dtype}: {error}") from error
+        raise PeerUnavailable(f"peer t5g2ref:{name}:{dtype}{fast or ''}: {error}") from error

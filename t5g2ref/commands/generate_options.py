@@ -104,6 +104,7 @@ def _machine(group: Any) -> None:
         "--backend",
         default="numpy",
         metavar="NAME",
-        help="where it runs: numpy (default); cupy, the first CUDA device; cupy:1, the second. A device needs CuPy: "
+        help="where it runs: numpy (default); cupy, the first CUDA device; cupy:1, the second; cupy-fast, with faster "
+        "kernels. A device needs CuPy: "
         'pip install "t5g2ref[cuda13]", or [cuda12] for an older driver',
     )

@@ -106,7 +106,7 @@ def test_unknown_peer(run: Run) -> None:
     others = "onnxruntime, ctranslate2[:translate|score][@PYTHON], keras_hub[:torch|jax|numpy][:DTYPE][@PYTHON], "
     others += "mlx_audio[:irodori|breeze][:DTYPE][@PYTHON], "
     others += "process:[DTYPE:]COMMAND, dir:FOLDER, FILE.py[:FUNCTION], ENTRY[:ARGUMENT]"
-    assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16, {others}\n"
+    assert err == f"conformance: no peer is called 'nobody'; there are: {forms}bfloat16|float16[:fast], {others}\n"
 
 
 def test_unknown_case_lists_the_cases(run: Run) -> None:

@@ -16,6 +16,7 @@ from conformance.errors import PeerUnavailable
 from conformance.peers.find import FORMS, create, names
 from conformance.peers.reference import ReferencePeer
 from t5g2ref.backend import BackendError, find
+from t5g2ref.numerics import FAST
 
 
 def test_peers_that_are_judged_unasked() -> None:
@@ -29,6 +30,7 @@ def test_peers_that_are_judged_unasked() -> None:
         *("transformers", "transformers:", "transformers:flash", "transformers:sdpa:", "transformers:sdpa:float64"),
         *("transformers:sdpa::cuda", "transformers:sdpa:float32:tpu", "transformers:sdpa:float32:cuda:"),
         *("t5g2ref", "t5g2ref:numpy", "t5g2ref:numpy:float64", "t5g2ref:numpy:1:float32", "t5g2ref:cupy:x:float32"),
+        *("t5g2ref:numpy:float32:fast", "t5g2ref:cupy:fast", "t5g2ref:cupy-fast:float32"),
         *("t5g2ref:numpy:float32:cuda", "nobody", "", "TRANSFORMERS:SDPA", "transformers:sdpa\n"),
     ],
 )
@@ -42,9 +44,10 @@ def test_a_peer_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(BackendError) as why:
         find("cupy")
-    with pytest.raises(PeerUnavailable) as caught:
-        create("t5g2ref:cupy:float32")
-    assert str(caught.value) == f"peer t5g2ref:cupy:float32: {why.value}"
+    for name in ("t5g2ref:cupy:float32", "t5g2ref:cupy:1:bfloat16:fast"):
+        with pytest.raises(PeerUnavailable) as caught:
+            create(name)
+        assert str(caught.value) == f"peer {name}: {why.value}"
 
 
 def test_the_judge_s_own_backend_is_shared(devices: None) -> None:
@@ -58,6 +61,18 @@ def test_the_judge_s_own_backend_is_shared(devices: None) -> None:
     assert isinstance(peer, ReferencePeer)
     assert peer._nx.backend is backend
     assert peer.versions() == backend.describe()
+
+
+def test_the_fast_backend_is_a_peer_of_its_own(devices: None) -> None:
+    """On the same device, with its own places of rounding."""
+
+    class Named(Device):
+        name = "cupy-fast:1"
+
+    backend = Named()
+    peer = create("t5g2ref:cupy:1:bfloat16:fast", backend)
+    assert isinstance(peer, ReferencePeer)
+    assert (peer.name, peer._nx.backend, peer._nx.profile) == ("t5g2ref:cupy:1:bfloat16:fast", backend, FAST)
 
 
 # The command
@@ -102,7 +117,7 @@ def test_a_peer_in_two_spellings_is_judged_once(command: Run) -> None:
     assert any(line.startswith("2 comparisons,") for line in lines)  # the case and the exact lane
 
 
-@pytest.mark.parametrize("name", ["tpu", "numpy:1", "cupy:x", "", "NumPy"])
+@pytest.mark.parametrize("name", ["tpu", "numpy:1", "cupy:x", "cupy-fast:x", "cupy-faster", "numpy-fast", "", "NumPy"])
 def test_unknown_backend(name: str, command: Run) -> None:
     status, lines, err = command("--backend", name)
     assert (status, lines) == (2, [])

@@ -6,7 +6,10 @@ CuPy's own `matmul` has no batched bfloat16, copies transposed operands and cann
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -27,43 +30,60 @@ KINDS = {  # cudaDataType, the type of the sums, and pointers to 1 and 0 in that
     np.dtype(np.float16): (2, *_SINGLE),
     np.dtype(ml_dtypes.bfloat16): (14, *_SINGLE),
 }
+HERE = threading.local()  # `library`: who is called in place of CuPy's cuBLAS, while a graph is recorded
 HANDLES: dict[int, list[int]] = defaultdict(list)  # free ones, by device; one serves one thread at a time
 
 
-def product(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
+def product(a: Array, b: Array, dtype: np.dtype[Any], onto: Array | None = None) -> Array:
     """a (…, M, K) @ b (…, K, N) → (…, M, N) in `dtype`: that of the operands, or float32 for half types.
 
     Both have one dtype and one batch shape. Row-major C = A B is column-major Cᵀ = Bᵀ Aᵀ, which is what is called for.
+    `onto` is a dense array of the result's shape and type that the product is added to before it is rounded; it is the
+    result then.
     """
     (*batch, m, depth), n = a.shape, b.shape[-1]
     if b.shape[:-1] != (*batch, depth) or a.dtype != b.dtype:
         raise ValueError(f"product of {a.dtype} {a.shape} and {b.dtype} {b.shape}: expected one dtype and (…, K, N)")
-    out = cupy.ndarray((*batch, m, n), dtype)
+    out = cupy.ndarray((*batch, m, n), dtype) if onto is None else onto
     if not (out.size and depth):
-        out.fill(0)
+        if onto is None:
+            out.fill(0)
         return out
     kind, sums, one, zero = KINDS[a.dtype]
+    kept = zero if onto is None else one
     a, a_op, a_lead, a_step = operand(a)
     b, b_op, b_lead, b_step = operand(b)
-    left, right, result = b.data.ptr, a.data.ptr, (zero, out.data.ptr, KINDS[out.dtype][0], n)
-    free = HANDLES[runtime.getDevice()]
-    try:
-        handle = free.pop()  # atomic, as is append: no thread gets another's
-    except IndexError:
-        handle = _handle()
-    try:
-        shape = (handle, b_op, a_op, n, m, depth, one)
+    left, right, result = b.data.ptr, a.data.ptr, (kept, out.data.ptr, KINDS[out.dtype][0], n)
+    library = getattr(HERE, "library", cublas)
+    with handle() as free:
+        shape = (free, b_op, a_op, n, m, depth, one)
         if (count := prod(batch)) == 1:
-            cublas.gemmEx(*shape, left, kind, b_lead, right, kind, a_lead, *result, sums, DEFAULT)
+            library.gemmEx(*shape, left, kind, b_lead, right, kind, a_lead, *result, sums, DEFAULT)
         else:
             pair = (left, kind, b_lead, b_step, right, kind, a_lead, a_step)
-            cublas.gemmStridedBatchedEx(*shape, *pair, *result, m * n, count, sums, DEFAULT)
-    finally:
-        free.append(handle)
+            library.gemmStridedBatchedEx(*shape, *pair, *result, m * n, count, sums, DEFAULT)
     return out
 
 
-def _handle() -> int:
+@contextmanager
+def handle() -> Iterator[int]:
+    """A cuBLAS handle that nobody else has meanwhile; that of a recording, where one is under way."""
+    library = getattr(HERE, "library", None)
+    if library is not None:
+        yield library.handle
+        return
+    free = HANDLES[runtime.getDevice()]
+    try:
+        found = free.pop()  # atomic, as is append: no thread gets another's
+    except IndexError:
+        found = new_handle()
+    try:
+        yield found
+    finally:
+        free.append(found)
+
+
+def new_handle() -> int:
     """A new cuBLAS handle of the current device. Our own, so that no mode that others set on theirs (TF32, or sums
     kept in half precision) reaches us."""
     handle: int = cublas.create()

@@ -1,0 +1,283 @@
+"""What the twins of `cupy-fast` tell their kernels, and what they leave to others. All of it runs on NumPy; what the
+kernels compute is in test_gpu_flash.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, close, generator, same_bits
+
+import t5g2ref.backend.cuda
+from t5g2ref import attention, numerics, ops
+from t5g2ref.attention import Keys, attend
+from t5g2ref.backend import NUMPY
+from t5g2ref.cache import KeyValue
+from t5g2ref.dtypes import DType
+from t5g2ref.masks import EVERYTHING, Band, Given
+from t5g2ref.numerics import EAGER, EXACT, FAST, FLASH, RUNNING, SDPA, Numerics, Profile
+
+FILES = ("blas", "kernels", "fused", "flash", "fast")
+
+
+class Memory(np.ndarray[Any, Any]):
+    """An array that knows its address as CuPy's do."""
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def memory(x: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """What a kernel finds behind the pointer to x; strides in elements."""
+    return np.lib.stride_tricks.as_strided(x, shape, [step * x.itemsize for step in strides])
+
+
+def seen(length: int, start: int, back: int, ahead: int, padding: tuple[Any, int], batch: int, queries: Array) -> Array:
+    """Which keys of a group the kernels of flash.cu show: bool (batch, queries, length)."""
+    distance = start + np.arange(length) - queries[:, None]
+    may = np.broadcast_to((distance >= -back) & (distance <= ahead), (batch, *distance.shape))
+    valid, step = padding
+    return may if isinstance(valid, int) else may & memory(valid, (batch, length), (step, 1))[:, None]
+
+
+def flash_kernel(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
+    """The kernels of flash.cu, from the same arguments: attention with all scores at once."""
+    q, q0, q1, q2, sharing, queries, width, first, scale, cap, wide = args[:11]
+    (own, other), out = (args[11:25], args[25:39]), args[39]
+    assert (len(args), kernel.threads % 32, grid[0]) == (40, 0, -(-queries * sharing // kernel.rows))
+    _, heads, batch = grid
+    positions, k, v, may = first + np.arange(queries), [], [], []
+    for keys, k0, k1, k2, values, v0, v1, v2, length, start, back, ahead, *padding in (own, other):
+        if length:
+            k.append(memory(keys, (batch, heads, length, width), (k0, k1, k2, 1)))
+            v.append(memory(values, (batch, heads, length, width), (v0, v1, v2, 1)))
+            may.append(seen(length, start, back, ahead, tuple(padding), batch, positions))
+            assert not wide or all(x.ctypes.data % 16 == 0 for x in (keys, values))
+    asked = memory(q, (batch, heads * sharing, queries, width), (q0, q1, q2, 1))
+    scores = asked @ np.concatenate(k, 2).repeat(sharing, 1).swapaxes(-1, -2) * scale
+    scores = cap * np.tanh(scores / cap) if cap > 0 else scores
+    scores = np.where(np.concatenate(may, 2)[:, None], scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    powers = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+    total = powers.sum(axis=-1, keepdims=True)
+    weights = powers / np.where(total == 0, 1.0, total)
+    out[...] = (weights @ np.concatenate(v, 2).repeat(sharing, 1)).swapaxes(1, 2)
+
+
+def spread_kernel(bias: Array, width: int, size: int, out: Array) -> None:
+    assert (width * 16, size * 16) == (bias.nbytes, out.nbytes)
+    out[...] = bias
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that were launched, on a CuPy that has NumPy's arrays."""
+    cupy: Any = ModuleType("cupy")
+    cupy.ndarray = lambda shape, dtype=float: np.full(shape, np.nan, dtype).view(Memory)
+    cupy.ascontiguousarray = lambda x: np.ascontiguousarray(x).view(Memory)
+    device = SimpleNamespace(compute_capability="90")
+    counts = {"multiProcessorCount": 4}
+    runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda index: counts)
+    cupy.cuda = SimpleNamespace(runtime=runtime, Device=lambda index: device)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    blas: Any = ModuleType("t5g2ref.backend.cuda.blas")
+    names: list[str] = []
+
+    def product(a: Array, b: Array, dtype: Any, onto: Array) -> Array:
+        names.append("product")
+        onto += (a @ b).astype(dtype)
+        return onto
+
+    blas.product = product
+    for name in FILES:  # imported anew, and forgotten afterwards
+        monkeypatch.setattr(t5g2ref.backend.cuda, name, None, raising=False)
+        monkeypatch.setitem(sys.modules, f"t5g2ref.backend.cuda.{name}", None)
+        del sys.modules[f"t5g2ref.backend.cuda.{name}"]
+    monkeypatch.setattr(t5g2ref.backend.cuda, "blas", blas)
+    monkeypatch.setitem(sys.modules, "t5g2ref.backend.cuda.blas", blas)
+    fused, flash, fast = (importlib.import_module(f"t5g2ref.backend.cuda.{n}") for n in ("fused", "flash", "fast"))
+
+    def launch_flash(device: int, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        names.append(kernel.name)
+        flash_kernel(kernel, grid, args)
+
+    def launch_fast(name: str, dtype: Any, rest: str, args: tuple[Any, ...], blocks: int) -> None:
+        names.append(f"fast {name}{rest}")
+        if name == "spread":
+            spread_kernel(*args)
+
+    def launch_fused(name: str, *rest: Any) -> None:
+        names.append(name)
+
+    monkeypatch.setattr(flash, "launch", launch_flash)
+    monkeypatch.setattr(fast, "launch", launch_fast)
+    monkeypatch.setattr(fused, "launch", launch_fused)
+    return names
+
+
+def fast(dtype: DType = "float32", profile: Profile = SDPA) -> Numerics:
+    return Numerics(dtype, profile, NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fast"].KERNELS))
+
+
+def numbers(name: str, *shape: int, dtype: str = "float32") -> Array:
+    return generator(name).normal(size=shape).astype(dtype).view(Memory)
+
+
+def heads(name: str, *shape: int, split: bool = False) -> Array:
+    """(B, N, T, H), dense or as the heads of a projection lie: (B, T, N, H)."""
+    if not split:
+        return numbers(name, *shape)
+    batch, count, length, width = shape
+    return numbers(name, batch, length, count, width).swapaxes(1, 2)
+
+
+def padding(name: str, batch: int, length: int) -> Array:
+    return generator(name).random((batch, length)) < 0.7
+
+
+PADDINGS: dict[str, Callable[[int, int], Array] | None] = {
+    "none": None,
+    "dense": lambda batch, length: padding("dense", batch, length),
+    "a part of longer rows": lambda batch, length: padding("part", batch, length + 5)[:, 5:],
+    "columns": lambda batch, length: padding("columns", length, batch).T,
+    "one row for all": lambda batch, length: padding("one", 1, length),
+}
+BANDS = [EVERYTHING, Band(3, 0), Band(1, 4), Band(None, 0), Band(2, None)]
+
+
+# ---- attention ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("band", BANDS, ids=str)
+@pytest.mark.parametrize("padded", PADDINGS)
+@pytest.mark.parametrize("split", [False, True])
+def test_attention_tells_its_kernel_everything(launched: list[str], band: Band, padded: str, split: bool) -> None:
+    """Of one group of keys and of two, wherever they lie."""
+    make = PADDINGS[padded]
+    q = heads("q", 2, 6, 7, 12, split=split)
+    groups = []
+    for name, length, start, rule in (("own", 9, 3, band), ("encoder", 5, 0, EVERYTHING)):
+        kv = KeyValue(heads(f"{name} k", 2, 2, length, 12, split=split), heads(f"{name} v", 2, 2, length, 12), start)
+        groups.append(Keys(kv, None if make is None else make(2, length), rule))
+    for seen_groups in (groups[:1], groups, groups[::-1]):
+        launched.clear()
+        for cap in (None, 1.5):
+            found, expected = (
+                attend(nx, q, seen_groups, scale=0.3, cap=cap, first_query=5) for nx in (fast(), Numerics("float32"))
+            )
+            close(np.asarray(found), np.asarray(expected), rtol=2e-5, atol=2e-6)
+        assert launched == ["flash_float"] * 2
+
+
+def test_keys_of_a_longer_array_are_read_in_place(launched: list[str]) -> None:
+    whole = numbers("whole", 2, 1, 40, 8)
+    kv = KeyValue(whole[:, :, 7:19], whole[:, :, 20:32], 7)
+    q = numbers("q", 2, 4, 3, 8)
+    found, expected = (attend(nx, q, [Keys(kv)], scale=0.5, first_query=11) for nx in (fast(), Numerics("float32")))
+    close(np.asarray(found), np.asarray(expected), rtol=2e-5, atol=2e-6)
+    assert launched == ["flash_float"]
+
+
+def call(nx: Numerics, **changed: Any) -> Array:
+    given: dict[str, Any] = {"width": 8, "dtype": "float32", "band": EVERYTHING, "groups": 1, "scale": 0.5, "keys": 6}
+    given |= changed
+    q = numbers("q", 1, 2, 5, given["width"], dtype=given["dtype"])
+    k, v = (numbers(n, 1, 1, given["keys"], given["width"], dtype=given["dtype"]) for n in "kv")
+    groups = [Keys(KeyValue(k, v), None, given["band"])] * given["groups"]
+    return attend(nx, q, groups, scale=given["scale"], cap=given.get("cap"))
+
+
+def test_what_is_covered_is_the_kernels_affair(launched: list[str]) -> None:
+    call(fast())
+    call(fast(profile=FAST), width=128, groups=2, band=Band(None, 0))
+    call(fast(profile=FLASH), keys=1024)
+    assert launched == ["flash_float"] * 3
+
+
+@pytest.mark.parametrize(
+    ("profile", "changed"),
+    [
+        (EAGER, {}),  # rounds its scores
+        (RUNNING, {}),
+        (EXACT, {"dtype": "float64"}),
+        (SDPA, {"width": 136}),  # too wide for float32
+        (SDPA, {"band": Given(mask=padding("given", 5, 6)[None])}),
+        (SDPA, {"groups": 3}),
+        (SDPA, {"scale": -0.5}),
+        (SDPA, {"keys": 2000}),  # ten rows of queries: one block alone would go through all of these
+    ],
+    ids=str,
+)
+def test_the_rest_is_the_definitions(launched: list[str], profile: Profile, changed: dict[str, Any]) -> None:
+    dtype: DType = "float64" if changed.get("dtype") == "float64" else "float32"
+    same_bits(call(fast(dtype, profile), **changed), call(Numerics(dtype, profile), **changed))
+    assert not launched
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "kernel", "size"),
+    [
+        (8, 64, "flash_half", 128),
+        (64, 64, "flash_hopper", 128),
+        (72, 4096, "flash_hopper", 128),
+        (96, 4096, "flash_half", 128),
+        (192, 64, "flash_half", 64),
+        (192, 4096, "flash_half", 128),
+        (256, 1, "flash_hopper", 128),
+    ],
+)
+def test_the_instance_of_a_width(launched: list[str], width: int, rows: int, kernel: str, size: int) -> None:
+    flash = sys.modules["t5g2ref.backend.cuda.flash"]
+    found = flash.fitting(0, flash.cupy.ndarray(1, "float16").dtype, width, rows, 1)
+    assert (found.name, found.rows) == (kernel, size)
+    assert found.shared <= 227 << 10  # bytes that a block may have
+    assert found.types.startswith("f16, ")
+
+
+def test_an_older_card_has_the_older_kernel(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    flash = sys.modules["t5g2ref.backend.cuda.flash"]
+    monkeypatch.setattr(flash, "capability", lambda device: 80)
+    assert flash.fitting(0, np.dtype("float16"), 72, 100, 1).name == "flash_half"
+    monkeypatch.setattr(flash, "capability", lambda device: 75)
+    same_bits(call(fast()), call(Numerics("float32")))
+    assert not launched
+
+
+# ---- the other twins ----------------------------------------------------------------------------------------------
+
+
+def test_a_bias_is_added_in_the_product(launched: list[str]) -> None:
+    x, weight, bias = numbers("x", 2, 3, 16), numbers("w", 8, 16), numbers("b", 8)
+    found, expected = (nx.linear(x, weight, bias) for nx in (fast(), Numerics("float32", SDPA)))
+    close(np.asarray(found), np.asarray(expected), rtol=1e-5, atol=1e-6)
+    assert launched == ["fast spread", "product"]
+
+
+@pytest.mark.parametrize("profile", [RUNNING, FLASH], ids=lambda p: p.name)
+def test_a_product_of_its_own_order_or_rounding_is_the_definitions(launched: list[str], profile: Profile) -> None:
+    x, weight, bias = numbers("x", 3, 16), numbers("w", 8, 16), numbers("b", 8)
+    same_bits(*(np.asarray(nx.linear(x, weight, bias)) for nx in (fast(profile=profile), Numerics("float32", profile))))
+    assert not launched
+
+
+def test_rows_that_are_no_whole_pieces_go_to_the_other_twins(launched: list[str]) -> None:
+    """Of 16 bytes: a width of 12 in float32 is one, 10 is none, nor are strided rows."""
+    nx = fast()
+    for x in (numbers("x", 3, 12), numbers("x", 3, 10), numbers("x", 3, 24)[:, :12]):
+        weight, bias = numbers("w", x.shape[-1]), numbers("b", x.shape[-1])
+        ops.layer_norm(nx, x, weight, bias, 1e-6)
+        ops.gelu_tanh(nx, x)
+    ops.layer_norm(nx, numbers("wide", 1, 4096), numbers("w", 4096), numbers("b", 4096), 1e-6)
+    expected = ["fast layer_norm, 2", "fast gelu_tanh", "layer_norm", "gelu_tanh", "layer_norm", "gelu_tanh"]
+    assert launched == [*expected, "layer_norm"]
+
+
+def test_every_fast_twin_stands_in_for_an_operation(launched: list[str]) -> None:
+    named = {n for module in (attention, numerics, ops) for n, f in vars(module).items() if hasattr(f, "__wrapped__")}
+    assert set(sys.modules["t5g2ref.backend.cuda.fast"].KERNELS) <= named

@@ -1,0 +1,215 @@
+"""The kernels of `cupy-fast` against float64 on NumPy, over shapes, masks and types. Run with: pytest -m gpu
+
+The bounds follow from where a kernel rounds. With u that of the type, U that of float32: an exponential is rounded once
+before it weighs a value (a small float16 to a multiple of 2⁻²⁴), and the result once. Scores are float32 sums of H
+products, each off by (H + 8) U of their sizes together, and e to that power is off by as much; sums over S keys are off
+by S U.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import ROUNDOFF, Array
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from t5g2ref import backend, ops
+from t5g2ref.attention import Keys, attend
+from t5g2ref.cache import KeyValue
+from t5g2ref.dtypes import DType
+from t5g2ref.masks import EVERYTHING, Band
+from t5g2ref.numerics import FAST, Numerics
+
+pytestmark = pytest.mark.gpu
+U = 2.0**-24
+TYPES = ("float32", "bfloat16", "float16")
+WIDEST = {"float32": 128, "bfloat16": 256, "float16": 256}
+MANY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+@pytest.fixture(scope="module")
+def device() -> Any:
+    cupy = pytest.importorskip("cupy", reason="needs CuPy and a CUDA device")
+    if not cupy.cuda.is_available():
+        pytest.skip("needs a CUDA device; CuPy sees none")
+    return backend.find("cupy-fast")
+
+
+@pytest.fixture(params=["the card's", "the older"])
+def kernels(request: Any, device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels of this card's kind, and those of any other."""
+    from t5g2ref.backend.cuda import flash
+
+    if request.param == "the older":
+        monkeypatch.setattr(flash, "HOPPER", 0)
+    flash.fitting.cache_clear()
+    yield
+    flash.fitting.cache_clear()
+
+
+def never(*arguments: Any, **named: Any) -> Any:
+    raise AssertionError("the definition was asked")
+
+
+def asked(nx: Numerics, q: Any, groups: list[Keys], **named: Any) -> Any:
+    """What the kernel answers; never the definition's answer."""
+    twin: Callable[..., Any] = nx.backend.twins["attend"]  # type: ignore[assignment]
+    with nx.scope():
+        return twin(never, nx, q, groups, **named)
+
+
+def truth(q: Array, groups: list[Keys], scale: float, cap: float | None, first: int) -> tuple[Array, Array, Array]:
+    """On the host in float64: the result, that of the values' sizes, and for each query the most that Σ|q k| · scale
+    is among the keys it sees."""
+    share = q.shape[1] // groups[0].kv.keys.shape[1]
+    k, v = (np.concatenate([getattr(g.kv, n) for g in groups], 2).repeat(share, 1) for n in ("keys", "values"))
+    may = np.concatenate([visible(g, q.shape[0], first + np.arange(q.shape[2])) for g in groups], 2)[:, None]
+    scores = q @ k.swapaxes(-1, -2) * scale
+    scores = scores if cap is None else cap * np.tanh(scores / cap)
+    scores = np.where(may, scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    powers = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+    total = powers.sum(axis=-1, keepdims=True)
+    weights = powers / np.where(total == 0, 1.0, total)
+    sizes = np.where(may, np.abs(q) @ np.abs(k).swapaxes(-1, -2) * scale, 0.0).max(axis=-1, keepdims=True)
+    return weights @ v, weights @ np.abs(v), sizes
+
+
+def visible(group: Keys, batch: int, queries: Array) -> Array:
+    distance = group.kv.start + np.arange(group.kv.length) - queries[:, None]
+    may = np.ones(distance.shape, bool)
+    may &= True if group.band.back is None else distance >= -group.band.back
+    may &= True if group.band.ahead is None else distance <= group.band.ahead
+    whole: Array = np.broadcast_to(may, (batch, *may.shape))
+    return whole if group.valid is None else whole & group.valid[:, None]
+
+
+def bound(dtype: str, width: int, keys: int, result: Array, sizes: Array, scores: Array) -> Array:
+    """See the top of this file."""
+    wide: Array = (2 * (width + 8) * U * scores + (keys + 64) * U) * sizes + 64 * U * np.abs(result)
+    if dtype == "float32":
+        return wide
+    u = ROUNDOFF[dtype]
+    return 1.01 * (wide + u * (sizes + np.abs(result))) + 2.0**-22 * (dtype == "float16") * (1 + keys)
+
+
+@st.composite
+def calls(draw: Any) -> dict[str, Any]:
+    """Shapes and rules of a call."""
+    dtype = draw(st.sampled_from(TYPES))
+    width = draw(st.sampled_from([8, 10, 16, 30, 40, 64, 72, 80, 96, 128, 136, 200, 256]))
+    lengths = st.one_of(st.integers(1, 9), st.sampled_from([63, 64, 65, 127, 128, 129, 200, 333]))
+    bounds = st.one_of(st.none(), st.integers(0, 400))
+    groups = st.lists(st.tuples(lengths, st.integers(0, 40), bounds, bounds, st.booleans()), min_size=1, max_size=2)
+    return {
+        "dtype": dtype,
+        "width": min(width, WIDEST[dtype]),
+        "batch": draw(st.integers(1, 2)),
+        "kv_heads": draw(st.sampled_from([1, 2, 8])),
+        "sharing": draw(st.sampled_from([1, 2, 3, 4])),
+        "length": draw(lengths),
+        "first": draw(st.integers(0, 300)),
+        "groups": draw(groups),
+        "cap": draw(st.sampled_from([None, None, 3.0])),
+        "split": draw(st.booleans()),
+        "seed": draw(st.integers(0, 999)),
+    }
+
+
+LONG = {"dtype": "bfloat16", "width": 256, "batch": 1, "kv_heads": 1, "sharing": 4, "length": 1500, "first": 0}
+LONG |= {"groups": [(1500, 0, 255, 256, True)], "cap": None, "split": True, "seed": 1}
+
+
+@MANY
+@given(asking=calls())
+@example(asking=LONG)
+@example(asking={**LONG, "dtype": "float16", "width": 72, "kv_heads": 8, "sharing": 1})
+@example(
+    asking={**LONG, "dtype": "float32", "width": 72, "kv_heads": 8, "sharing": 1, "groups": [(1500, 9, 0, 3, True)]}
+)
+def test_attention(device: Any, kernels: None, asking: dict[str, Any]) -> None:
+    width, batch, kv_heads, dtype = (asking[n] for n in ("width", "batch", "kv_heads", "dtype"))
+    nx, rng, host = Numerics(dtype, FAST, device), np.random.default_rng(asking["seed"]), device.host
+
+    def drawn(count: int, length: int) -> Any:
+        shape = (batch, length, count, width) if asking["split"] else (batch, count, length, width)
+        with nx.scope():
+            x = nx.array(rng.normal(size=shape))
+        return x.swapaxes(1, 2) if asking["split"] else x
+
+    q, groups, there = drawn(kv_heads * asking["sharing"], asking["length"]), [], []
+    for length, start, back, ahead, padded in asking["groups"]:
+        k, v = drawn(kv_heads, length), drawn(kv_heads, length)
+        valid = rng.random((batch, length)) < 0.8 if padded else None
+        with nx.scope():
+            shown = None if valid is None else device.xp.asarray(valid)
+        groups.append(Keys(KeyValue(k, v, start), shown, Band(back, ahead)))
+        wide = KeyValue(host(k).astype(np.float64), host(v).astype(np.float64), start)
+        there.append(Keys(wide, valid, Band(back, ahead)))
+    keys = sum(length for length, *_ in asking["groups"])
+    rule: dict[str, Any] = {"scale": width**-0.5, "cap": asking["cap"]}
+    found = host(asked(nx, q, groups, first_query=asking["first"], **rule)).astype(np.float64)
+    expected, sizes, scores = truth(host(q).astype(np.float64), there, first=asking["first"], **rule)
+    error = np.abs(found - expected)
+    assert (
+        error <= bound(dtype, width, keys, expected, sizes, scores)
+    ).all()  # a NaN is not; and 0 where nothing is seen
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [8, 72, 128])
+def test_a_row_that_sees_nothing_is_zero_and_a_nan_shows(device: Any, kernels: None, dtype: DType, width: int) -> None:
+    nx, xp = Numerics(dtype, FAST, device), device.xp
+    with nx.scope():
+        k, v, q = (nx.array(np.random.default_rng(n).normal(size=(2, 1, 70, width))) for n in range(3))
+        q[0, 0, 5, 3] = xp.nan
+        valid = xp.ones((2, 70), bool)
+        valid[1] = False
+    found = device.host(asked(nx, q, [Keys(KeyValue(k, v), valid)], scale=1.0)).astype(np.float64)
+    assert np.isnan(found[0, 0, 5]).all()
+    assert np.isfinite(np.delete(found[0, 0], 5, axis=0)).all()
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_same_call_has_the_same_bits(device: Any, kernels: None, dtype: DType) -> None:
+    nx = Numerics(dtype, FAST, device)
+    with nx.scope():
+        q, k, v = (nx.array(np.random.default_rng(n).normal(size=(1, 8, 700, 72))) for n in range(3))
+    first, second = (device.host(asked(nx, q, [Keys(KeyValue(k, v))], scale=0.1)).tobytes() for _ in range(2))
+    assert first == second
+
+
+def test_no_score_is_in_memory(device: Any) -> None:
+    """Of 8192 queries and keys they would be 256 MiB; queries, keys, values and result are 4 MiB in all."""
+    nx = Numerics("bfloat16", FAST, device)
+    with nx.scope():
+        q, k, v = (nx.array(np.zeros((1, 1, 8192, 64))) for _ in range(3))
+        device.pool.free_all_blocks()
+        before = device.pool.total_bytes()
+        attend(nx, q, [Keys(KeyValue(k, v), band=EVERYTHING)], scale=1.0)
+        assert device.pool.total_bytes() - before <= 2 << 20
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [8, 24, 1152])
+def test_the_other_twins(device: Any, dtype: DType, width: int) -> None:
+    """Within the bounds of a float32 sum, rounded once to the type."""
+    nx, exact, rng = Numerics(dtype, FAST, device), Numerics("float64"), np.random.default_rng(width)
+    with nx.scope():
+        x, w = nx.array(rng.normal(0.3, 2, (2, 9, width))), nx.array(rng.normal(size=(40, width)))
+        scale, shift, bias = (nx.array(rng.normal(size=n)) for n in (width, width, 40))
+        found = [ops.layer_norm(nx, x, scale, shift, 1e-6), ops.gelu_tanh(nx, x), nx.linear(x, w, bias)]
+    wide = [device.host(array).astype(np.float64) for array in (x, scale, shift, w, bias)]
+    h, a, b, m, c = wide
+    expected = [ops.layer_norm(exact, h, a, b, 1e-6), ops.gelu_tanh(exact, h), exact.linear(h, m, c)]
+    normed = np.abs(ops.layer_norm(exact, h, a, 0 * b, 1e-6)) + np.abs(b)  # what is added, which may cancel
+    sizes = [normed, np.abs(expected[1]), np.abs(h) @ np.abs(m).T + np.abs(c)]
+    for got, right, size in zip(found, expected, sizes, strict=True):
+        error = np.abs(device.host(got).astype(np.float64) - right)
+        limit = (width + 64) * U * size + 1.01 * ROUNDOFF[dtype] * np.abs(right) + 2.0**-24 * (dtype == "float16")
+        assert (error <= limit).all()
