@@ -234,16 +234,28 @@ def test_the_rest_is_the_definitions(launched: list[str], profile: Profile, chan
 )
 def test_the_instance_of_a_width(launched: list[str], width: int, rows: int, kernel: str, size: int) -> None:
     flash = sys.modules["t5g2ref.backend.cuda.flash"]
-    found = flash.fitting(0, flash.cupy.ndarray(1, "float16").dtype, width, rows, 1)
+    found = flash.fitting(0, np.dtype("float16"), width, rows, 1, True)
     assert (found.name, found.rows) == (kernel, size)
     assert found.shared <= 227 << 10  # bytes that a block may have
     assert found.types.startswith("f16, ")
 
 
+def test_rows_that_are_not_aligned_have_the_kernel_that_reads_any(launched: list[str]) -> None:
+    flash = sys.modules["t5g2ref.backend.cuda.flash"]
+    x = numbers("x", 1, 1, 9, 40, dtype="float16")
+    assert [flash.aligned([part]) for part in (x, x[..., :16], x[:, :, :1, 3:19], x[..., :12])] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert flash.fitting(0, x.dtype, 64, 100, 1, False).name == "flash_half"
+
+
 def test_an_older_card_has_the_older_kernel(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     flash = sys.modules["t5g2ref.backend.cuda.flash"]
     monkeypatch.setattr(flash, "capability", lambda device: 80)
-    assert flash.fitting(0, np.dtype("float16"), 72, 100, 1).name == "flash_half"
+    assert flash.fitting(0, np.dtype("float16"), 72, 101, 1, True).name == "flash_half"
     monkeypatch.setattr(flash, "capability", lambda device: 75)
     same_bits(call(fast()), call(Numerics("float32")))
     assert not launched
