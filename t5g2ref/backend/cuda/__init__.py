@@ -5,7 +5,8 @@
     loading.py    weights from a file to the device, through two pinned buffers
     blas.py       matrix products
     fused.py      twins of the array definitions, with kernels.cu
-    fast.py       twins that `cupy-fast` has beside them: flash.py's attention, with flash.cu, and products onto a bias
+    flash.py      attention in blocks with online softmax, with flash.cu
+    fast.py       twins that `cupy-fast` has beside fused.py's: that attention, and passes with fast.cu
 
 `t5g2ref.backend.find("cupy")` calls `backend` and "cupy-fast" `fast`; CuPy is imported only then, and nothing else
 imports this folder.
