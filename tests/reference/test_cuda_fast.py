@@ -128,7 +128,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def fast(dtype: DType = "float32", profile: Profile = SDPA) -> Numerics:
-    return Numerics(dtype, profile, NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fast"].TWINS))
+    return Numerics(dtype, profile, NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fast"].FAST))
 
 
 def numbers(name: str, *shape: int, dtype: str = "float32") -> Array:
@@ -319,4 +319,4 @@ def test_every_fast_twin_stands_in_for_an_operation(launched: list[str]) -> None
     named = {
         n for module in (attention, numerics, ops, vision) for n, f in vars(module).items() if hasattr(f, "__wrapped__")
     }
-    assert set(sys.modules["t5g2ref.backend.cuda.fast"].TWINS) <= named
+    assert set(sys.modules["t5g2ref.backend.cuda.fast"].FAST) <= named

@@ -8,8 +8,8 @@
     flash.py      attention in blocks with online softmax, with flash.cu
     fast.py       twins that `cupy-fast` has beside fused.py's: that attention, and passes with fast.cu
 
-`t5g2ref.backend.find("cupy")` calls `backend` and "cupy-fast" `fast`; CuPy is imported only then, and nothing else
-imports this folder.
+`t5g2ref.backend.find("cupy")` calls `backend` and "cupy-fast" `fast_backend`; CuPy is imported only then, and nothing
+else imports this folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from t5g2ref.backend.cuda import checks
 if TYPE_CHECKING:
     from t5g2ref.backend.cuda.device import CudaBackend
 
-__all__ = ["backend", "fast"]
+__all__ = ["backend", "fast_backend"]
 
 
 def backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
@@ -42,12 +42,12 @@ def backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = No
     return CudaBackend(index, memory_limit=memory_limit, stream=stream)
 
 
-def fast(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
+def fast_backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
     """`backend` under the name "cupy-fast", with the twins of fast.py. They round where `numerics.FAST` says: another
     legal implementation and no definition. Arguments and errors are those of `backend`."""
     plain = backend(index, memory_limit=memory_limit, stream=stream)
-    from t5g2ref.backend.cuda.fast import TWINS
+    from t5g2ref.backend.cuda.fast import FAST
 
-    found = plain.with_twins(TWINS)
+    found = plain.with_twins(FAST)
     found.name = plain.name.replace("cupy", "cupy-fast", 1)
     return found

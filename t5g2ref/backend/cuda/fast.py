@@ -113,7 +113,7 @@ def function(spelled: str, device: int) -> Any:
         return module.get_function(spelled).kernel
 
 
-TWINS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+FAST: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "attend": flash.attend,
         **{twin.__name__: twin for twin in (affine, added_linear, activated_linear, gelu_tanh, layer_norm)},
