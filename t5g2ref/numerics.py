@@ -70,7 +70,7 @@ EAGER = Profile("eager", round_scores=True)
 SDPA = Profile("sdpa")
 RUNNING = Profile("running", running=True)
 FLASH = Profile("flash", flash_keys=512, round_products=True)
-FAST = Profile("fast", flash_keys=64)  # of `cupy-fast`, whose kernels take as many keys in a step
+FAST = Profile("fast", flash_keys=64, round_products=True)  # of `cupy-fast`, whose kernels take 64 or 128 keys a step
 TIES = Profile("ties", round_scores=True, across_ties=True)
 
 

@@ -65,12 +65,22 @@ def heads(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, trace: T
 @rowwise("x", "attended")
 def feed_forward(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, attended: Array, trace: Trace) -> Array:
     """x and the heads' outputs (I, P, D) → (I, P, D): the last projection, the feed-forward, and both residuals."""
-    out = w.self_attn.out_proj
-    x = trace("attn_residual", nx.add(x, trace("self_attn.out_proj", nx.linear(attended, out.weight, out.bias))))
+    x = trace("attn_residual", added_linear(nx, x, attended, w.self_attn.out_proj, "self_attn.out_proj", trace))
     normed = trace("layer_norm2", layer_norm(nx, x, w.layer_norm2.weight, w.layer_norm2.bias, config.layer_norm_eps))
-    hidden = trace("mlp.fc1", nx.linear(normed, w.mlp.fc1.weight, w.mlp.fc1.bias))
-    hidden = trace("mlp.activation_fn", gelu_tanh(nx, hidden))
-    return nx.add(x, trace("mlp.fc2", nx.linear(hidden, w.mlp.fc2.weight, w.mlp.fc2.bias)))
+    hidden = trace("mlp.activation_fn", activated_linear(nx, normed, w.mlp.fc1, "mlp.fc1", trace))
+    return added_linear(nx, x, hidden, w.mlp.fc2, "mlp.fc2", trace)
+
+
+@twinned
+def added_linear(nx: Numerics, residual: Array, x: Array, w: Biased, name: str, trace: Trace = OFF) -> Array:
+    """residual + linear(x), which is rounded before the sum; tap `name` shows it."""
+    return nx.add(residual, trace(name, nx.linear(x, w.weight, w.bias)))
+
+
+@twinned
+def activated_linear(nx: Numerics, x: Array, w: Biased, name: str, trace: Trace = OFF) -> Array:
+    """gelu_tanh(linear(x)), the argument rounded; tap `name` shows it."""
+    return gelu_tanh(nx, trace(name, nx.linear(x, w.weight, w.bias)))
 
 
 @twinned

@@ -20,5 +20,5 @@ def find(name: str) -> Backend:
         there = "numpy, cupy, cupy-fast, and cupy:1 or cupy-fast:1 for the second device"
         raise BackendError(f"no backend is called {name!r}; there are: {there}")
     cuda = importlib.import_module("t5g2ref.backend.cuda")
-    found: Backend = (cuda.fast if library == "cupy-fast" else cuda.backend)(int(index or 0))
+    found: Backend = (cuda.fast_backend if library == "cupy-fast" else cuda.backend)(int(index or 0))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +28,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def put(**facts: Any) -> Any:
         cupy = stand_in(**facts)
         fused: Any = SimpleNamespace(TWINS={"rms_norm": print})
-        parts = {"blas": SimpleNamespace(), "fused": fused, "device": None}
+        anew = ("kernels", "flash", "fast", "device")  # imported under the stand-in, and forgotten afterwards
+        parts = {"blas": SimpleNamespace(), "fused": fused, **dict.fromkeys(anew)}
         for name, part in parts.items():  # the real ones take from CuPy what the stand-in has not
             monkeypatch.setitem(sys.modules, f"t5g2ref.backend.cuda.{name}", part)
             monkeypatch.setattr(t5g2ref.backend.cuda, name, part, raising=False)
-        del sys.modules["t5g2ref.backend.cuda.device"]  # so that it is imported anew, and forgotten afterwards
+        for name in anew:
+            del sys.modules[f"t5g2ref.backend.cuda.{name}"]
         monkeypatch.setitem(sys.modules, "cupy", cupy)
+        importlib.import_module("t5g2ref.backend.cuda.flash")  # fast.py takes it from the package
         return cupy
 
     return put

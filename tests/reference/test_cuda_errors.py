@@ -187,3 +187,13 @@ def test_names(install: Any) -> None:
         "numpy": np.__version__,
     }
     assert Backend().describe() == {"numpy": np.__version__}
+
+
+def test_the_fast_backend_is_the_same_device_with_more_twins(install: Any) -> None:
+    install()
+    plain, *fast = (backends.find(name) for name in ("cupy", "cupy-fast", "cupy-fast:0", "cupy-fast:1"))
+    assert [(b.name, b.index) for b in fast] == [("cupy-fast", 0), ("cupy-fast", 0), ("cupy-fast:1", 1)]  # type: ignore[attr-defined]
+    assert set(plain.twins) == {"rms_norm"}
+    assert all({"rms_norm", "attend"} <= set(b.twins) for b in fast)
+    with pytest.raises(BackendError, match="there is no CUDA device 2"):
+        backends.find("cupy-fast:2")

@@ -14,13 +14,15 @@ import pytest
 from helpers import Array, close, generator, same_bits
 
 import t5g2ref.backend.cuda
-from t5g2ref import attention, numerics, ops
+from t5g2ref import attention, numerics, ops, vision
 from t5g2ref.attention import Keys, attend
 from t5g2ref.backend import NUMPY
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import DType
 from t5g2ref.masks import EVERYTHING, Band, Given
 from t5g2ref.numerics import EAGER, EXACT, FAST, FLASH, RUNNING, SDPA, Numerics, Profile
+from t5g2ref.trace import OFF, Trace
+from t5g2ref.weights import Biased
 
 FILES = ("blas", "kernels", "fused", "flash", "fast")
 
@@ -70,9 +72,14 @@ def flash_kernel(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...]) -> N
     out[...] = (weights @ np.concatenate(v, 2).repeat(sharing, 1)).swapaxes(1, 2)
 
 
-def spread_kernel(bias: Array, width: int, size: int, out: Array) -> None:
-    assert (width * 16, size * 16) == (bias.nbytes, out.nbytes)
-    out[...] = bias
+def finish_kernel(then: str, y: Array, bias: Array, width: int, residual: Any, size: int) -> None:
+    """`finish` of fast.cu; the activation is the definition's."""
+    assert (width * 16, size * 16) == (bias.nbytes, y.nbytes)
+    y += bias
+    if then == "GELU":
+        y[...] = ops.gelu_tanh(Numerics("float32"), np.asarray(y))
+    if then == "RESIDUAL":
+        y += residual.reshape(y.shape)
 
 
 @pytest.fixture
@@ -89,10 +96,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     blas: Any = ModuleType("t5g2ref.backend.cuda.blas")
     names: list[str] = []
 
-    def product(a: Array, b: Array, dtype: Any, onto: Array) -> Array:
+    def product(a: Array, b: Array, dtype: Any) -> Array:
         names.append("product")
-        onto += (a @ b).astype(dtype)
-        return onto
+        return (a @ b).astype(dtype).view(Memory)
 
     blas.product = product
     for name in FILES:  # imported anew, and forgotten afterwards
@@ -109,8 +115,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def launch_fast(name: str, dtype: Any, rest: str, args: tuple[Any, ...], blocks: int) -> None:
         names.append(f"fast {name}{rest}")
-        if name == "spread":
-            spread_kernel(*args)
+        if name == "finish":
+            finish_kernel(rest.removeprefix(", "), *args)
 
     def launch_fused(name: str, *rest: Any) -> None:
         names.append(name)
@@ -122,7 +128,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def fast(dtype: DType = "float32", profile: Profile = SDPA) -> Numerics:
-    return Numerics(dtype, profile, NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fast"].KERNELS))
+    return Numerics(dtype, profile, NUMPY.with_twins(sys.modules["t5g2ref.backend.cuda.fast"].FAST))
 
 
 def numbers(name: str, *shape: int, dtype: str = "float32") -> Array:
@@ -234,16 +240,28 @@ def test_the_rest_is_the_definitions(launched: list[str], profile: Profile, chan
 )
 def test_the_instance_of_a_width(launched: list[str], width: int, rows: int, kernel: str, size: int) -> None:
     flash = sys.modules["t5g2ref.backend.cuda.flash"]
-    found = flash.fitting(0, flash.cupy.ndarray(1, "float16").dtype, width, rows, 1)
+    found = flash.fitting(0, np.dtype("float16"), width, rows, 1, True)
     assert (found.name, found.rows) == (kernel, size)
     assert found.shared <= 227 << 10  # bytes that a block may have
     assert found.types.startswith("f16, ")
 
 
+def test_rows_that_are_not_aligned_have_the_kernel_that_reads_any(launched: list[str]) -> None:
+    flash = sys.modules["t5g2ref.backend.cuda.flash"]
+    x = numbers("x", 1, 1, 9, 40, dtype="float16")
+    assert [flash.aligned([part]) for part in (x, x[..., :16], x[:, :, :1, 3:19], x[..., :12])] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert flash.fitting(0, x.dtype, 64, 100, 1, False).name == "flash_half"
+
+
 def test_an_older_card_has_the_older_kernel(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     flash = sys.modules["t5g2ref.backend.cuda.flash"]
     monkeypatch.setattr(flash, "capability", lambda device: 80)
-    assert flash.fitting(0, np.dtype("float16"), 72, 100, 1).name == "flash_half"
+    assert flash.fitting(0, np.dtype("float16"), 72, 101, 1, True).name == "flash_half"
     monkeypatch.setattr(flash, "capability", lambda device: 75)
     same_bits(call(fast()), call(Numerics("float32")))
     assert not launched
@@ -252,18 +270,37 @@ def test_an_older_card_has_the_older_kernel(launched: list[str], monkeypatch: py
 # ---- the other twins ----------------------------------------------------------------------------------------------
 
 
-def test_a_bias_is_added_in_the_product(launched: list[str]) -> None:
-    x, weight, bias = numbers("x", 2, 3, 16), numbers("w", 8, 16), numbers("b", 8)
-    found, expected = (nx.linear(x, weight, bias) for nx in (fast(), Numerics("float32", SDPA)))
-    close(np.asarray(found), np.asarray(expected), rtol=1e-5, atol=1e-6)
-    assert launched == ["fast spread", "product"]
+def linears(nx: Numerics, out: int = 8, trace: Trace = OFF) -> list[Array]:
+    """A product with a bias, alone and before the two things that the tower does next."""
+    x, residual = numbers("x", 2, 3, 16), numbers("residual", 2, 3, out)
+    w = Biased(numbers("w", out, 16), numbers("b", out))
+    plain = nx.linear(x, w.weight, w.bias)
+    added = vision.added_linear(nx, residual, x, w, "linear", trace)
+    return [np.asarray(y) for y in (plain, added, vision.activated_linear(nx, x, w, "linear", trace))]
 
 
-@pytest.mark.parametrize("profile", [RUNNING, FLASH], ids=lambda p: p.name)
-def test_a_product_of_its_own_order_or_rounding_is_the_definitions(launched: list[str], profile: Profile) -> None:
-    x, weight, bias = numbers("x", 3, 16), numbers("w", 8, 16), numbers("b", 8)
-    same_bits(*(np.asarray(nx.linear(x, weight, bias)) for nx in (fast(profile=profile), Numerics("float32", profile))))
-    assert not launched
+def test_what_follows_a_product_is_one_pass(launched: list[str]) -> None:
+    for found, expected in zip(linears(fast()), linears(Numerics("float32", SDPA)), strict=True):
+        close(found, expected, rtol=1e-5, atol=1e-6)
+    assert launched == [part for then in ("PLAIN", "RESIDUAL", "GELU") for part in ("product", f"fast finish, {then}")]
+
+
+def test_who_listens_at_the_product_hears_it(launched: list[str]) -> None:
+    """Then the bias is a pass of its own, with the same numbers as ever."""
+    heard: dict[str, Array] = {}
+    linears(fast(), trace=Trace(lambda name, value: heard.setdefault(name, value)))
+    assert list(heard) == ["linear"]
+    assert launched == ["product", "fast finish, PLAIN"] * 3 + ["fast gelu_tanh"]
+
+
+@pytest.mark.parametrize(("profile", "out"), [(RUNNING, 8), (SDPA, 10)], ids=["running", "no whole pieces"])
+def test_other_products_are_the_definitions(launched: list[str], profile: Profile, out: int) -> None:
+    for found, expected in zip(
+        linears(fast("float32", profile), out), linears(Numerics("float32", profile), out), strict=True
+    ):
+        assert found.shape == expected.shape
+    assert "product" not in launched
+    assert not [name for name in launched if name.startswith("fast finish")]
 
 
 def test_rows_that_are_no_whole_pieces_go_to_the_other_twins(launched: list[str]) -> None:
@@ -279,5 +316,7 @@ def test_rows_that_are_no_whole_pieces_go_to_the_other_twins(launched: list[str]
 
 
 def test_every_fast_twin_stands_in_for_an_operation(launched: list[str]) -> None:
-    named = {n for module in (attention, numerics, ops) for n, f in vars(module).items() if hasattr(f, "__wrapped__")}
-    assert set(sys.modules["t5g2ref.backend.cuda.fast"].KERNELS) <= named
+    named = {
+        n for module in (attention, numerics, ops, vision) for n, f in vars(module).items() if hasattr(f, "__wrapped__")
+    }
+    assert set(sys.modules["t5g2ref.backend.cuda.fast"].FAST) <= named

@@ -17,12 +17,13 @@ from helpers import ROUNDOFF, Array
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from t5g2ref import backend, ops
+from t5g2ref import backend, ops, vision
 from t5g2ref.attention import Keys, attend
 from t5g2ref.cache import KeyValue
 from t5g2ref.dtypes import DType
 from t5g2ref.masks import EVERYTHING, Band
 from t5g2ref.numerics import FAST, Numerics
+from t5g2ref.weights import Biased
 
 pytestmark = pytest.mark.gpu
 U = 2.0**-24
@@ -198,18 +199,33 @@ def test_no_score_is_in_memory(device: Any) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [8, 24, 1152])
 def test_the_other_twins(device: Any, dtype: DType, width: int) -> None:
-    """Within the bounds of a float32 sum, rounded once to the type."""
+    """Within the bounds of a float32 sum and of each rounding to the type: of a product, of what is added to it."""
     nx, exact, rng = Numerics(dtype, FAST, device), Numerics("float64"), np.random.default_rng(width)
     with nx.scope():
-        x, w = nx.array(rng.normal(0.3, 2, (2, 9, width))), nx.array(rng.normal(size=(40, width)))
+        x, w, residual = (nx.array(rng.normal(0.3, 2, shape)) for shape in ((2, 9, width), (40, width), (2, 9, 40)))
         scale, shift, bias = (nx.array(rng.normal(size=n)) for n in (width, width, 40))
+        dense = Biased(w, bias)
         found = [ops.layer_norm(nx, x, scale, shift, 1e-6), ops.gelu_tanh(nx, x), nx.linear(x, w, bias)]
-    wide = [device.host(array).astype(np.float64) for array in (x, scale, shift, w, bias)]
-    h, a, b, m, c = wide
-    expected = [ops.layer_norm(exact, h, a, b, 1e-6), ops.gelu_tanh(exact, h), exact.linear(h, m, c)]
-    normed = np.abs(ops.layer_norm(exact, h, a, 0 * b, 1e-6)) + np.abs(b)  # what is added, which may cancel
-    sizes = [normed, np.abs(expected[1]), np.abs(h) @ np.abs(m).T + np.abs(c)]
-    for got, right, size in zip(found, expected, sizes, strict=True):
+        found += [vision.added_linear(nx, residual, x, dense, ""), vision.activated_linear(nx, x, dense, "")]
+    h, a, b, m, c, r = (device.host(array).astype(np.float64) for array in (x, scale, shift, w, bias, residual))
+    normed, product = ops.layer_norm(exact, h, a, b, 1e-6), h @ m.T
+    u, sums = ROUNDOFF[dtype], np.abs(h) @ np.abs(m).T + np.abs(c)
+    linear = (width + 64) * U * sums + u * (np.abs(product) + np.abs(product + c))
+    sizes = np.abs(ops.layer_norm(exact, h, a, 0 * b, 1e-6)) + np.abs(b)  # what is added, which may cancel
+    rows = [
+        (normed, (width + 64) * U * sizes + u * np.abs(normed)),
+        (gelu(h), (64 + 16 * np.abs(h) ** 3) * U * np.abs(gelu(h)) + u * np.abs(gelu(h))),
+        (product + c, linear),
+        (product + c + r, linear + u * np.abs(product + c + r)),
+        (gelu(product + c), 1.13 * linear + 64 * U * np.abs(product) + u * np.abs(gelu(product + c))),  # its slope
+    ]
+    for got, (right, limit) in zip(found, rows, strict=True):
         error = np.abs(device.host(got).astype(np.float64) - right)
-        limit = (width + 64) * U * size + 1.01 * ROUNDOFF[dtype] * np.abs(right) + 2.0**-24 * (dtype == "float16")
-        assert (error <= limit).all()
+        assert (error <= 1.02 * limit + (2.0**-23 if dtype == "float16" else 2.0**-120)).all()
+
+
+def gelu(x: Array) -> Array:
+    """x/2 · (1 + tanh u) = x / (1 + exp(−2 u)), which does not cancel."""
+    with np.errstate(over="ignore"):
+        right: Array = x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return right

@@ -5,10 +5,11 @@
     loading.py    weights from a file to the device, through two pinned buffers
     blas.py       matrix products
     fused.py      twins of the array definitions, with kernels.cu
-    fast.py       twins that `cupy-fast` has beside them: flash.py's attention, with flash.cu, and products onto a bias
+    flash.py      attention in blocks with online softmax, with flash.cu
+    fast.py       twins that `cupy-fast` has beside fused.py's: that attention, and passes with fast.cu
 
-`t5g2ref.backend.find("cupy")` calls `backend` and "cupy-fast" `fast`; CuPy is imported only then, and nothing else
-imports this folder.
+`t5g2ref.backend.find("cupy")` calls `backend` and "cupy-fast" `fast_backend`; CuPy is imported only then, and nothing
+else imports this folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from t5g2ref.backend.cuda import checks
 if TYPE_CHECKING:
     from t5g2ref.backend.cuda.device import CudaBackend
 
-__all__ = ["backend", "fast"]
+__all__ = ["backend", "fast_backend"]
 
 
 def backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
@@ -41,16 +42,16 @@ def backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = No
     return CudaBackend(index, memory_limit=memory_limit, stream=stream)
 
 
-def fast(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
+def fast_backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
     """`backend` under the name "cupy-fast", with the twins of fast.py. They round where `numerics.FAST` says: another
     legal implementation and no definition. Arguments and errors are those of `backend`."""
     plain = backend(index, memory_limit=memory_limit, stream=stream)
     from t5g2ref.backend.cuda.decoding.launch import card, launch
     from t5g2ref.backend.cuda.decoding.stepping import Stepper
-    from t5g2ref.backend.cuda.fast import KERNELS
+    from t5g2ref.backend.cuda.fast import FAST
     from t5g2ref.backend.cuda.graphs import Recorder
 
     # Weights in the decoding kernel's order, and graphs, belong to this backend alone.
-    found = plain.with_twins({**KERNELS, **Stepper(launch, lambda: card(index)).twins(), **Recorder().twins()})
+    found = plain.with_twins({**FAST, **Stepper(launch, lambda: card(index)).twins(), **Recorder().twins()})
     found.name = plain.name.replace("cupy", "cupy-fast", 1)
     return found

@@ -34,26 +34,22 @@ HERE = threading.local()  # `library`: who is called in place of CuPy's cuBLAS, 
 HANDLES: dict[int, list[int]] = defaultdict(list)  # free ones, by device; one serves one thread at a time
 
 
-def product(a: Array, b: Array, dtype: np.dtype[Any], onto: Array | None = None) -> Array:
+def product(a: Array, b: Array, dtype: np.dtype[Any]) -> Array:
     """a (…, M, K) @ b (…, K, N) → (…, M, N) in `dtype`: that of the operands, or float32 for half types.
 
     Both have one dtype and one batch shape. Row-major C = A B is column-major Cᵀ = Bᵀ Aᵀ, which is what is called for.
-    `onto` is a dense array of the result's shape and type that the product is added to before it is rounded; it is the
-    result then.
     """
     (*batch, m, depth), n = a.shape, b.shape[-1]
     if b.shape[:-1] != (*batch, depth) or a.dtype != b.dtype:
         raise ValueError(f"product of {a.dtype} {a.shape} and {b.dtype} {b.shape}: expected one dtype and (…, K, N)")
-    out = cupy.ndarray((*batch, m, n), dtype) if onto is None else onto
+    out = cupy.ndarray((*batch, m, n), dtype)
     if not (out.size and depth):
-        if onto is None:
-            out.fill(0)
+        out.fill(0)
         return out
     kind, sums, one, zero = KINDS[a.dtype]
-    kept = zero if onto is None else one
     a, a_op, a_lead, a_step = operand(a)
     b, b_op, b_lead, b_step = operand(b)
-    left, right, result = b.data.ptr, a.data.ptr, (kept, out.data.ptr, KINDS[out.dtype][0], n)
+    left, right, result = b.data.ptr, a.data.ptr, (zero, out.data.ptr, KINDS[out.dtype][0], n)
     library = getattr(HERE, "library", cublas)
     with handle() as free:
         shape = (free, b_op, a_op, n, m, depth, one)

@@ -22,24 +22,39 @@ template <typename T> struct __align__(16) Piece {
     T at[SIZE];
 };
 
-// out (rows, width): `bias` in every row; width in pieces.
-template <typename T> __global__ void spread(const Piece<T>* bias, unsigned width, i64 size, Piece<T>* out) {
-    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) out[i] = bias[i % width];
+// x / (1 + exp(−2 u)) with u = √(2/π) · (x + 0.044715 x³), which is gelu_tanh and keeps its digits where it is small.
+__device__ inline float gelu(float x) {
+    const float twice = 1.5957691216057308f * (x + 0.044715f * (x * x * x));
+    return x / (1.0f + expf(-twice));
 }
 
-// x / (1 + exp(−2 u)) with u = √(2/π) · (x + 0.044715 x³), which is gelu_tanh and keeps its digits where it is small.
 template <typename T> __global__ void gelu_tanh(const Piece<T>* x, i64 size, Piece<T>* out) {
     const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
     Piece<T> piece = x[i];
 #pragma unroll
-    for (int e = 0; e < Piece<T>::SIZE; ++e) {
-        const float value = widen(piece.at[e]);
-        const float twice = 1.5957691216057308f * (value + 0.044715f * (value * value * value));
-        narrow(value / (1.0f + expf(-twice)), piece.at[e]);
-    }
+    for (int e = 0; e < Piece<T>::SIZE; ++e) narrow(gelu(widen(piece.at[e])), piece.at[e]);
     out[i] = piece;
+}
+
+// What follows a product y (rows, width), in its place: y + bias, rounded; then nothing, gelu of it, or the sum of it and
+// `residual`, rounded again. `width` in pieces.
+enum { PLAIN, GELU, RESIDUAL };
+template <typename T, int THEN>
+__global__ void finish(Piece<T>* y, const Piece<T>* bias, unsigned width, const Piece<T>* residual, i64 size) {
+    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    Piece<T> piece = y[i], other;
+    const Piece<T> shift = bias[(unsigned)i % width];
+    if (THEN == RESIDUAL) other = residual[i];
+#pragma unroll
+    for (int e = 0; e < Piece<T>::SIZE; ++e) {
+        T& value = piece.at[e];
+        narrow(widen(value) + widen(shift.at[e]), value);
+        if (THEN == GELU) narrow(gelu(widen(value)), value);
+        if (THEN == RESIDUAL) narrow(widen(other.at[e]) + widen(value), value);
+    }
+    y[i] = piece;
 }
 
 // (x − mean) / sqrt(var + eps) · weight + bias: a warp a row, which it holds; at most 32 · HELD pieces.

@@ -25,14 +25,46 @@ THREADS = 256
 
 
 def affine(definition: Definition, nx: Any, rows: Array, columns: Array, bias: Array) -> Array:
-    """cuBLAS adds the product to the bias, wide, and rounds once: no wide array in memory, nor a pass over it."""
-    profile, bias = nx.profile, nx.weight(bias)
-    if profile.running or profile.round_products or bias.dtype != rows.dtype or not whole(bias):
+    """The product, rounded, and one pass in its place."""
+    bias = nx.weight(bias)
+    if not simple(nx, rows, bias):
         return definition(nx, rows, columns, bias)
-    out = cupy.ndarray((rows.shape[0], bias.shape[0]), bias.dtype)
-    size, width = pieces(out), pieces(bias)
-    launch("spread", bias.dtype, "", (bias, width, size, out), -(-size // THREADS))
-    return blas.product(rows, columns, out.dtype, onto=out)
+    return finished("PLAIN", blas.product(rows, columns, rows.dtype), bias)
+
+
+def added_linear(definition: Definition, nx: Any, residual: Array, x: Array, w: Any, name: str, trace: Any) -> Array:
+    """`affine` and the residual's sum in one pass, unless someone listens in between."""
+    bias = nx.weight(w.bias)
+    if trace.active or not simple(nx, x, bias) or not whole(residual) or residual.dtype != x.dtype:
+        return definition(nx, residual, x, w, name, trace)
+    return finished("RESIDUAL", product(nx, x, w), bias, residual)
+
+
+def activated_linear(definition: Definition, nx: Any, x: Array, w: Any, name: str, trace: Any) -> Array:
+    """`affine` and the activation in one pass, unless someone listens in between."""
+    bias = nx.weight(w.bias)
+    if trace.active or not simple(nx, x, bias):
+        return definition(nx, x, w, name, trace)
+    return finished("GELU", product(nx, x, w), bias)
+
+
+def simple(nx: Any, x: Array, bias: Array) -> bool:
+    """Whether a product of x has sums in no particular order, and a result of this bias's type in whole pieces."""
+    return not nx.profile.running and bias.dtype == x.dtype and x.size > 0 and whole(bias)
+
+
+def product(nx: Any, x: Array, w: Any) -> Array:
+    """x (…, in) times the weight (out, in), of x's type: (…, out)."""
+    weight = nx.weight(w.weight)
+    rows = blas.product(x.reshape(-1, x.shape[-1]), weight.T, x.dtype)
+    return rows.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def finished(then: str, y: Array, bias: Array, residual: Array | int = 0) -> Array:
+    """y + bias and what comes then, in y's place: see fast.cu."""
+    size = pieces(y)
+    launch("finish", y.dtype, f", {then}", (y, bias, pieces(bias), residual, size), -(-size // THREADS))
+    return y
 
 
 def gelu_tanh(definition: Definition, nx: Any, x: Array) -> Array:
@@ -81,9 +113,9 @@ def function(spelled: str, device: int) -> Any:
         return module.get_function(spelled).kernel
 
 
-KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+FAST: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "attend": flash.attend,
-        **{twin.__name__: twin for twin in (affine, gelu_tanh, layer_norm)},
+        **{twin.__name__: twin for twin in (affine, added_linear, activated_linear, gelu_tanh, layer_norm)},
     }
 )

@@ -85,7 +85,7 @@ template <typename T> struct Keys {
     }
     __device__ bool sees(int query, int key) const {
         int distance = start + key - query;
-        return key < high && distance >= -back && distance <= ahead;
+        return (key < high) & (distance >= -back) & (distance <= ahead);  // no branch: this is asked for every score
     }
 };
 
@@ -95,20 +95,23 @@ template <int BLOCK, int D, int LD, int PIECE> __device__ inline int place(int r
     return LD ? row * LD + at : row / BLOCK * BLOCK * D + at / PIECE * BLOCK * PIECE + row % BLOCK * PIECE + at % PIECE;
 }
 
-// ROWS rows to shared memory: elements 0 … D − 1, zeros from `width` on. Thread t of THREADS has every
-// (THREADS / ROWS)-th piece of 16 bytes of row t · ROWS / THREADS, at `from`; null gives zeros. `wide`: everything lies
-// on 16 bytes, so that no thread has to wait.
-template <typename T, int ROWS, int BLOCK, int D, int LD, int THREADS>
-__device__ inline void fetch(T* to, const T* from, const T* any, int width, bool wide) {
-    const int share = THREADS / ROWS, piece = 16 / sizeof(T), row = threadIdx.x / share;
-    static_assert(THREADS % ROWS == 0 && D % (share * piece) == 0, "whole pieces");
+// ROWS rows to shared memory: elements 0 … D − 1 of what `at` gives for each row, zeros from `width` on; null gives zeros.
+// `wide`: everything lies on 16 bytes, so that no thread has to wait. Threads side by side have pieces of 16 bytes side by
+// side in memory; where LD is 0, of eight rows at a time, so that none wants a bank of shared memory that another has.
+template <typename T, int ROWS, int BLOCK, int D, int LD, int THREADS, typename At>
+__device__ inline void fetch(T* to, const T* any, int width, bool wide, At at) {
+    const int piece = 16 / sizeof(T), pieces = D / piece;
+    static_assert(ROWS * pieces % THREADS == 0 && D % piece == 0, "whole pieces, as many for each thread");
 #pragma unroll
-    for (int j = 0; j < D / (share * piece); ++j) {
-        int at = (threadIdx.x % share + share * j) * piece, lies = place<BLOCK, D, LD, piece>(row, at);
-        bool there = from && at < width;
-        if (wide) copy_16(to + lies, there ? from + at : any, there);
+    for (int j = 0; j < ROWS * pieces / THREADS; ++j) {
+        const int i = threadIdx.x + THREADS * j;
+        const int row = LD ? i / pieces : i / (8 * pieces) * 8 + i % 8, column = (LD ? i : i / 8) % pieces * piece;
+        const T* from = at(row);
+        T* lies = to + place<BLOCK, D, LD, piece>(row, column);
+        const bool there = from && column < width;
+        if (wide) copy_16(lies, there ? from + column : any, there);
         else
-            for (int e = 0; e < piece; ++e) to[lies + e] = from && at + e < width ? from[at + e] : T{};
+            for (int e = 0; e < piece; ++e) lies[e] = from && column + e < width ? from[column + e] : T{};
     }
 }
 
@@ -144,6 +147,21 @@ template <typename T, int ROWS, int BN> struct Tile {
         return step < own_steps ? own.low + step * BN : other.low + (step - own_steps) * BN;
     }
     __device__ int query(int r) const { return first - row / sharing + (row + min(r, rows - 1)) / sharing; }
+    // Where row r of the queries, of a step's keys and of its values lies; null beyond the last.
+    __device__ const T* query_row(const T* q, i64 q0, i64 q1, i64 q2, int r) const {
+        const int at = row + r;
+        return r < rows ? q + blockIdx.z * q0 + (blockIdx.y * sharing + at % sharing) * q1 + at / sharing * q2 : 0;
+    }
+    __device__ const T* key_row(int step, int r) const {
+        const Keys<T>& keys = group(step);
+        const int j = key(step) + r;
+        return j < keys.high ? keys.k + j * keys.k_step : 0;
+    }
+    __device__ const T* value_row(int step, int r) const {
+        const Keys<T>& keys = group(step);
+        const int j = key(step) + r;
+        return j < keys.high ? keys.v + j * keys.v_step : 0;
+    }
     // The row of out (B · T · N, H) that row r is.
     __device__ i64 result(int r, i64 queries) const {
         const i64 at = row + r, head = blockIdx.y * sharing + at % sharing;

@@ -66,11 +66,11 @@ def attend(
     batch, heads, length, width = q.shape
     kv_heads = groups[0].kv.keys.shape[1]
     q, *pairs = (dense(x) for x in (q, *chain.from_iterable((g.kv.keys, g.kv.values) for g in groups)))
-    device = cupy.cuda.runtime.getDevice()
-    kernel = fitting(device, q.dtype, width, length * heads // kv_heads, kv_heads * batch)
+    device, wide = cupy.cuda.runtime.getDevice(), aligned([q, *pairs])
+    kernel = fitting(device, q.dtype, width, length * heads // kv_heads, kv_heads * batch, wide)
     out = cupy.ndarray((batch, length, heads, width), q.dtype)
     own, *other = (_group(g, *pairs[2 * i : 2 * i + 2]) for i, g in enumerate(groups))
-    rule = (heads // kv_heads, length, width, first_query, scale, cap or 0.0, int(aligned([q, *pairs])))
+    rule = (heads // kv_heads, length, width, first_query, scale, cap or 0.0, int(wide))
     tiles = -(-length * heads // kv_heads // kernel.rows)
     args = (q, *steps(q), *rule, *own, *(other[0] if other else NO_KEYS), out)
     launch(device, kernel, (tiles, kv_heads, batch), args)
@@ -104,13 +104,13 @@ def processors(device: int) -> int:
 
 
 @lru_cache(512)
-def fitting(device: int, dtype: Any, width: int, rows: int, tiles: int) -> Kernel:
-    """The instance for heads of this width, where each of `tiles` has so many rows."""
+def fitting(device: int, dtype: Any, width: int, rows: int, tiles: int, wide: bool) -> Kernel:
+    """The instance for heads of this width, where each of `tiles` has so many rows; `wide` as `aligned` says."""
     d = next(w for w in (IN_FLOAT if dtype.itemsize == 4 else WIDTHS) if w >= width)
     if dtype.itemsize == 4:
         shared = 4 * ((64 + 2 * AT_ONCE) * (d + 4) + 64 * (AT_ONCE + 4)) + AT_ONCE
         return Kernel("flash_float", f"{d}", 64, 128, shared)
-    if capability(device) == HOPPER and d in ON_HOPPER:
+    if wide and capability(device) == HOPPER and d in ON_HOPPER:
         keys = ON_HOPPER[d]
         return Kernel("flash_hopper", f"{TYPES[dtype]}, {d}, {keys}", 128, 256, 2 * (128 + 4 * keys) * d + 2 * keys)
     bands = 2 if d < 128 else 1  # of 16 rows, of a warp: as many as its registers hold

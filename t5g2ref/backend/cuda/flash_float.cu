@@ -9,25 +9,17 @@ template <int D> __global__ void __launch_bounds__(128) flash_float(ARGUMENTS(fl
     float* powers = values_ + BN * LD;  // (ROWS, LP)
     unsigned char* ok = (unsigned char*)(powers + ROWS * LP);
     const Tile<float, ROWS, BN> tile(KEYS(float, own), KEYS(float, other), sharing, queries, first);
-    const int mine = threadIdx.x / (THREADS / BN);  // the row that this thread helps to fetch
     const int FOURS = D / 64, COLUMNS = (D + 15) / 16;  // the last may be beyond D: not stored
     auto column = [&](int c) { return c < 4 * FOURS ? c / 4 * 64 + x * 4 + c % 4 : FOURS * 64 + (c - 4 * FOURS) * 16 + x; };
 
     auto fetch_keys = [&](int step) {
-        const Keys<float>& keys = tile.group(step);
-        int j = tile.key(step) + mine;
-        fetch<float, BN, BN, D, LD, THREADS>(keys_, j < keys.high ? keys.k + j * keys.k_step : 0, q, width, wide);
+        fetch<float, BN, BN, D, LD, THREADS>(keys_, q, width, wide, [&](int r) { return tile.key_row(step, r); });
     };
     auto fetch_values = [&](int step) {
-        const Keys<float>& keys = tile.group(step);
-        int j = tile.key(step) + mine;
-        fetch<float, BN, BN, D, LD, THREADS>(values_, j < keys.high ? keys.v + j * keys.v_step : 0, q, width, wide);
+        fetch<float, BN, BN, D, LD, THREADS>(values_, q, width, wide, [&](int r) { return tile.value_row(step, r); });
     };
-    {
-        int at = tile.row + mine;
-        const float* from = q + blockIdx.z * q0 + (blockIdx.y * sharing + at % sharing) * q1 + at / sharing * q2;
-        fetch<float, ROWS, ROWS, D, LD, THREADS>(queries_, mine < tile.rows ? from : 0, q, width, wide);
-    }
+    fetch<float, ROWS, ROWS, D, LD, THREADS>(queries_, q, width, wide,
+                                             [&](int r) { return tile.query_row(q, q0, q1, q2, r); });
     if (tile.steps) {
         fetch_keys(0);
         if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(0);
@@ -70,7 +62,7 @@ template <int D> __global__ void __launch_bounds__(128) flash_float(ARGUMENTS(fl
             for (int j = 0; j < 4; ++j) {
                 float& score = scores[i][j];
                 score = cap > 0 ? outer * tanhf(score * inner) : score * factor;
-                if (masked && (!ok[x + 16 * j] || !keys.sees(query, key + x + 16 * j))) score = -infinity;
+                if (masked && !(ok[x + 16 * j] & keys.sees(query, key + x + 16 * j))) score = -infinity;
                 most = fmaxf(most, score);
             }
 #pragma unroll

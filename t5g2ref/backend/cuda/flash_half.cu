@@ -19,7 +19,7 @@ template <int N> __device__ inline void capped(float (&scores)[N][4], double sca
 // −∞ where row `row` (and `row` + 8) of the tile does not see a key of the step.
 template <int N, typename Tile> __device__ inline void masked(float (&scores)[N][4], const Tile& tile, int step,
                                                               const unsigned char* ok, int row) {
-    const auto& keys = tile.group(step);
+    const auto keys = tile.group(step);
     const int key = tile.key(step), quad = threadIdx.x % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -29,7 +29,7 @@ template <int N, typename Tile> __device__ inline void masked(float (&scores)[N]
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 const int j = n * 8 + quad * 2 + e;
-                if (!ok[j] || !keys.sees(query, key + j)) scores[n][h * 2 + e] = minus_infinity();
+                if (!(ok[j] & keys.sees(query, key + j))) scores[n][h * 2 + e] = minus_infinity();
             }
     }
 }
@@ -107,20 +107,13 @@ __global__ void __launch_bounds__(WARPS * 32) flash_half(ARGUMENTS(T)) {
     const Tile<T, ROWS, BN> tile(KEYS(T, own), KEYS(T, other), sharing, queries, first);
 
     auto fetch_keys = [&](int step) {
-        const Keys<T>& keys = tile.group(step);
-        int j = tile.key(step) + threadIdx.x / (THREADS / BN);
-        fetch<T, BN, BN, D, LD, THREADS>(keys_, j < keys.high ? keys.k + j * keys.k_step : 0, q, width, wide);
+        fetch<T, BN, BN, D, LD, THREADS>(keys_, q, width, wide, [&](int r) { return tile.key_row(step, r); });
     };
     auto fetch_values = [&](int step) {
-        const Keys<T>& keys = tile.group(step);
-        int j = tile.key(step) + threadIdx.x / (THREADS / BN);
-        fetch<T, BN, BN, D, LD, THREADS>(values_, j < keys.high ? keys.v + j * keys.v_step : 0, q, width, wide);
+        fetch<T, BN, BN, D, LD, THREADS>(values_, q, width, wide, [&](int r) { return tile.value_row(step, r); });
     };
-    {
-        int r = threadIdx.x / (THREADS / ROWS), at = tile.row + r;
-        const T* from = q + blockIdx.z * q0 + (blockIdx.y * sharing + at % sharing) * q1 + at / sharing * q2;
-        fetch<T, ROWS, ROWS, D, LD, THREADS>(queries_, r < tile.rows ? from : 0, q, width, wide);
-    }
+    fetch<T, ROWS, ROWS, D, LD, THREADS>(queries_, q, width, wide,
+                                         [&](int r) { return tile.query_row(q, q0, q1, q2, r); });
     if (tile.steps) {
         fetch_keys(0);
         if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(0);

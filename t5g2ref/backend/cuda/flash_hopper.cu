@@ -2,8 +2,10 @@
 // by themselves and work on while the threads do something else: a step's scores are made, and the last step's values
 // multiplied, while exponentials are taken.
 //
-// Two warpgroups of 64 rows. Keys and values have two places each in shared memory; behind each step's one barrier the
-// keys of the next step and the values of this one are fetched.
+// Two warpgroups of 64 rows. Keys and values have two places each in shared memory; behind each step's one barrier, while
+// the units work, the keys of the next step and the values of this one are fetched. No branch and no other use of their
+// registers stands between what the units are told and the wait for it, or the compiler makes them wait at once (it says
+// so as C7514). So every row lies on 16 bytes here, and behind the last step zeros are fetched.
 
 #ifndef EMULATED
 __device__ inline void multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -79,7 +81,7 @@ __device__ inline i64 descriptor(const void* first, int along, int across) {
 template <typename T, int D, int BN>
 __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
     const int ROWS = 128, THREADS = 256, PLACE = BN * D;
-    const int mine = threadIdx.x / (THREADS / BN), group = threadIdx.x / 128;
+    const int group = threadIdx.x / 128;
     const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     T* queries_ = (T*)shared_memory();
     T *keys_ = queries_ + ROWS * D, *values_ = keys_ + 2 * PLACE;
@@ -87,24 +89,20 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
     const Tile<T, ROWS, BN> tile(KEYS(T, own), KEYS(T, other), sharing, queries, first);
 
     auto fetch_keys = [&](int step) {
-        const Keys<T>& keys = tile.group(step);
-        int j = tile.key(step) + mine;
-        const T* from = j < keys.high ? keys.k + j * keys.k_step : 0;
-        fetch<T, BN, BN, D, 0, THREADS>(keys_ + step % 2 * PLACE, from, q, width, wide);
-        if (threadIdx.x < BN) ok[step % 2 * BN + threadIdx.x] = tile.valid(step);
+        T* to = keys_ + step % 2 * PLACE;
+        fetch<T, BN, BN, D, 0, THREADS>(to, q, width, true, [&](int r) { return tile.key_row(step, r); });
     };
     auto fetch_values = [&](int step) {
-        const Keys<T>& keys = tile.group(step);
-        int j = tile.key(step) + mine;
-        const T* from = j < keys.high ? keys.v + j * keys.v_step : 0;
-        fetch<T, BN, BN, D, 0, THREADS>(values_ + step % 2 * PLACE, from, q, width, wide);
+        T* to = values_ + step % 2 * PLACE;
+        fetch<T, BN, BN, D, 0, THREADS>(to, q, width, true, [&](int r) { return tile.value_row(step, r); });
     };
-    {
-        int r = threadIdx.x / (THREADS / ROWS), at = tile.row + r;
-        const T* from = q + blockIdx.z * q0 + (blockIdx.y * sharing + at % sharing) * q1 + at / sharing * q2;
-        fetch<T, ROWS, 64, D, 0, THREADS>(queries_, r < tile.rows ? from : 0, q, width, wide);
-    }
-    if (tile.steps) fetch_keys(0);
+    fetch<T, ROWS, 64, D, 0, THREADS>(queries_, q, width, true,
+                                      [&](int r) { return tile.query_row(q, q0, q1, q2, r); });
+    auto tell = [&](int step, bool valid) {
+        if (threadIdx.x < BN) ok[step % 2 * BN + threadIdx.x] = valid;
+    };
+    fetch_keys(0);
+    tell(0, tile.valid(0));
 
     const float factor = cap > 0 ? PER_POWER : (float)(scale * PER_POWER);
     float sums[D / 8][4] = {}, scores[BN / 8][4] = {}, total[2] = {}, top[2] = {minus_infinity(), minus_infinity()}, fewer[2];
@@ -138,50 +136,48 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
         shown_to_units();
         __syncthreads();
     };
-    for (int step = 0; step < tile.steps; ++step) {
+    auto hold = [](auto& all) {
+        for (auto& row : all)
+            for (auto& x : row) used(x);
+    };
+    arrived();
+    bool next = tile.valid(1);
+    hold(scores);
+    multiplying();
+    make_scores(0);
+    fetch_keys(1);  // while the units work; zeros behind the last
+    fetch_values(0);
+    multiplied<0>();
+    hold(scores);
+    take_powers(0);
+    round_weights();
+    tell(1, next);
+    for (int step = 1; step < tile.steps; ++step) {
         arrived();
-        if (step + 1 < tile.steps) fetch_keys(step + 1);
-        fetch_values(step);
-#pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) used(scores[n][e]);
+        next = tile.valid(step + 1);
+        hold(scores);
+        hold(sums);
         multiplying();
         make_scores(step);
-        if (step) weigh_values(step - 1);
-        if (step) multiplied<1>();
-        else multiplied<0>();
-#pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) used(scores[n][e]);
+        weigh_values(step - 1);
+        fetch_keys(step + 1);
+        fetch_values(step);
+        multiplied<1>();
+        hold(scores);
         take_powers(step);
         multiplied<0>();
-#pragma unroll
-        for (int n = 0; n < BN / 16; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) used(weights[n][e]);
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) used(sums[n][e]);
+        hold(weights);
+        hold(sums);
         scaled(sums, fewer);
         round_weights();
+        tell(step + 1, next);
     }
-    if (tile.steps) {
-        arrived();
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) used(sums[n][e]);
-        multiplying();
-        weigh_values(tile.steps - 1);
-        multiplied<0>();
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) used(sums[n][e]);
-    }
+    arrived();
+    hold(sums);
+    multiplying();
+    weigh_values(max(0, tile.steps - 1));
+    multiplied<0>();
+    hold(sums);
     copies_done();
     stored(sums, total, tile, row, queries, width, out);
 }
