@@ -94,7 +94,7 @@ def covered(nx: Any, q: Array, groups: Sequence[Any], scale: float, cap: float |
     if not all(_readable(g, q.dtype, (batch, kv_heads, width)) for g in groups):
         return False
     keys = sum(g.kv.length for g in groups)
-    return 0 < keys < FAR and (length * heads // kv_heads > FEW or keys <= LONG)
+    return bool(0 < keys < FAR and (length * heads // kv_heads > FEW or keys <= LONG))
 
 
 def _readable(group: Any, dtype: Any, sizes: tuple[int, int, int]) -> bool:
