@@ -74,7 +74,6 @@ def _by_row(allowed: Array) -> Array:
 
 
 @twinned
-@twinned
 def attend(
     nx: Numerics,
     q: Array,

@@ -80,6 +80,12 @@ def test_cupy_conforms(case: Case, dtype: str, truth: str, device: Backend, targ
     conforms(create(f"t5g2ref:cupy:{dtype}", device), targets[truth], case)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_cupy_fast_conforms(case: Case, dtype: str, device: Backend, targets: dict[str, Target]) -> None:
+    conforms(create(f"t5g2ref:cupy:{dtype}:fast", device), targets["cupy"], case)
+
+
 @pytest.mark.parametrize("name", ["short", "image"])
 def test_numpy_conforms_to_a_truth_on_the_device(name: str, targets: dict[str, Target]) -> None:
     conforms(create("t5g2ref:numpy:float32"), targets["cupy"], CASES[name])

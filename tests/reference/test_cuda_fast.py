@@ -3,6 +3,7 @@ kernels compute is in test_gpu_flash.py."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     cupy.ndarray = lambda shape, dtype=float: np.full(shape, np.nan, dtype).view(Memory)
     cupy.ascontiguousarray = lambda x: np.ascontiguousarray(x).view(Memory)
     device = SimpleNamespace(compute_capability="90")
-    counts = {"multiProcessorCount": 4}
+    counts = {"multiProcessorCount": 4, "sharedMemPerBlockOptin": 227 << 10}
     runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda index: counts)
     cupy.cuda = SimpleNamespace(runtime=runtime, Device=lambda index: device)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -256,6 +257,39 @@ def test_rows_that_are_not_aligned_have_the_kernel_that_reads_any(launched: list
         False,
     ]
     assert flash.fitting(0, x.dtype, 64, 100, 1, False).name == "flash_half"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "types"),
+    [("float16", 256, "f16, 256, 4, 1, 32"), ("float16", 128, "f16, 128, 8, 1, 64"), ("float32", 128, "")],
+)
+def test_a_card_with_little_shared_memory(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch, dtype: str, width: int, types: str
+) -> None:
+    """99 KiB, as many of its kind have: smaller tiles; where there is none so small, the definition."""
+    flash = sys.modules["t5g2ref.backend.cuda.flash"]
+    monkeypatch.setattr(
+        flash, "properties", lambda device: {"multiProcessorCount": 4, "sharedMemPerBlockOptin": 99 << 10}
+    )
+    monkeypatch.setattr(flash, "capability", lambda device: 89)
+    flash.fitting.cache_clear()
+    found = flash.fitting(0, np.dtype(dtype), width, 4096, 1, True)
+    assert (found.types if found else "") == types
+    if not types:
+        same_bits(call(fast(), width=width), call(Numerics("float32"), width=width))
+        assert not launched
+    flash.fitting.cache_clear()
+
+
+@pytest.mark.parametrize("wrong", ["batch", "heads", "padding", "ints"])
+def test_what_a_kernel_would_read_beyond_is_left(launched: list[str], wrong: str) -> None:
+    """Keys for another batch or number of heads, and padding that is shorter or no bool: never launched."""
+    q, kv = numbers("q", 2, 2, 5, 8), numbers("k", 1 if wrong == "batch" else 2, 1, 6, 8)
+    other = numbers("o", 2, 2, 6, 8) if wrong == "heads" else kv
+    valid = np.ones((2, 5), bool) if wrong == "padding" else np.ones((2, 6), int) if wrong == "ints" else None
+    with contextlib.suppress(ValueError, IndexError):  # some of these the definition refuses
+        attend(fast(), q, [Keys(KeyValue(kv, kv), valid), Keys(KeyValue(other, other))], scale=1.0)
+    assert not launched
 
 
 def test_an_older_card_has_the_older_kernel(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,9 @@ Array = Any
 WIDTHS = (16, 32, 48, 64, 80, 96, 128, 192, 256)  # of a head; one in between is filled up with zeros
 IN_FLOAT = (16, 32, 48, 64, 72, 80, 96, 128)
 WIDEST = {"float32": 128, "float16": 256, "bfloat16": 256}
-AT_ONCE = 64  # keys of a step
+KEYS = 64  # of a step
 FAR = 1 << 30  # a bound that no position reaches, and no sum with one overflows
+MOST_BLOCKS = 65535  # along the second and third axis of a grid
 FEW, LONG = 16, 1024  # rows of a tile that is nearly empty, and keys that one block alone should not go through
 NO_KEYS = (0,) * 14
 FILES = {  # of each kernel, in one piece
@@ -61,36 +62,52 @@ def attend(
     rows: int | None = None,
 ) -> Array:
     """One kernel for all queries, whatever `rows`; the result (B, N, T, H) lies in memory as (B, T, N, H)."""
-    if not covered(nx, q, groups, scale, cap):
-        return definition(nx, q, groups, scale=scale, cap=cap, first_query=first_query, rows=rows)
     batch, heads, length, width = q.shape
-    kv_heads = groups[0].kv.keys.shape[1]
-    q, *pairs = (dense(x) for x in (q, *chain.from_iterable((g.kv.keys, g.kv.values) for g in groups)))
-    device, wide = cupy.cuda.runtime.getDevice(), aligned([q, *pairs])
-    kernel = fitting(device, q.dtype, width, length * heads // kv_heads, kv_heads * batch, wide)
+    kernel = None
+    if covered(nx, q, groups, scale, cap):
+        kv_heads = groups[0].kv.keys.shape[1]
+        lines, *pairs = (dense(x) for x in (q, *chain.from_iterable((g.kv.keys, g.kv.values) for g in groups)))
+        device, wide = cupy.cuda.runtime.getDevice(), aligned([lines, *pairs])
+        kernel = fitting(device, q.dtype, width, length * heads // kv_heads, kv_heads * batch, wide)
+    if kernel is None:
+        return definition(nx, q, groups, scale=scale, cap=cap, first_query=first_query, rows=rows)
     out = cupy.ndarray((batch, length, heads, width), q.dtype)
     own, *other = (_group(g, *pairs[2 * i : 2 * i + 2]) for i, g in enumerate(groups))
-    rule = (heads // kv_heads, length, width, first_query, scale, cap or 0.0, int(wide))
+    rule = (heads // kv_heads, length, width, int(first_query), float(scale), float(cap or 0.0), int(wide))
     tiles = -(-length * heads // kv_heads // kernel.rows)
-    args = (q, *steps(q), *rule, *own, *(other[0] if other else NO_KEYS), out)
+    args = (lines, *steps(lines), *rule, *own, *(other[0] if other else NO_KEYS), out)
     launch(device, kernel, (tiles, kv_heads, batch), args)
     return out.swapaxes(1, 2)
 
 
 def covered(nx: Any, q: Array, groups: Sequence[Any], scale: float, cap: float | None) -> bool:
-    """Whether the kernels have this call's types, rules and roundings, and are not slow at it."""
+    """Whether the kernels have this call's types, shapes, rules and roundings, and are not slow at it."""
     profile = nx.profile
-    if profile.round_scores or profile.running or len(groups) > 2 or not q.size or scale <= 0 or (cap or 0.0) < 0:
+    if profile.round_scores or profile.running or not 1 <= len(groups) <= 2 or scale <= 0 or (cap or 0.0) < 0:
         return False
-    if q.shape[-1] > WIDEST.get(q.dtype.name, 0) or capability(cupy.cuda.runtime.getDevice()) < OLDEST:
+    if not 0 < q.shape[-1] <= WIDEST.get(q.dtype.name, 0) or capability(cupy.cuda.runtime.getDevice()) < OLDEST:
         return False
-    if not all(g.band.by_distance and g.kv.keys.dtype == g.kv.values.dtype == q.dtype for g in groups):
+    batch, heads, length, width = q.shape
+    kv_heads = groups[0].kv.keys.shape[1]
+    if not (q.size and kv_heads and heads % kv_heads == 0 and batch <= MOST_BLOCKS and length * heads < FAR):
         return False
-    if not all(g.kv.keys.shape == g.kv.values.shape for g in groups):
+    if not all(_readable(g, q.dtype, (batch, kv_heads, width)) for g in groups):
         return False
     keys = sum(g.kv.length for g in groups)
-    few = q.shape[2] * q.shape[1] // groups[0].kv.keys.shape[1] <= FEW
-    return keys > 0 and not (few and keys > LONG)
+    return bool(0 < keys < FAR and (length * heads // kv_heads > FEW or keys <= LONG))
+
+
+def _readable(group: Any, dtype: Any, sizes: tuple[int, int, int]) -> bool:
+    """Whether the kernels read this group of keys and its padding within their bounds, and know its rule."""
+    keys, values, valid = group.kv.keys, group.kv.values, group.valid
+    batch, kv_heads, width = sizes
+    if not group.band.by_distance or not keys.dtype == values.dtype == dtype:
+        return False
+    if not keys.shape == values.shape == (batch, kv_heads, keys.shape[2], width):
+        return False
+    if valid is None:
+        return True
+    return bool(valid.dtype == bool and valid.shape[0] in (1, batch) and valid.shape[1] >= keys.shape[2])
 
 
 @cache
@@ -99,26 +116,33 @@ def capability(device: int) -> int:
 
 
 @cache
-def processors(device: int) -> int:
-    return int(cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
+def properties(device: int) -> Any:
+    return cupy.cuda.runtime.getDeviceProperties(device)
 
 
 @lru_cache(512)
-def fitting(device: int, dtype: Any, width: int, rows: int, tiles: int, wide: bool) -> Kernel:
-    """The instance for heads of this width, where each of `tiles` has so many rows; `wide` as `aligned` says."""
-    d = next(w for w in (IN_FLOAT if dtype.itemsize == 4 else WIDTHS) if w >= width)
+def fitting(device: int, dtype: Any, width: int, rows: int, tiles: int, wide: bool) -> Kernel | None:
+    """The instance for heads of this width, where each of `tiles` has so many rows; `wide` as `aligned` says. None
+    where the device has too little shared memory for any."""
+    d, card = next(w for w in (IN_FLOAT if dtype.itemsize == 4 else WIDTHS) if w >= width), properties(device)
     if dtype.itemsize == 4:
-        shared = 4 * ((64 + 2 * AT_ONCE) * (d + 4) + 64 * (AT_ONCE + 4)) + AT_ONCE
-        return Kernel("flash_float", f"{d}", 64, 128, shared)
-    if wide and capability(device) == HOPPER and d in ON_HOPPER:
-        keys = ON_HOPPER[d]
-        return Kernel("flash_hopper", f"{TYPES[dtype]}, {d}, {keys}", 128, 256, 2 * (128 + 4 * keys) * d + 2 * keys)
+        found = [Kernel("flash_float", f"{d}", 64, 128, 4 * ((64 + 2 * KEYS) * (d + 4) + 64 * (KEYS + 4)) + KEYS)]
+    else:
+        found = [_half(TYPES[dtype], d, warps, keys) for warps, keys in ((8, KEYS), (4, KEYS), (4, KEYS // 2))]
+        if d < 128 or -(-rows // 128) * tiles < card["multiProcessorCount"]:  # rather more blocks than large ones
+            del found[0]
+        if wide and capability(device) == HOPPER and d in ON_HOPPER:
+            keys = ON_HOPPER[d]
+            shared = 2 * (128 + 4 * keys) * d + 2 * keys
+            found.insert(0, Kernel("flash_hopper", f"{TYPES[dtype]}, {d}, {keys}", 128, 256, shared))
+    return next((kernel for kernel in found if kernel.shared <= card["sharedMemPerBlockOptin"]), None)
+
+
+def _half(name: str, d: int, warps: int, keys: int) -> Kernel:
     bands = 2 if d < 128 else 1  # of 16 rows, of a warp: as many as its registers hold
-    many = bands == 2 or -(-rows // 128) * tiles >= processors(device)
-    warps = 8 if bands == 1 and many else 4
-    size = 16 * bands * warps
-    types = f"{TYPES[dtype]}, {d}, {warps}, {bands}, {AT_ONCE}"
-    return Kernel("flash_half", types, size, 32 * warps, 2 * (size + 2 * AT_ONCE) * (d + 8) + AT_ONCE)
+    rows = 16 * bands * warps
+    shared = 2 * (rows + 2 * keys) * (d + 8) + keys
+    return Kernel("flash_half", f"{name}, {d}, {warps}, {bands}, {keys}", rows, 32 * warps, shared)
 
 
 def dense(x: Array) -> Array:
@@ -150,7 +174,7 @@ def _group(group: Any, keys: Array, values: Array) -> tuple[Any, ...]:
     if valid is not None:
         valid = valid if valid.shape[1] < 2 or valid.strides[1] == 1 else cupy.ascontiguousarray(valid)
         padding = (valid, valid.strides[0] if valid.shape[0] > 1 else 0)
-    return (keys, *steps(keys), values, *steps(values), keys.shape[2], group.kv.start, *bounds, *padding)
+    return (keys, *steps(keys), values, *steps(values), keys.shape[2], int(group.kv.start), *bounds, *padding)
 
 
 @cache
