@@ -143,6 +143,9 @@ static inline void emu_bar_init(void* bar, int count) { emu::Bar b; b.count = b.
 static inline void emu_bar_expect(void* bar, unsigned bytes) { auto& b = emu::bars.at(bar); b.tx += bytes; b.pending--; emu::idle = 0; emu::tick(b); }
 static inline void emu_bar_arrive(void* bar) { auto& b = emu::bars.at(bar); b.pending--; emu::idle = 0; emu::tick(b); }
 static inline bool emu_bar_passed(void* bar, unsigned parity) { return emu::bars.at(bar).phase != parity; }  // yield and ask again
+static inline void emu_bulk_prefetch(const void* from, unsigned bytes) {
+    if ((intptr_t)from % 16 || bytes % 16) { fprintf(stderr, "emu: a bulk prefetch is not aligned\n"); abort(); }
+}
 static inline void emu_bulk(void* to, const void* from, unsigned bytes, void* bar) {
     if ((intptr_t)to % 16 || (intptr_t)from % 16 || bytes % 16) { fprintf(stderr, "emu: a bulk copy is not aligned\n"); abort(); }
     emu::bulks.push_back({(char*)to, (const char*)from, bytes, bar});

@@ -17,7 +17,8 @@ from t5g2ref.backend.cuda.decoding.plan import Plan, source
 from t5g2ref.backend.cuda.decoding.session import Arguments
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-DEMULATED", "-ffp-contract=off", "-w")
+ALIGNED = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")  # as a card, it ends where it is not
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-DEMULATED", "-ffp-contract=off", "-w", *ALIGNED)
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which runs CUDA kernels on the CPU")
 

@@ -19,6 +19,10 @@ __device__ inline void shown_to_units() { asm volatile("fence.proxy.async.shared
 // The compiler keeps x where it is until here: the matrix units may still read or write it.
 __device__ inline void used(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 __device__ inline void used(unsigned& x) { asm volatile("" : "+r"(x)::"memory"); }
+template <typename All> __device__ inline void hold(All& all) {
+    for (auto& row : all)
+        for (auto& x : row) used(x);
+}
 __device__ inline unsigned shared_place(const void* x) { return (unsigned)__cvta_generic_to_shared(x); }
 
 #define F4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
@@ -135,10 +139,6 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
         copies_done();
         shown_to_units();
         __syncthreads();
-    };
-    auto hold = [](auto& all) {
-        for (auto& row : all)
-            for (auto& x : row) used(x);
     };
     arrived();
     bool next = tile.valid(1);

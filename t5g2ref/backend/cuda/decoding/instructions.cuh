@@ -15,7 +15,7 @@ static inline void bar_init(void* bar) { emu_bar_init(bar, 1); }
 static inline void bar_expect(void* bar, unsigned bytes) { emu_bar_expect(bar, bytes); }
 static inline bool bar_passed(void* bar, unsigned parity) { emu::yield(); return emu_bar_passed(bar, parity); }
 static inline void together() { emu_named_barrier(1, WARPS * 32); }
-static inline void ask_cache(const void*, unsigned) {}
+static inline void ask_cache(const void* from, unsigned bytes) { emu_bulk_prefetch(from, bytes); }
 static inline void bring(void* to, const void* from, unsigned bytes, void* bar) { emu_bulk(to, from, bytes, bar); }
 static inline void made_ready() {}
 static inline void mma(float* d, const unsigned* a, const unsigned* b) { emu_mma_bf16(d, a, b, d); }
