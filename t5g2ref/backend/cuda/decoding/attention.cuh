@@ -178,7 +178,10 @@ __device__ __forceinline__ void ask_ahead(Processor& p, int layer, const T* norm
     if (thread()) return;
     const Split s = split_of(p, layer);
     const int item = processor();
-    if (item == GRID - 1) ask_cache(norms, NORMS * sizeof(T) / 16 * 16);
+    if (item == GRID - 1) {  // in pieces of sixteen bytes that begin where such pieces do
+        const u64 first = ((u64)norms + 15) / 16 * 16, last = (u64)(norms + NORMS) / 16 * 16;
+        if (first < last) ask_cache((const void*)first, (unsigned)(last - first));
+    }
     if (item >= BATCH * NKV * s.count || HD % 8) return;
     const int n = item / (NKV * s.count), h = item / s.count % NKV, split = item % s.count;
     const int lo = (int)((i64)s.keys * split / s.count), hi = (int)((i64)s.keys * (split + 1) / s.count);

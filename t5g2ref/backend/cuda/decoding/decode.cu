@@ -13,8 +13,8 @@
 //   decode.cu          all of it in its order
 //
 // They are compiled as one text, in this order, behind the lines of `Plan.defines` (plan.py): LAYERS D F V NQ NKV HD,
-// BATCH, HALF (bfloat16, or float32), GRID processors, WARPS of a block, BLOCKS of a stage, STAGES of a ring, as many
-// FORESEEN beyond, SPLITS of the keys, the most SLOTS of each matrix, bytes of ACT and numbers of PIECES in shared memory, whether scores and logits
+// BATCH, HALF (bfloat16, or float32), GRID processors, WARPS of a block, BLOCKS of a stage, STAGES of a ring, SPLITS of
+// the keys, the most SLOTS of each matrix, bytes of ACT and numbers of PIECES in shared memory, whether scores and logits
 // are CAPPED and LAST_CAPPED, whether to SHOW what is between.
 //
 // Everything is rounded where the definitions round (decoder.py, attention.py, mlp.py); softmax and its weights stay
@@ -83,10 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
     }
     together();
     Processor p = {a, layers, rings + warp * STAGES * BLOCKS * BLOCK_BYTES, bars + warp * STAGES, routes + warp * MATRICES, share, leaders, parts, pieces, reduced,
-                   x, vectors, act, {-1, LAYERS - 1, a.with_head ? HEAD : DOWN, 0, 0, nullptr},
-                   {-1, LAYERS - 1, a.with_head ? HEAD : DOWN, 0, 0, nullptr}, 0, 0, warp, thread() % 32, 0, 0, 0, 0};
-#pragma unroll 1
-    for (int i = 0; i < FORESEEN; ++i) foresee(p);
+                   x, vectors, act, {-1, LAYERS - 1, a.with_head ? HEAD : DOWN, 0, 0, nullptr}, 0, 0, warp, thread() % 32, 0, 0, 0, 0};
 #pragma unroll 1
     for (int i = 0; i < STAGES; ++i) fetch(p, i);
     int made = 0;

@@ -117,7 +117,6 @@ struct Processor {
     T* vectors;                   // [2][D], weights of two norms
     char* act;                    // what the next product is multiplied with, in the order of its lanes; or scratch
     Order order;                  // of the next copy
-    Order far;                    // FORESEEN stages before it
     int stage, parity, warp, lane, flip, token;
     unsigned meeting, ahead;
 };
@@ -125,15 +124,16 @@ struct Processor {
 __device__ __forceinline__ int thread() { return (int)threadIdx.x; }
 __device__ __forceinline__ int processor() { return (int)blockIdx.x; }
 
-// The next stage on a warp's way, of a share that is not empty: how many blocks it has, from where; 0 behind the last token.
-__device__ __forceinline__ int next_stage(const Processor& p, Order& o, const char*& from) {
+// Order the next copy, of a share that is not empty, into a stage that is free; nothing behind the last token.
+__device__ __forceinline__ void fetch(Processor& p, int stage) {
+    Order& o = p.order;
     while (o.at == o.end) {
-        if (o.token >= p.a.tokens) return 0;
+        if (o.token >= p.a.tokens) return;
         if (++o.matrix == (p.a.with_head && o.layer == LAYERS - 1 ? MATRICES : HEAD)) {
             o.matrix = QKV;
             if (++o.layer == LAYERS) {
                 o.layer = 0;
-                if (++o.token >= p.a.tokens) return 0;
+                if (++o.token >= p.a.tokens) return;
             }
         }
         const Route route = p.routes[o.matrix];
@@ -142,28 +142,11 @@ __device__ __forceinline__ int next_stage(const Processor& p, Order& o, const ch
         o.from = route.from + (o.matrix == HEAD ? 0 : o.layer * LAYER * BLOCK_BYTES);
     }
     const int count = o.end - o.at < BLOCKS ? o.end - o.at : BLOCKS;
-    from = o.from + o.at * BLOCK_BYTES;
-    o.at += count;
-    return count;
-}
-
-// Have one more stage brought into the second-level cache: when processors wait for each other, memory goes on so.
-__device__ __forceinline__ void foresee(Processor& p) {
-    const char* from;
-    const int count = next_stage(p, p.far, from);
-    if (count && p.lane == 0) ask_cache(from, count * BLOCK_BYTES);
-}
-
-// Order the next copy into a stage that is free.
-__device__ __forceinline__ void fetch(Processor& p, int stage) {
-    if (FORESEEN) foresee(p);
-    const char* from;
-    const int count = next_stage(p, p.order, from);
-    if (!count) return;
     if (p.lane == 0) {
         bar_expect(p.bars + stage, count * BLOCK_BYTES);
-        bring(p.ring + stage * BLOCKS * BLOCK_BYTES, from, count * BLOCK_BYTES, p.bars + stage);
+        bring(p.ring + stage * BLOCKS * BLOCK_BYTES, o.from + o.at * BLOCK_BYTES, count * BLOCK_BYTES, p.bars + stage);
     }
+    o.at += count;
     ++p.ahead;
 }
 

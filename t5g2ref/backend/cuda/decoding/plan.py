@@ -19,7 +19,6 @@ TEXTS = (
 WARPS = 8  # of a processor
 BLOCK = 512  # bytes of a block of weights: 16 rows
 MOST_BLOCKS = 8  # of a stage of a ring
-FORESEEN = 4  # stages that are brought into the second-level cache before they fit into a ring
 SPLITS = 32  # parts of the keys at most; a warp has a lane for each
 MOST_STAGES, LEAST_STAGES = 16, 3
 MOST_ROWS = 8  # batch rows: as many as a matrix unit has columns
@@ -198,7 +197,6 @@ class Plan:
             "WARPS": WARPS,
             "BLOCKS": self.ring[1],
             "STAGES": self.ring[0],
-            "FORESEEN": FORESEEN,
             "SPLITS": SPLITS,
             "SLOTS": max(self.slots),
             **{f"SLOTS_{matrix.upper()}": most for matrix, most in zip(MATRICES, self.slots, strict=False)},
