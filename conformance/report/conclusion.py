@@ -110,7 +110,8 @@ def _notes(peers: Sequence[Asked], found: Found, environment: Mapping[str, str])
     """Caveats printed beside the verdict."""
     as_good = "CONFORMS says as good as this quantisation allows, beside legal runs whose linear layers are rounded so"
     yet = dict.fromkeys(f"{j.peer} declares {j.scheme}: {as_good}" for _, j in found if j.scheme)
-    own = [p.name for p in peers if p.name.startswith(f"t5g2ref:{environment.get('backend', 'numpy')}:")]
+    here = f"t5g2ref:{environment.get('backend', 'numpy')}:"
+    own = [p.name for p in peers if p.name.startswith(here) and not p.name.endswith(":fast")]
     same = "is the judge's own code on the judge's own backend: this shows its rounding, and nothing of its correctness"
     return [*yet, *(f"{name} {same}" for name in own)]
 
