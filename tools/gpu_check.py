@@ -10,7 +10,8 @@ side they wait for each other at every tap, and six took longer than their sum. 
 needs most of 80 GB for itself.
 
 A fault of our kernels shows only against other ones: `tests` and `tiny-ours` hold them against NumPy, `tiny`, `270m`
-and `1b` against torch, and so do those steps with `-half` in float16. `270m-ours` and `270m-calm` have the same kernels
+and `1b` against torch, and so do those steps with `-half` in float16. Those with `-fast` hold the kernels of
+`cupy-fast` against the clear ones. `270m-ours` and `270m-calm` have the same kernels
 on both sides and show rounding only.
 """
 

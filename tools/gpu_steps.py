@@ -22,10 +22,19 @@ JUDGE = [PYTHON, "-m", "conformance", "--no-progress"]
 DEVICE = ["--backend", "cupy", "--synthetic"]
 KNOWN = ["--known", "conformance/published/known/transformers.toml"]
 HALF = ["--lane", "fp16"]
+FAST = [part for dtype in ("float32", "bfloat16", "float16") for part in ("--peer", f"t5g2ref:cupy:{dtype}:fast")]
 OURS = [part for dtype in ("float32", "bfloat16", "float16") for part in ("--peer", f"t5g2ref:cupy:{dtype}")]
 STEPS: dict[str, tuple[str, list[str]]] = {
     "tests": ("the tests marked gpu", [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]),
     "tiny": ("transformers on cuda, tiny", [*JUDGE, "--backend", "cupy", "--json", "{out}/tiny.json"]),
+    "tiny-fast": (
+        "the kernels of cupy-fast against the clear ones, tiny",
+        [*JUDGE, "--backend", "cupy", *FAST, "--json", "{out}/tiny-fast.json"],
+    ),
+    "270m-fast": (
+        "the kernels of cupy-fast against the clear ones, 270m",
+        [*JUDGE, *DEVICE, "--ckpt", "270m", *FAST[:4], "--json", "{out}/270m-fast.json"],
+    ),
     "tiny-ours": ("ours on CuPy against NumPy, tiny", [*JUDGE, *OURS, "--json", "{out}/tiny-ours.json"]),
     **{
         f"{size}": (
@@ -55,7 +64,17 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     ),
     "bench": (
         "ours and transformers side by side, 1b",
-        [PYTHON, "tools/bench.py", "--backend", "cupy", "--ckpt", "1b", "--synthetic", "--json", "{out}/bench.json"],
+        [
+            PYTHON,
+            "tools/bench.py",
+            "--backend",
+            "cupy,cupy-fast",
+            "--ckpt",
+            "1b",
+            "--synthetic",
+            "--json",
+            "{out}/bench.json",
+        ],
     ),
 }
 ALONE = ("bench",)  # steps that are timed: no other one runs beside them
