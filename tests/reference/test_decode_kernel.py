@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from emulated import launch, needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from t5g2ref.numerics import RUNNING, SDPA, Numerics
 from t5g2ref.params import tree
 from t5g2ref.rope import rope_tables
 from t5g2ref.trace import Trace, recorder
-from tests.support.emulated import launch, needs_compiler
 
 MEMORY = 110_000
 
