@@ -15,11 +15,11 @@ from t5g2ref.config.fields import from_json, short
 
 MAX_KEYS, MAX_MARKS = 64, 100_000  # of the two upper levels; and brackets, commas and strings on the way
 MAX_PART, MAX_ADDED = 1 << 16, 1 << 23  # bytes; Gemma 3's 6415 added tokens have one MiB
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+){0,65535}"'  # no possessive groups: Python before 3.11.5 has them wrong
 _MARK = re.compile(_STRING + rb'|["{}\[\],:]', re.DOTALL)
-_FLAT = rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+"
-_DEEP = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb"|\[" + _FLAT + rb"\]|\{" + _FLAT + rb"\})*+", re.DOTALL)
-"""As much of a vocabulary, or of the pairs that are merged, as has no further depth: stepped over at once."""
+_FLAT = rb'(?:[^"{}\[\]]++|' + _STRING + rb"){0,16}"
+_DEEP = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb"|\[" + _FLAT + rb"\]|\{" + _FLAT + rb"\}){1,4096}", re.DOTALL)
+"""A piece of a vocabulary, or of the pairs that are merged, that has no further depth: stepped over at once."""
 _TYPES = {
     "normalizer": ("Replace", "Prepend", "Sequence"),
     "pre_tokenizer": ("Split", "Sequence"),
@@ -67,7 +67,7 @@ def _spans(data: bytes) -> dict[str, slice]:
         elif sign in b"{[":
             depth += 1
             inner = depth > 2 or (depth == 2 and keys[:1] and keys[0][0] != "model")
-            if inner and (deep := _DEEP.match(data, at)):
+            while inner and (deep := _DEEP.match(data, at)):
                 at = deep.end()
         if sign in (b",", b"}", b"]"):
             if depth in (1, 2) and len(keys) >= depth:

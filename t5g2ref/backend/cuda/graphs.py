@@ -16,7 +16,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 import cupy
-from cupy.cuda import cublas, runtime
 
 from t5g2ref.backend.cuda import blas
 from t5g2ref.trace import OFF, Trace
@@ -34,7 +33,9 @@ class Library:
 
     def __init__(self, stream: Any, workspace: Array) -> None:
         self.handle = blas.new_handle()
-        library: Any = ctypes.CDLL(f"libcublas.so.{cublas.getVersion(self.handle) // 10000}")  # CuPy has loaded it
+        library: Any = ctypes.CDLL(
+            f"libcublas.so.{cupy.cuda.cublas.getVersion(self.handle) // 10000}"
+        )  # CuPy has loaded it
         pointer, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
         matrix, head, tail = [pointer, number, number], [pointer, *[number] * 5, pointer], [number, number]
         library.cublasGemmEx.argtypes = [*head, *matrix, *matrix, pointer, *matrix, *tail]
@@ -54,7 +55,7 @@ class Library:
     @staticmethod
     def _check(status: int) -> None:
         if status:
-            raise cublas.CUBLASError(status)
+            raise cupy.cuda.cublas.CUBLASError(status)
 
 
 class Recording:
@@ -67,7 +68,7 @@ class Recording:
             self._inputs = mapped(lambda x: x.copy(), inputs)
             self._workspace = cupy.empty(WORKSPACE, cupy.uint8)
             self._library = Library(stream, self._workspace)
-            finalize(self, cublas.destroy, self._library.handle)
+            finalize(self, cupy.cuda.cublas.destroy, self._library.handle)
             with self._through():
                 call(self._inputs)  # so that all kernels and all memory are there
                 stream.synchronize()
@@ -172,12 +173,18 @@ class Recorder:
 SEEN, REFUSED = "seen", "refused"  # once, and not to be recorded
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What a recording that is not to be had ends with."""
+    cuda = cupy.cuda
+    return cuda.cublas.CUBLASError, cuda.runtime.CUDARuntimeError, cuda.memory.OutOfMemoryError, AttributeError, OSError
+
+
 def recorded(call: Callable[[Any], Any], inputs: Any) -> Recording | str:
     """The call as a graph; REFUSED where the card waits for the host in it, or has no room for it."""
     try:
         return Recording(call, inputs)
-    except (cublas.CUBLASError, runtime.CUDARuntimeError, cupy.cuda.memory.OutOfMemoryError, AttributeError, OSError):
-        runtime.deviceSynchronize()
+    except failures():
+        cupy.cuda.runtime.deviceSynchronize()
         return REFUSED
 
 

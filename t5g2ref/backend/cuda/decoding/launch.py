@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import cupy
-from cupy.cuda import driver
 
 from t5g2ref.backend.cuda.decoding.plan import WARPS, Plan, source
 from t5g2ref.backend.cuda.decoding.session import Arguments
@@ -38,6 +37,6 @@ def launch(arguments: Arguments, plan: Plan, show: bool = False) -> None:
     function = kernel(cupy.cuda.runtime.getDevice(), plan.defines(show), plan.shared)
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
     grid, threads, stream = (plan.processors, 1, 1), (WARPS * 32, 1, 1), cupy.cuda.get_current_stream().ptr
-    driver.launchCooperativeKernel(
+    cupy.cuda.driver.launchCooperativeKernel(
         function.kernel.ptr, *grid, *threads, plan.shared, stream, ctypes.addressof(pointers)
     )
