@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from t5g2ref import inputs
 from t5g2ref.embedding import embed_scale
 from t5g2ref.generate.options import Begun
 from t5g2ref.generate.processors import chosen, log_softmax
@@ -15,15 +16,18 @@ from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
 from t5g2ref.one_step import Chunk, whole_steps
 from t5g2ref.rope import rope_tables
+from t5g2ref.rope_types import by_length
 
 MANY, FEW = 32, 8  # ids between two looks of the host; few where somebody reads along
 
 
 def at_once(model: T5Gemma2, begun: Begun, tell: Tell | None) -> Generated | None:
-    """What `steps.generated` makes of the likeliest ids; None where the backend has no such way, or where rules, texts
-    or a least length ask for the host at each step."""
+    """What `steps.generated` makes of the likeliest ids. None where the backend has no such way, where rules,
+    texts or a least length ask for the host at each step, and where RoPE's angles change with the length."""
     nx, config, ends = model.nx, model.config.decoder, begun.ends
     if begun.rules != NO_RULES or ends.strings or ends.least or model.weights.decoder is None:
+        return None
+    if any(by_length(config.rope_parameters[kind]) for kind in config.layer_types):
         return None
     stack, table = model.weights.decoder, model.weights.encoder.text_model.embed_tokens
     ids, cache = begun.start.ids, begun.cache
@@ -39,20 +43,17 @@ def at_once(model: T5Gemma2, begun: Begun, tell: Tell | None) -> Generated | Non
     made = 0
     while made < ends.most and (not chunks or bool(running.any())):
         count = min(FEW if tell else MANY, ends.most - made)
-        positions = nx.xp.arange(cache.length + made, cache.length + made + count)[None]
+        first, shape = cache.length + made, (1, count)
+        positions = inputs.positions(nx, "decoder_position_ids", None, shape, first, config.max_position_embeddings)
         chunk = steps.next(last, running, rope_tables(nx, config, positions), ends.ids, config.pad_token_id)
-        _checked(model, chunk, made)
-        for i in range(chunk.ids.shape[1] if tell else 0):
-            tell(chunk.ids[:, i])  # type: ignore[misc]
+        for i in range(chunk.ids.shape[1]):
+            if not chunk.sound:
+                finite(nx, chunk.logits[:, i], made + i)
+            if tell is not None:
+                tell(chunk.ids[:, i])
         chunks.append(chunk)
         made, last, running = made + chunk.ids.shape[1], chunk.ids[:, -1], chunk.running
     return _joined(model, begun, chunks)
-
-
-def _checked(model: T5Gemma2, chunk: Chunk, made: int) -> None:
-    """ValueError for NaN or +∞ among the logits, with its step and row."""
-    for step in range(0 if chunk.sound else chunk.logits.shape[1]):
-        finite(model.nx, chunk.logits[:, step], made + step)
 
 
 def _joined(model: T5Gemma2, begun: Begun, chunks: list[Chunk]) -> Generated:
@@ -73,7 +74,7 @@ def _joined(model: T5Gemma2, begun: Begun, chunks: list[Chunk]) -> Generated:
 
 def _log_probs(model: T5Gemma2, chunk: Chunk) -> Array:
     """(B, T) float64, of each id."""
-    batch, count, size = chunk.logits.shape
-    rows = model.nx.wide(chunk.logits).reshape(-1, size)
-    found = chosen(model.nx.xp, log_softmax(model.nx.xp, rows), chunk.ids.reshape(-1))
-    return found.reshape(batch, count)
+    nx, xp = model.nx, model.nx.xp
+    each = range(chunk.ids.shape[1])  # one by one: a float64 copy of many would be large
+    found = [chosen(xp, log_softmax(xp, nx.wide(chunk.logits[:, i])), chunk.ids[:, i]) for i in each]
+    return xp.stack(found, axis=1)

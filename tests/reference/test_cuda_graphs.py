@@ -51,7 +51,8 @@ class Weights:
     layers: Any = ()
 
 
-NX: Any = SimpleNamespace(dtype="float32", profile="sdpa")
+POOL = SimpleNamespace(get_limit=lambda: 0)
+NX: Any = SimpleNamespace(dtype="float32", profile="sdpa", backend=SimpleNamespace(pool=POOL))
 CALLS: list[str] = []
 
 
@@ -81,9 +82,19 @@ def test_the_second_call_of_a_shape_is_recorded(graphs: Any) -> None:
 def test_no_more_are_kept_than_there_may_be(graphs: Any) -> None:
     recorder, w = graphs.Recorder(), Weights()
     for length in range(1, graphs.MOST + 3):
-        encode(recorder, w, np.ones((1, length, 2)))
+        for _ in range(3):
+            encode(recorder, w, np.ones((1, length, 2)))
+    encode(recorder, w, np.ones((1, 50, 2)))
     (kept,) = recorder._kept.values()
-    assert len(kept) == graphs.MOST
+    found = [form[3][1][0][1] for form, one in kept.items() if isinstance(one, Recorded)]
+    assert found == list(range(3, graphs.MOST + 3))  # lengths: the last of them
+
+
+def test_under_a_memory_limit_nothing_is_recorded(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POOL, "get_limit", lambda: 1 << 30)
+    recorder, w = graphs.Recorder(), Weights()
+    assert [encode(recorder, w, np.ones((1, 3, 2))) for _ in range(3)] == [1, 1, 1]
+    assert not recorder._kept
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from emulated import launch, needs_compiler
+from geometry import F, S, seeded_weights, small_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,10 @@ from t5g2ref.backend.cuda.decoding.plan import MATRICES, WARPS, Plan
 from t5g2ref.backend.cuda.decoding.session import Session
 from t5g2ref.backend.cuda.decoding.stepping import Stepper, ropes_of, settings_of
 from t5g2ref.backend.cuda.decoding.weights import packed, prepare
+from t5g2ref.config import Dynamic, Rope, Ropes
+from t5g2ref.generate.at_once import at_once
 from t5g2ref.generate.greedy import greedy
+from t5g2ref.generate.options import begin
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import RUNNING, SDPA, Numerics
 from t5g2ref.params import tree
@@ -147,6 +152,26 @@ def test_a_step_shows_what_the_definition_shows(name: str, batch: int, processor
 
 
 @needs_compiler
+def test_a_row_may_be_shared_by_many_processors() -> None:
+    """More than sixteen: narrow models on a card of many."""
+    small = small_config()
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    sizes |= {"layer_types": (S, F), "head_dim": 16, "intermediate_size": 400}
+    config = replace(
+        small, encoder=replace(small.encoder, **sizes), decoder=replace(small.decoder, **sizes), has_vision=False
+    )
+    most = plan(width=16, hidden=400, heads=2, kv_heads=2, head_dim=16, vocabulary=311, half=False, processors=20)
+    assert max(most.slots) > 16
+    nx = Numerics("float32", SDPA)
+    clear = T5Gemma2(config, tree(seeded_weights(config)), nx)
+    twins = Stepper(launch, lambda: (20, MEMORY)).twins()
+    fast = clear.with_numerics(Numerics("float32", SDPA, NUMPY.with_twins(twins)))
+    ids = np.array([[5, 6, 7]])
+    (a, _), (b, _) = (one.decode(ids[:, :1], clear.start(clear.encode(ids))) for one in (clear, fast))
+    np.testing.assert_allclose(b, a, rtol=0, atol=4e-6 * np.abs(a).max())
+
+
+@needs_compiler
 def test_a_trace_that_exchanges_values_is_refused() -> None:
     fast = model_of("tiny")
     cache = fast.start(fast.encode(np.array([[5, 6, 7]])))
@@ -173,10 +198,21 @@ def test_generation_is_the_clear_one(source: int, new: int, stops: int) -> None:
     np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5 * np.abs(expected.logits).max())
 
 
-def test_other_profiles_and_types_are_the_definitions() -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the kernel was asked")
+def refuse(*_: object) -> None:
+    raise AssertionError("the kernel was asked")
 
+
+def test_angles_that_change_with_the_length_are_made_step_by_step() -> None:
+    small = small_config()
+    ropes = Ropes(Rope(1234.0), Rope(52_000.0, 6.0, Dynamic(192)))
+    config = replace(small, decoder=replace(small.decoder, rope_parameters=ropes))
+    twins = Stepper(refuse, lambda: (3, MEMORY)).twins()
+    nx = Numerics("float32", SDPA, NUMPY.with_twins(twins))
+    begun = begin(T5Gemma2(config, tree(seeded_weights(config)), nx), np.array([[5, 6]]), {"max_new_tokens": 2})
+    assert at_once(T5Gemma2(config, tree(seeded_weights(config)), nx), begun, None) is None
+
+
+def test_other_profiles_and_types_are_the_definitions() -> None:
     target = resolve("tiny", synthetic=False)[0]
     for dtype, profile in (("float64", SDPA), ("float32", RUNNING), ("bfloat16", SDPA)):
         twins = Stepper(refuse, lambda: (3, MEMORY)).twins()

@@ -86,7 +86,7 @@ inline void launch(dim3 grid, dim3 block, size_t dynamic, bool cooperative, std:
             for (unsigned t = 0; t < threads; t++) {
                 fibers.emplace_back(); Fiber& f = fibers.back();
                 f.thread = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y); f.flat = t; f.block = &l;
-                f.stack.resize(1 << 17); getcontext(&f.context); f.context.uc_stack.ss_sp = f.stack.data();
+                f.stack.resize(1 << 16); getcontext(&f.context); f.context.uc_stack.ss_sp = f.stack.data();
                 f.context.uc_stack.ss_size = f.stack.size(); f.context.uc_link = nullptr; makecontext(&f.context, trampoline, 0);
             }
         }

@@ -7,6 +7,8 @@
     fused.py      twins of the array definitions, with kernels.cu
     flash.py      attention in blocks with online softmax, with flash.cu
     fast.py       twins that `cupy-fast` has beside fused.py's: that attention, and passes with fast.cu
+    graphs.py     its calls recorded as CUDA graphs
+    decoding/     its decoder for single positions, as one kernel
 
 `t5g2ref.backend.find("cupy")` calls `backend` and "cupy-fast" `fast_backend`; CuPy is imported only then, and nothing
 else imports this folder.
@@ -43,8 +45,11 @@ def backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = No
 
 
 def fast_backend(index: int = 0, *, memory_limit: int | None = None, stream: Any = None) -> CudaBackend:
-    """`backend` under the name "cupy-fast", with the twins of fast.py. They round where `numerics.FAST` says: another
-    legal implementation and no definition. Arguments and errors are those of `backend`."""
+    """`backend` under the name "cupy-fast", with the twins of fast.py, decoding as one kernel and calls as graphs.
+
+    They round where `numerics.FAST` says: another legal implementation and no definition. The decoder's weights are
+    held twice. Arguments and errors are those of `backend`.
+    """
     plain = backend(index, memory_limit=memory_limit, stream=stream)
     from t5g2ref.backend.cuda.decoding.launch import card, launch
     from t5g2ref.backend.cuda.decoding.stepping import Stepper

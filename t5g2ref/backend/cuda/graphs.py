@@ -1,12 +1,14 @@
 """Calls as CUDA graphs: one launch where Python would queue some hundred kernels, and the card would wait for it.
 
 The first call of a shape is the definition's, the second is recorded, and later ones are replayed: inputs are copied
-to where the recording has them, results from there. What cannot be recorded is the definition's for ever.
+to where the recording has them, results from there. What cannot be recorded is the definition's. Recordings have memory
+of their own, so there are none under a memory limit.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from t5g2ref.trace import OFF, Trace
 Array = Any
 Definition = Callable[..., Any]
 NONE: Mapping[str, Any] = MappingProxyType({})
-MOST = 4  # recordings that are kept of each stack of weights
+MOST, FORMS = 4, 256  # recordings that are kept of each stack of weights, and forms of inputs that are remembered
 LONGEST = 4096  # tokens of all rows; longer calls keep the card busy anyway
 WORKSPACE = 32 << 20  # bytes for cuBLAS, which it may not take for itself while it is recorded
 
@@ -103,6 +105,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._kept: WeakKeyDictionary[Any, OrderedDict[Any, Recording | str]] = WeakKeyDictionary()
+        self._lock = threading.Lock()  # a recording has one place for its inputs
 
     def twins(self) -> dict[str, Callable[..., Any]]:
         return {"encode": self.encode, "start": self.start, "decode": self.decode}
@@ -155,19 +158,27 @@ class Recorder:
     def _call(self, definition: Definition, model: tuple[Any, Any, Any], inputs: tuple[Any, ...]) -> Any:
         nx, w, _ = model
         batch, length = inputs[0].shape[:2]
-        if not 0 < batch * length <= LONGEST or not isinstance(w.layers, tuple) or not plain(inputs):
+        if not 0 < batch * length <= LONGEST or not isinstance(w.layers, tuple) or not plain(inputs) or limited(nx):
             return definition(*model, *inputs)
+        with self._lock:
+            found = self._recording(definition, model, inputs)
+            if isinstance(found, Recording):
+                return found.replay(inputs)
+        return definition(*model, *inputs)
+
+    def _recording(self, definition: Definition, model: tuple[Any, Any, Any], inputs: Any) -> Recording | str:
+        """That of these inputs' form, made now if it was seen once."""
+        nx, w, _ = model
         key = definition, nx.dtype, nx.profile, form(inputs)
         kept = self._kept.setdefault(w, OrderedDict())
         if key not in kept:
             kept[key] = SEEN
-            while len(kept) > MOST:
+            while len(kept) > FORMS or sum(isinstance(one, Recording) for one in kept.values()) > MOST:
                 kept.popitem(last=False)
         elif kept[key] is SEEN:
             kept[key] = recorded(lambda given: definition(*model, *given), inputs)
         kept.move_to_end(key)
-        found = kept[key]
-        return found.replay(inputs) if isinstance(found, Recording) else definition(*model, *inputs)
+        return kept[key]
 
 
 SEEN, REFUSED = "seen", "refused"  # once, and not to be recorded
@@ -175,8 +186,13 @@ SEEN, REFUSED = "seen", "refused"  # once, and not to be recorded
 
 def failures() -> tuple[type[Exception], ...]:
     """What a recording that is not to be had ends with."""
-    cuda = cupy.cuda
-    return cuda.cublas.CUBLASError, cuda.runtime.CUDARuntimeError, cuda.memory.OutOfMemoryError, AttributeError, OSError
+    cuda = cupy.cuda  # its errors are RuntimeErrors, most of them; a library that is not found is an OSError
+    return RuntimeError, cuda.memory.OutOfMemoryError, cuda.driver.CUDADriverError, AttributeError, OSError
+
+
+def limited(nx: Any) -> bool:
+    """Whether the backend may hold so much memory and no more."""
+    return bool(nx.backend.pool.get_limit())
 
 
 def recorded(call: Callable[[Any], Any], inputs: Any) -> Recording | str:
@@ -219,7 +235,7 @@ def form(value: Any) -> Any:
     if isinstance(value, cupy.ndarray):
         return value.shape, value.dtype
     found = children(value)
-    return (type(value), *map(form, found)) if found else value if isinstance(value, (int, str)) else type(value)
+    return (type(value), *map(form, found)) if found else value if isinstance(value, (int, float, str)) else type(value)
 
 
 def plain(value: Any) -> bool:

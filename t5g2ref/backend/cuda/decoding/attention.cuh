@@ -150,7 +150,7 @@ __device__ __forceinline__ void read_keys(Processor& p, int layer, int n, int h,
     for (int step = LANES; step < 32; step <<= 1)  // keys that other lanes of the warp have
 #pragma unroll
         for (int g = 0; g < GROUP; ++g) {
-            const float other = __shfl_xor_sync(0xffffffffu, r.top[g], step), top = other > r.top[g] ? other : r.top[g];
+            const float other = __shfl_xor_sync(0xffffffffu, r.top[g], step), top = other > r.top[g] || other != other ? other : r.top[g];
             const float mine = top == -INF ? 0.0f : expf(r.top[g] - top), theirs = top == -INF ? 0.0f : expf(other - top);
             r.top[g] = top;
             r.sum[g] = r.sum[g] * mine + __shfl_xor_sync(0xffffffffu, r.sum[g], step) * theirs;

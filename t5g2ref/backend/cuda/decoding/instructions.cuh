@@ -9,7 +9,6 @@ typedef unsigned short u16;
 typedef long long i64;
 typedef unsigned long long u64;
 
-// What a processor has instructions for.
 #ifdef EMULATED
 static inline void bar_init(void* bar) { emu_bar_init(bar, 1); }
 static inline void bar_expect(void* bar, unsigned bytes) { emu_bar_expect(bar, bytes); }

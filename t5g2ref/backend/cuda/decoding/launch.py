@@ -14,6 +14,7 @@ from t5g2ref.backend.cuda.decoding.session import Arguments
 OLDEST = 90  # compute capability of the first cards with a copy engine for shared memory
 
 
+@cache
 def card(device: int) -> tuple[int, int] | None:
     """(processors, bytes of shared memory a block may have); None where the card is too old for the kernel."""
     properties = cupy.cuda.Device(device).attributes

@@ -22,6 +22,7 @@ MOST_BLOCKS = 8  # of a stage of a ring
 SPLITS = 32  # parts of the keys at most; a warp has a lane for each
 MOST_STAGES, LEAST_STAGES = 16, 3
 MOST_ROWS = 8  # batch rows: as many as a matrix unit has columns
+MOST_PROCESSORS = 255  # who shares a row of blocks is counted in a byte
 MOST_GROUP, WIDEST_HEAD = 8, 256  # what a warp's registers hold
 MATRICES = ("qkv", "out", "gated", "down", "head")
 
@@ -63,6 +64,7 @@ class Plan:
         group = self.heads // max(1, self.kv_heads)
         wrong = {
             f"{self.batch} rows, at most {MOST_ROWS}": not 1 <= self.batch <= MOST_ROWS,
+            f"{self.processors} processors, at most {MOST_PROCESSORS}": self.processors > MOST_PROCESSORS,
             f"{group} query heads to a kv head, at most {MOST_GROUP}": group > MOST_GROUP,
             f"a head of {self.head_dim}, at most {WIDEST_HEAD}": self.head_dim > WIDEST_HEAD,
         }

@@ -147,7 +147,7 @@ template <int M> __device__ __forceinline__ int leader_of(const Arguments& a, co
     if (begins % across && begins != share[0]) return -1;  // an earlier warp here began it
     int behind = warp;
     while (behind + 1 < WARPS && share[behind + 1] < ends) ++behind;
-    return (row * 16 + (begins % across ? a.slots[M * GRID + processor()] : 0)) * WARPS + behind;
+    return (row * GRID + (begins % across ? a.slots[M * GRID + processor()] : 0)) * WARPS + behind;
 }
 
 // A product of all processors, into `sums`; of GATED into `active`. Then they meet.
@@ -174,7 +174,7 @@ template <int M> __device__ __forceinline__ void product(Processor& p, int layer
     for (int i = thread(); i < WARPS * 2 * each; i += THREADS) {
         const int leader = p.leaders[M * WARPS * 2 + i / each], r = i % each;
         if (leader < 0) continue;
-        const int row = leader / (16 * WARPS), slot = leader / WARPS % 16, last = leader % WARPS, warp = i / each / 2;
+        const int row = leader / (GRID * WARPS), slot = leader / WARPS % GRID, last = leader % WARPS, warp = i / each / 2;
         const float* piece = p.pieces + i / each * (16 * BATCH);
         const auto sum_of = [&](int r, int n) {
             float sum = piece[r * BATCH + n];

@@ -157,7 +157,6 @@ class Session:
             "sums": xp.zeros(max(plan.slots) * plan.batch * rows, "float32"),
             "attended": xp.zeros(plan.batch * plan.heads * SPLITS * (plan.head_dim + 7), "float32"),
             "best": xp.zeros(plan.batch * plan.processors * 2, "float32"),
-            "met": xp.zeros(4, xp.uint32),
         }
 
     def _addresses(self, arrays: list[Array], kept: str) -> Array:
@@ -180,7 +179,7 @@ class Session:
         with_head: bool = True,
         show: bool = False,
     ) -> Made:
-        """The next tokens of every row, at most so many; fewer where all rows have ended.
+        """The next tokens of every row, at most so many; fewer where all rows have ended, which is the last run then.
 
         Args:
             ids: (B,) the last ids so far; or `embedded` (B, D), the first token's own row.
@@ -195,15 +194,13 @@ class Session:
             hidden=xp.empty((tokens, plan.batch, plan.width), self.dtype),
             logits=xp.empty((tokens, plan.batch, plan.vocabulary), self.dtype) if with_head else None,
             shown=xp.empty((plan.layers, plan.batch * sum(plan.shown.values())), self.dtype) if show else None,
-            met=self._held["met"],
+            met=xp.zeros(4, xp.uint32),
         )
         if ids is not None:
             made.ids[0] = ids
-        made.met[:] = 0
         cosines, sines = xp.ascontiguousarray(ropes.cosines), xp.ascontiguousarray(ropes.sines)
         ended = self._ints(ends)
-        held = {**self._held, "cosines": cosines, "sines": sines, "embedded": embedded, "ids": made.ids, "ends": ended}
-        held |= {"running": made.running, "logits": made.logits, "hidden": made.hidden, "shown": made.shown}
+        held = {**self._held, **vars(made), "cosines": cosines, "sines": sines, "embedded": embedded, "ends": ended}
         _, there, rows, width = cosines.shape
         strides = {"kind_stride": there * rows * width, "token_stride": rows * width if there > 1 else 0}
         strides |= {"row_stride": width if rows > 1 else 0}
