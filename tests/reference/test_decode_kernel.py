@@ -17,7 +17,7 @@ from conformance.checkpoints import resolve
 from t5g2ref.backend import NUMPY
 from t5g2ref.backend.cuda.decoding.plan import MATRICES, WARPS, Plan
 from t5g2ref.backend.cuda.decoding.session import Session
-from t5g2ref.backend.cuda.decoding.stepping import Stepper, ropes_of, settings_of
+from t5g2ref.backend.cuda.decoding.stepping import Stepper, plan_of, ropes_of, settings_of
 from t5g2ref.backend.cuda.decoding.weights import packed, prepare
 from t5g2ref.config import Dynamic, Rope, Ropes
 from t5g2ref.generate.at_once import at_once
@@ -233,17 +233,7 @@ def test_bfloat16_rounds_where_the_definition_rounds(name: str, batch: int) -> N
     cache = model.decode(start, model.start(model.encode(ids, mask)), own)[1]
     expected = dict[str, Any]()
     model.decode(start[:, :1], cache, trace=recorder(expected))
-    size = plan(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        hidden=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        batch=batch,
-        capped=config.attn_logit_softcapping is not None,
-    )
+    size = plan_of(config, batch, True, (3, MEMORY))
     assert model.weights.decoder is not None
     weights = prepare(np, model.weights.decoder, half, size)
     session = Session(

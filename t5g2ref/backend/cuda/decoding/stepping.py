@@ -47,21 +47,7 @@ class Stepper:
             return None
         if any(weight.dtype != nx.storage for weight in (w.norm.weight, w.layers[0].mlp.down_proj.weight)):
             return None
-        plan = Plan(
-            layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            hidden=config.intermediate_size,
-            vocabulary=config.vocab_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            batch=batch,
-            half=nx.dtype == "bfloat16",
-            processors=card[0],
-            memory=card[1],
-            capped=config.attn_logit_softcapping is not None,
-            last_capped=config.final_logit_softcapping is not None,
-        )
+        plan = plan_of(config, batch, nx.dtype == "bfloat16", card)
         return None if plan.refusal() else plan
 
     def whole_step(
@@ -137,6 +123,25 @@ class Steps:
         assert made.logits is not None
         new, logits = made.ids[1 : count + 1].T.astype(ids.dtype), made.logits[:count].swapaxes(0, 1)
         return Chunk(new, logits, made.running != 0, wrong == 0)
+
+
+def plan_of(config: Any, batch: int, half: bool, card: tuple[int, int]) -> Plan:
+    """How the kernel is laid out for a `TextConfig`, so many rows, the type and the card."""
+    return Plan(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        hidden=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        batch=batch,
+        half=half,
+        processors=card[0],
+        memory=card[1],
+        capped=config.attn_logit_softcapping is not None,
+        last_capped=config.final_logit_softcapping is not None,
+    )
 
 
 def dense(nx: Any, x: Array) -> Array:
