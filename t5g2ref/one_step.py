@@ -6,10 +6,10 @@ The definition is `decoder.decode`, layer by layer. A backend that has the twins
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from t5g2ref.attention import Keys, dense_mask, split_heads
+from t5g2ref.backend.whole import Chunk, Whole
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import decoder_band
@@ -21,42 +21,12 @@ Rope = Mapping[str, tuple[Array, Array]]
 """cos and sin (B or 1, T, H) by layer kind."""
 
 
-@dataclass(frozen=True)
-class Whole:
-    """One position through all layers.
-
-    Args:
-        hidden: (B, 1, D), behind the last norm.
-        layers: what each shows, by the last part of its tap's name, (B, 1, width); "" is the layer's result.
-    """
-
-    hidden: Array
-    layers: Sequence[Mapping[str, Array]]
-
-
 class Steps(Protocol):
     """Answers that go on without the host."""
 
     def next(self, ids: Array, running: Array, rope: Rope, ends: Sequence[int], pad: int) -> Chunk:
         """As many likeliest ids as `rope` (1, T, H) has positions, behind the last ids (B,). A row that ends with one
         of `ends`, or is not running (B,), goes on with pad; once all have ended the rest is missing."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What a call of `Steps.next` made.
-
-    Args:
-        ids: (B, T), fewer where all rows have ended.
-        logits: (B, T, V), of each choice.
-        running: bool (B,), whether a row still has not ended.
-        sound: whether all logits are finite, or −∞.
-    """
-
-    ids: Array
-    logits: Array
-    running: Array
-    sound: bool
 
 
 @twinned

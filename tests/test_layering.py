@@ -24,7 +24,7 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 LAYERS = """
 t5g2ref: trace dtypes files streams notes
 t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | presets | __init__
-t5g2ref/backend: crew | interface
+t5g2ref/backend: crew whole | interface
 t5g2ref/backend/cuda: blas checks kernels loading | fused flash graphs
 t5g2ref/backend/cuda/decoding: plan | weights | session | launch stepping | __init__
 t5g2ref/backend/cuda: fast device | __init__

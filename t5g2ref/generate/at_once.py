@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from t5g2ref import inputs
+from t5g2ref.backend.whole import Chunk
 from t5g2ref.embedding import embed_scale
 from t5g2ref.generate.options import Begun
 from t5g2ref.generate.processors import chosen, log_softmax
@@ -14,7 +15,7 @@ from t5g2ref.generate.rules import NO_RULES
 from t5g2ref.generate.steps import Generated, Tell, finite
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import Array
-from t5g2ref.one_step import Chunk, whole_steps
+from t5g2ref.one_step import whole_steps
 from t5g2ref.rope import rope_tables
 from t5g2ref.rope_types import by_length
 

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from t5g2ref.backend.cuda.decoding.plan import Plan
 from t5g2ref.backend.cuda.decoding.session import Launch, Ropes, Session, Settings
 from t5g2ref.backend.cuda.decoding.weights import Head, Weights, prepare, prepare_head
+from t5g2ref.backend.whole import Chunk, Whole
 
 Array = Any
 Definition = Callable[..., Any]
@@ -89,24 +90,6 @@ class Stepper:
             kept[nx.dtype] = prepare_head(nx.xp, table, nx.storage, plan)
         found: Head = kept[nx.dtype]
         return found
-
-
-@dataclass(frozen=True)
-class Whole:
-    """As `one_step.Whole`."""
-
-    hidden: Array
-    layers: Sequence[Mapping[str, Array]]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """As `one_step.Chunk`."""
-
-    ids: Array
-    logits: Array
-    running: Array
-    sound: bool
 
 
 @dataclass(frozen=True)
