@@ -46,7 +46,7 @@ def measure(backend: Backend, dtypes: tuple[DType, ...], threads: int | None = N
     with backend.scope():
         square = backend.xp.asarray(square)
         tall = backend.xp.concatenate([square] * (size // square.nbytes))
-        copied = _copy(backend, tall, threads or os.cpu_count() or 1)
+        copied = copy_rate(backend, tall, threads or os.cpu_count() or 1)
         gemm = {dtype: _gemm(Numerics(dtype, SDPA, backend), square) for dtype in dtypes}
         gemv = {dtype: _gemv(Numerics(dtype, SDPA, backend), tall) for dtype in dtypes}
     return Ceilings(side, gemm, gemv, copied)
@@ -83,8 +83,8 @@ def _gemv(nx: Numerics, tall: Array) -> float:
     return int(weight.nbytes) / seconds(lambda: nx.matmul(row, weight.T), nx.backend)
 
 
-def _copy(backend: Backend, source: Array, parts: int) -> float:
-    """On a CPU by `parts` threads: one alone does not fill the memory's bus."""
+def copy_rate(backend: Backend, source: Array, parts: int) -> float:
+    """Bytes read and written per second. On a CPU by `parts` threads: one alone does not fill the memory's bus."""
     there = backend.xp.zeros_like(source)
     if not on_cpu(backend):
         return 2 * int(source.nbytes) / seconds(lambda: backend.xp.copyto(there, source), backend)

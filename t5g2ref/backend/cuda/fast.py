@@ -16,6 +16,7 @@ import cupy
 
 from t5g2ref.backend.cuda import blas, flash, fused
 from t5g2ref.backend.cuda.kernels import TYPES
+from t5g2ref.trace import OFF, Trace
 
 Array = Any
 Definition = Callable[..., Array]
@@ -32,7 +33,9 @@ def affine(definition: Definition, nx: Any, rows: Array, columns: Array, bias: A
     return finished("PLAIN", blas.product(rows, columns, rows.dtype), bias)
 
 
-def added_linear(definition: Definition, nx: Any, residual: Array, x: Array, w: Any, name: str, trace: Any) -> Array:
+def added_linear(
+    definition: Definition, nx: Any, residual: Array, x: Array, w: Any, name: str, trace: Trace = OFF
+) -> Array:
     """`affine` and the residual's sum in one pass, unless someone listens in between."""
     bias = nx.weight(w.bias)
     if trace.active or not simple(nx, x, bias) or not whole(residual) or residual.dtype != x.dtype:
@@ -40,7 +43,7 @@ def added_linear(definition: Definition, nx: Any, residual: Array, x: Array, w: 
     return finished("RESIDUAL", product(nx, x, w), bias, residual)
 
 
-def activated_linear(definition: Definition, nx: Any, x: Array, w: Any, name: str, trace: Any) -> Array:
+def activated_linear(definition: Definition, nx: Any, x: Array, w: Any, name: str, trace: Trace = OFF) -> Array:
     """`affine` and the activation in one pass, unless someone listens in between."""
     bias = nx.weight(w.bias)
     if trace.active or not simple(nx, x, bias):

@@ -89,25 +89,18 @@ template <typename T> struct Keys {
     }
 };
 
-// Where element `at` of row `row` lies in shared memory: LD elements from one row to the next, or, where LD is 0, as the
-// matrix units of Hopper read it: pieces of 16 bytes, those of one place in BLOCK rows side by side.
-template <int BLOCK, int D, int LD, int PIECE> __device__ inline int place(int row, int at) {
-    return LD ? row * LD + at : row / BLOCK * BLOCK * D + at / PIECE * BLOCK * PIECE + row % BLOCK * PIECE + at % PIECE;
-}
-
-// ROWS rows to shared memory: elements 0 … D − 1 of what `at` gives for each row, zeros from `width` on; null gives zeros.
-// `wide`: everything lies on 16 bytes, so that no thread has to wait. Threads side by side have pieces of 16 bytes side by
-// side in memory; where LD is 0, of eight rows at a time, so that none wants a bank of shared memory that another has.
-template <typename T, int ROWS, int BLOCK, int D, int LD, int THREADS, typename At>
+// ROWS rows to shared memory, LD elements from one to the next: elements 0 … D − 1 of what `at` gives for each row, zeros
+// from `width` on; null gives zeros. `wide`: everything lies on 16 bytes, so that no thread has to wait. Threads side by
+// side have pieces of 16 bytes side by side.
+template <typename T, int ROWS, int D, int LD, int THREADS, typename At>
 __device__ inline void fetch(T* to, const T* any, int width, bool wide, At at) {
     const int piece = 16 / sizeof(T), pieces = D / piece;
     static_assert(ROWS * pieces % THREADS == 0 && D % piece == 0, "whole pieces, as many for each thread");
 #pragma unroll
     for (int j = 0; j < ROWS * pieces / THREADS; ++j) {
-        const int i = threadIdx.x + THREADS * j;
-        const int row = LD ? i / pieces : i / (8 * pieces) * 8 + i % 8, column = (LD ? i : i / 8) % pieces * piece;
+        const int i = threadIdx.x + THREADS * j, row = i / pieces, column = i % pieces * piece;
         const T* from = at(row);
-        T* lies = to + place<BLOCK, D, LD, piece>(row, column);
+        T* lies = to + row * LD + column;
         const bool there = from && column < width;
         if (wide) copy_16(lies, there ? from + column : any, there);
         else
@@ -127,6 +120,14 @@ __device__ inline void fetch(T* to, const T* any, int width, bool wide, At at) {
             X##_k2, X##_v2, (int)X##_length, (int)X##_start, (int)X##_back, (int)X##_ahead,                           \
             X##_valid ? X##_valid + blockIdx.z * X##_stride : 0, 0, 0}
 
+// Rows of a step: the first, elements from one to the next, and how many there are. Null beyond them.
+template <typename T> struct Rows {
+    const T* first;
+    i64 step;
+    int count;
+    __device__ const T* operator()(int row) const { return row < count ? first + row * step : 0; }
+};
+
 // A tile: its rows, and the steps through the keys of both groups.
 template <typename T, int ROWS, int BN> struct Tile {
     int row, rows, sharing, first, last, own_steps, steps;  // the positions of its first and last query
@@ -142,40 +143,47 @@ template <typename T, int ROWS, int BN> struct Tile {
         own_steps = own.steps(BN);
         steps = own_steps + other.steps(BN);
     }
-    __device__ const Keys<T>& group(int step) const { return step < own_steps ? own : other; }
+    __device__ Keys<T> group(int step) const {  // by value: a reference would keep both in local memory
+        const bool mine = step < own_steps;
+        return {mine ? own.k : other.k, mine ? own.v : other.v, mine ? own.k_step : other.k_step,
+                mine ? own.v_step : other.v_step, mine ? own.length : other.length, mine ? own.start : other.start,
+                mine ? own.back : other.back, mine ? own.ahead : other.ahead, mine ? own.valid : other.valid,
+                mine ? own.low : other.low, mine ? own.high : other.high};
+    }
     __device__ int key(int step) const {
         return step < own_steps ? own.low + step * BN : other.low + (step - own_steps) * BN;
     }
     __device__ int query(int r) const { return first - row / sharing + (row + min(r, rows - 1)) / sharing; }
-    // Where row r of the queries, of a step's keys and of its values lies; null beyond the last.
+    // Where row r of the queries lies; null beyond the last.
     __device__ const T* query_row(const T* q, i64 q0, i64 q1, i64 q2, int r) const {
         const int at = row + r;
         return r < rows ? q + blockIdx.z * q0 + (blockIdx.y * sharing + at % sharing) * q1 + at / sharing * q2 : 0;
     }
-    __device__ const T* key_row(int step, int r) const {
-        const Keys<T>& keys = group(step);
-        const int j = key(step) + r;
-        return j < keys.high ? keys.k + j * keys.k_step : 0;
+    // The keys of a step, and its values.
+    __device__ Rows<T> keys(int step) const {
+        const Keys<T> from = group(step);
+        const int j = key(step);
+        return {from.k + j * from.k_step, from.k_step, from.high - j};
     }
-    __device__ const T* value_row(int step, int r) const {
-        const Keys<T>& keys = group(step);
-        const int j = key(step) + r;
-        return j < keys.high ? keys.v + j * keys.v_step : 0;
+    __device__ Rows<T> values(int step) const {
+        const Keys<T> from = group(step);
+        const int j = key(step);
+        return {from.v + j * from.v_step, from.v_step, from.high - j};
     }
     // The row of out (B · T · N, H) that row r is.
     __device__ i64 result(int r, i64 queries) const {
         const i64 at = row + r, head = blockIdx.y * sharing + at % sharing;
         return (blockIdx.z * queries + at / sharing) * gridDim.y * sharing + head;
     }
-    // Whether key `key` + threadIdx.x is one, and no padding.
-    __device__ bool valid(int step) const {
-        const Keys<T>& keys = group(step);
-        int j = key(step) + (int)threadIdx.x;
-        return threadIdx.x < BN && j < keys.high && (!keys.valid || keys.valid[j]);
+    // Whether key `at` of a step is one, and no padding.
+    __device__ bool valid(int step, int at) const {
+        const Keys<T> keys = group(step);
+        const int j = key(step) + at;
+        return at < BN && j < keys.high && (!keys.valid || keys.valid[j]);
     }
     // Whether a step needs its mask; the same in every thread of a warp.
     __device__ bool masked(int step, const unsigned char* ok) const {
-        const Keys<T>& keys = group(step);
+        const Keys<T> keys = group(step);
         if (!keys.whole(key(step), BN, first, last)) return true;
         if (!keys.valid) return false;
         bool all = true;

@@ -133,7 +133,7 @@ def fitting(device: int, dtype: Any, width: int, rows: int, tiles: int, wide: bo
             del found[0]
         if wide and capability(device) == HOPPER and d in ON_HOPPER:
             keys = ON_HOPPER[d]
-            shared = 2 * (128 + 4 * keys) * d + 2 * keys
+            shared = 1024 + 2 * (128 + 4 * keys) * d + 4 * keys
             found.insert(0, Kernel("flash_hopper", f"{TYPES[dtype]}, {d}, {keys}", 128, 256, shared))
     return next((kernel for kernel in found if kernel.shared <= card["sharedMemPerBlockOptin"]), None)
 

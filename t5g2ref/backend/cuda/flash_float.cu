@@ -13,16 +13,16 @@ template <int D> __global__ void __launch_bounds__(128) flash_float(ARGUMENTS(fl
     auto column = [&](int c) { return c < 4 * FOURS ? c / 4 * 64 + x * 4 + c % 4 : FOURS * 64 + (c - 4 * FOURS) * 16 + x; };
 
     auto fetch_keys = [&](int step) {
-        fetch<float, BN, BN, D, LD, THREADS>(keys_, q, width, wide, [&](int r) { return tile.key_row(step, r); });
+        fetch<float, BN, D, LD, THREADS>(keys_, q, width, wide, tile.keys(step));
     };
     auto fetch_values = [&](int step) {
-        fetch<float, BN, BN, D, LD, THREADS>(values_, q, width, wide, [&](int r) { return tile.value_row(step, r); });
+        fetch<float, BN, D, LD, THREADS>(values_, q, width, wide, tile.values(step));
     };
-    fetch<float, ROWS, ROWS, D, LD, THREADS>(queries_, q, width, wide,
+    fetch<float, ROWS, D, LD, THREADS>(queries_, q, width, wide,
                                              [&](int r) { return tile.query_row(q, q0, q1, q2, r); });
     if (tile.steps) {
         fetch_keys(0);
-        if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(0);
+        if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(0, threadIdx.x);
     }
     const float factor = scale, inner = cap > 0 ? scale / cap : 0, outer = cap, infinity = -minus_infinity();
     float sums[8][COLUMNS] = {}, top[8], total[8] = {};
@@ -52,7 +52,7 @@ template <int D> __global__ void __launch_bounds__(128) flash_float(ARGUMENTS(fl
                 }
         }
         const bool masked = tile.masked(step, ok);
-        const Keys<float>& keys = tile.group(step);
+        const Keys<float> keys = tile.group(step);
         const int key = tile.key(step);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -81,7 +81,7 @@ template <int D> __global__ void __launch_bounds__(128) flash_float(ARGUMENTS(fl
         __syncthreads();  // the values and the powers are there; nobody reads these keys, nor `ok`, any more
         if (step + 1 < tile.steps) {
             fetch_keys(step + 1);
-            if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(step + 1);
+            if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(step + 1, threadIdx.x);
         }
 #pragma unroll 2
         for (int k = 0; k < BN; k += 4) {

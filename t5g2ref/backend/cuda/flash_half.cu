@@ -35,25 +35,44 @@ template <int N, typename Tile> __device__ inline void masked(float (&scores)[N]
 }
 
 // Scores to their exponentials relative to the largest of each row so far; `fewer` is what earlier ones are multiplied by.
+// Largest ones and sums are taken in four parts each, so that none has to wait for the one before it.
 template <int N> __device__ inline void powers(float (&scores)[N][4], float (&top)[2], float (&total)[2],
                                                float (&fewer)[2], float factor) {
+    float most[2][4], sums[2][4] = {}, shift[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int part = 0; part < 4; ++part) most[h][part] = top[h];
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            float& part = most[e / 2][n % 2 * 2 + e % 2];
+            part = fmaxf(part, scores[n][e]);
+        }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) most[h][0] = fmaxf(fmaxf(most[h][0], most[h][1]), fmaxf(most[h][2], most[h][3]));
+#pragma unroll
+    for (int step = 1; step <= 2; ++step)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) most[h][0] = fmaxf(most[h][0], __shfl_xor_sync(0xffffffffu, most[h][0], step));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float most = top[h], sum = 0;
-#pragma unroll
-        for (int n = 0; n < N; ++n) most = fmaxf(most, fmaxf(scores[n][h * 2], scores[n][h * 2 + 1]));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-        const float shift = most == minus_infinity() ? 0.0f : most * factor;
-        fewer[h] = power_of_2(top[h] * factor - shift);
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-                sum += scores[n][h * 2 + e] = power_of_2(fmaf(scores[n][h * 2 + e], factor, -shift));
-        total[h] = total[h] * fewer[h] + sum;
-        top[h] = most;
+        shift[h] = most[h][0] == minus_infinity() ? 0.0f : most[h][0] * factor;
+        fewer[h] = power_of_2(top[h] * factor - shift[h]);
+        top[h] = most[h][0];
     }
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            float& score = scores[n][e];
+            score = power_of_2(fmaf(score, factor, -shift[e / 2]));
+            sums[e / 2][n % 2 * 2 + e % 2] += score;
+        }
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+        total[h] = total[h] * fewer[h] + ((sums[h][0] + sums[h][1]) + (sums[h][2] + sums[h][3]));
 }
 
 template <int N> __device__ inline void scaled(float (&sums)[N][4], const float (&fewer)[2]) {
@@ -107,16 +126,16 @@ __global__ void __launch_bounds__(WARPS * 32) flash_half(ARGUMENTS(T)) {
     const Tile<T, ROWS, BN> tile(KEYS(T, own), KEYS(T, other), sharing, queries, first);
 
     auto fetch_keys = [&](int step) {
-        fetch<T, BN, BN, D, LD, THREADS>(keys_, q, width, wide, [&](int r) { return tile.key_row(step, r); });
+        fetch<T, BN, D, LD, THREADS>(keys_, q, width, wide, tile.keys(step));
     };
     auto fetch_values = [&](int step) {
-        fetch<T, BN, BN, D, LD, THREADS>(values_, q, width, wide, [&](int r) { return tile.value_row(step, r); });
+        fetch<T, BN, D, LD, THREADS>(values_, q, width, wide, tile.values(step));
     };
-    fetch<T, ROWS, ROWS, D, LD, THREADS>(queries_, q, width, wide,
+    fetch<T, ROWS, D, LD, THREADS>(queries_, q, width, wide,
                                          [&](int r) { return tile.query_row(q, q0, q1, q2, r); });
     if (tile.steps) {
         fetch_keys(0);
-        if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(0);
+        if (threadIdx.x < BN) ok[threadIdx.x] = tile.valid(0, threadIdx.x);
     }
 
     const int warp_row = warp * M * 16;
@@ -169,7 +188,7 @@ __global__ void __launch_bounds__(WARPS * 32) flash_half(ARGUMENTS(T)) {
         bool next_ok = false;
         if (step + 1 < tile.steps) {
             fetch_keys(step + 1);
-            next_ok = tile.valid(step + 1);
+            next_ok = tile.valid(step + 1, threadIdx.x);
         }
 #pragma unroll
         for (int m = 0; m < M; ++m) {

@@ -1,11 +1,12 @@
 // The same for Hopper (compute capability 9.0a), whose matrix units take a warpgroup's 64 rows at once, read shared memory
-// by themselves and work on while the threads do something else: a step's scores are made, and the last step's values
-// multiplied, while exponentials are taken.
+// by themselves and work on while the threads do something else.
 //
-// Two warpgroups of 64 rows. Keys and values have two places each in shared memory; behind each step's one barrier, while
-// the units work, the keys of the next step and the values of this one are fetched. No branch and no other use of their
-// registers stands between what the units are told and the wait for it, or the compiler makes them wait at once (it says
-// so as C7514). So every row lies on 16 bytes here, and behind the last step zeros are fetched.
+// Two warpgroups of 64 rows take turns at the units: while one's scores and weighted values are multiplied, the other
+// takes its exponentials. Turns are half a step apart, by one barrier that both pass twice a step, the second group once
+// before it begins. That one also fetches the keys of two steps ahead and the values of one, each into one of two places
+// that both groups are done with. No branch and no other use of their registers stands between what the units are told
+// and the wait for it, or the compiler makes them wait at once (it says so as C7514). So every row lies on 16 bytes here,
+// and behind the last step zeros are fetched.
 
 #ifndef EMULATED
 __device__ inline void multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -23,6 +24,14 @@ template <typename All> __device__ inline void hold(All& all) {
     for (auto& row : all)
         for (auto& x : row) used(x);
 }
+// `copy_16`, or nothing where it is not `wanted`: without a branch.
+__device__ inline void copy_16_if(bool wanted, void* to, const void* from, bool there) {
+    unsigned place = (unsigned)__cvta_generic_to_shared(to), bytes = there ? 16 : 0;
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0;\n@p cp.async.cg.shared.global [%1], [%2], 16, %3; }" ::"r"((int)wanted),
+                 "r"(place), "l"(from), "r"(bytes) : "memory");
+}
+// A barrier of both warpgroups, at which they need not be in the same place of the program.
+__device__ inline void turn() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 __device__ inline unsigned shared_place(const void* x) { return (unsigned)__cvta_generic_to_shared(x); }
 
 #define F4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
@@ -45,9 +54,9 @@ __device__ inline unsigned shared_place(const void* x) { return (unsigned)__cvta
 #define R13 "%104, %105, %106, %107, %108, %109, %110, %111"
 #define R14 "%112, %113, %114, %115, %116, %117, %118, %119"
 #define R15 "%120, %121, %122, %123, %124, %125, %126, %127"
+#define U8 R0
 #define U32 R0 ", " R1 ", " R2 ", " R3
-#define U40 U32 ", " R4
-#define U64 U40 ", " R5 ", " R6 ", " R7
+#define U64 U32 ", " R4 ", " R5 ", " R6 ", " R7
 #define U128 U64 ", " R8 ", " R9 ", " R10 ", " R11 ", " R12 ", " R13 ", " R14 ", " R15
 // d (64 × N) += a b, by a warpgroup: `a` and b (16 × N) where descriptors say, its numbers one after the other along k; or
 // `a` in registers and b along N. SCORES does not read d where `onto` is 0.
@@ -67,8 +76,8 @@ __device__ inline unsigned shared_place(const void* x) { return (unsigned)__cvta
 #define BOTH(NAME)                                                      \
     SCORES(NAME, 64, 32, F32(0), 32, 33, 34)                            \
     SCORES(NAME, 128, 64, F64(0), 64, 65, 66)                           \
+    WEIGHED(NAME, 16, 8, F4(0) COMMA F4(4), 8, 9, 10, 11, 12)           \
     WEIGHED(NAME, 64, 32, F32(0), 32, 33, 34, 35, 36)                   \
-    WEIGHED(NAME, 80, 40, F32(0) COMMA F4(32) COMMA F4(36), 40, 41, 42, 43, 44) \
     WEIGHED(NAME, 128, 64, F64(0), 64, 65, 66, 67, 68)                  \
     WEIGHED(NAME, 256, 128, F64(0) COMMA F64(64), 128, 129, 130, 131, 132)
 #define COMMA ,
@@ -77,107 +86,164 @@ BOTH(bf16)
 BOTH(f16)
 #endif
 
-// Where a factor lies, as the matrix units are told: bytes from its first 8 × 16 bytes to the next along k and across.
-__device__ inline i64 descriptor(const void* first, int along, int across) {
-    return (i64)(shared_place(first) >> 4) | (i64)(along >> 4) << 16 | (i64)(across >> 4) << 32;
+// Where rows of D numbers lie in shared memory, as the matrix units read them: blocks of 64 numbers of all rows, then, where
+// D is no multiple of 64, one of 16. A row of a block is 128 or 32 bytes, side by side, in pieces of 16 whose order depends
+// on the row, so that eight rows' pieces of one place have banks of their own. Blocks begin at multiples of 1024 bytes.
+template <int D> struct Blocks {
+    static const int WIDE = D / 64, NARROW = D % 64 / 16;
+    static_assert(D % 64 == 0 || D % 64 == 16, "blocks of 64, and one of 16 at most");
+};
+enum { OF_64 = 1, OF_16 = 3 };
+// A block as the units are told of it: the bytes from one block to the next, and from eight rows to the next eight.
+__device__ inline i64 descriptor(const void* first, int kind, int block) {
+    const int eight = kind == OF_64 ? 1024 : 256;
+    return (i64)(shared_place(first) >> 4) | (i64)(block >> 4) << 16 | (i64)(eight >> 4) << 32 |
+           (i64)((unsigned long long)kind << 62);
+}
+
+// ROWS rows to shared memory, by a warpgroup: zeros for rows that are null; what is beyond `width` in a row stays what it
+// was. Threads side by side have pieces of one row. ALL: no row is null.
+template <typename T, int ROWS, int D, bool ALL, typename At>
+__device__ inline void fetch_pieces(T* to, const T* any, int width, At at) {
+    const int thread = threadIdx.x % 128, WIDE = Blocks<D>::WIDE;
+    static_assert(ROWS % 64 == 0, "as many pieces for each thread");
+    auto copied = [&](T* lies, const T* row, int column) {
+        const bool there = ALL || row;
+        copy_16_if(column < width, lies, there ? row + column : any, there);
+    };
+    const int piece = thread % 8, first = thread / 8;
+    T* lies = to + first * 64 + (piece ^ first % 8) * 8;
+#pragma unroll
+    for (int i = 0; i < ROWS / 16; ++i) {
+        const T* row = at(first + 16 * i);
+#pragma unroll
+        for (int block = 0; block < WIDE; ++block)
+            copied(lies + block * 64 * ROWS + i * 16 * 64, row, block * 64 + piece * 8);
+    }
+    if (!Blocks<D>::NARROW) return;
+    const int half = thread % 2, row = thread / 2;
+    lies = to + WIDE * 64 * ROWS + row * 16 + (half ^ row / 4 % 2) * 8;
+#pragma unroll
+    for (int i = 0; i < ROWS / 64; ++i) copied(lies + i * 64 * 16, at(row + 64 * i), WIDE * 64 + half * 8);
+}
+template <typename T, int ROWS, int D> __device__ inline void fetch_rows(T* to, const T* any, int width, Rows<T> rows) {
+    if (rows.count >= ROWS)
+        fetch_pieces<T, ROWS, D, true>(to, any, width, [&](int r) { return rows.first + r * rows.step; });
+    else
+        fetch_pieces<T, ROWS, D, false>(to, any, width, rows);
 }
 
 template <typename T, int D, int BN>
 __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
-    const int ROWS = 128, THREADS = 256, PLACE = BN * D;
-    const int group = threadIdx.x / 128;
-    const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    T* queries_ = (T*)shared_memory();
+    const int ROWS = 128, GROUP = 128, PLACE = BN * D, TOLD = 4;
+    const int WIDE = Blocks<D>::WIDE, NARROW = Blocks<D>::NARROW;
+    const int group = threadIdx.x / GROUP, thread = threadIdx.x % GROUP;
+    const int row = group * 64 + thread / 32 * 16 + thread % 32 / 4;
+    T* queries_ = (T*)(shared_memory() + (-shared_place(shared_memory()) & 1023));
     T *keys_ = queries_ + ROWS * D, *values_ = keys_ + 2 * PLACE;
-    unsigned char* ok = (unsigned char*)(values_ + 2 * PLACE);
+    unsigned char* ok = (unsigned char*)(values_ + 2 * PLACE);  // of TOLD steps
     const Tile<T, ROWS, BN> tile(KEYS(T, own), KEYS(T, other), sharing, queries, first);
 
     auto fetch_keys = [&](int step) {
-        T* to = keys_ + step % 2 * PLACE;
-        fetch<T, BN, BN, D, 0, THREADS>(to, q, width, true, [&](int r) { return tile.key_row(step, r); });
+        fetch_rows<T, BN, D>(keys_ + step % 2 * PLACE, q, width, tile.keys(step));
+        if (thread < BN) ok[step % TOLD * BN + thread] = tile.valid(step, thread);
     };
     auto fetch_values = [&](int step) {
-        T* to = values_ + step % 2 * PLACE;
-        fetch<T, BN, BN, D, 0, THREADS>(to, q, width, true, [&](int r) { return tile.value_row(step, r); });
+        fetch_rows<T, BN, D>(values_ + step % 2 * PLACE, q, width, tile.values(step));
     };
-    fetch<T, ROWS, 64, D, 0, THREADS>(queries_, q, width, true,
-                                      [&](int r) { return tile.query_row(q, q0, q1, q2, r); });
-    auto tell = [&](int step, bool valid) {
-        if (threadIdx.x < BN) ok[step % 2 * BN + threadIdx.x] = valid;
+    auto arrived = [&]() {  // what this thread fetched, for the units, once all have passed a barrier
+        copies_done();
+        shown_to_units();
     };
-    fetch_keys(0);
-    tell(0, tile.valid(0));
 
     const float factor = cap > 0 ? PER_POWER : (float)(scale * PER_POWER);
     float sums[D / 8][4] = {}, scores[BN / 8][4] = {}, total[2] = {}, top[2] = {minus_infinity(), minus_infinity()}, fewer[2];
     unsigned weights[BN / 16][4] = {};
 
     auto make_scores = [&](int step) {
-        const i64 a = descriptor(queries_ + group * 64 * D, 64 * 16, 128);
-        const i64 b = descriptor(keys_ + step % 2 * PLACE, BN * 16, 128);
+        const T *q_ = queries_ + group * 64 * D, *k_ = keys_ + step % 2 * PLACE;
+        const i64 a = descriptor(q_, OF_64, 0), b = descriptor(k_, OF_64, 0);
 #pragma unroll
-        for (int d = 0; d < D / 16; ++d)
-            score(T{}, Size<BN>{}, scores[0], a + d * (2 * 64 * 16 >> 4), b + d * (2 * BN * 16 >> 4), d > 0);
-        queued();
+        for (int d = 0; d < WIDE * 4; ++d)
+            score(T{}, Size<BN>{}, scores[0], a + d / 4 * (64 * 128 >> 4) + d % 4 * 2,
+                  b + d / 4 * (BN * 128 >> 4) + d % 4 * 2, d > 0);
+        if (NARROW)
+            score(T{}, Size<BN>{}, scores[0], descriptor(q_ + WIDE * 64 * 64, OF_16, 0),
+                  descriptor(k_ + WIDE * 64 * BN, OF_16, 0), 1);
     };
     auto weigh_values = [&](int step) {
-        const i64 b = descriptor(values_ + step % 2 * PLACE, 128, BN * 16);
+        const T* v_ = values_ + step % 2 * PLACE;
+        const i64 wide = descriptor(v_, OF_64, BN * 128), narrow = descriptor(v_ + WIDE * 64 * BN, OF_16, 0);
 #pragma unroll
-        for (int n = 0; n < BN / 16; ++n) weigh(T{}, Size<D>{}, sums[0], weights[n], b + n * (16 * 16 >> 4));
-        queued();
+        for (int n = 0; n < BN / 16; ++n) {
+            weigh(T{}, Size<WIDE * 64>{}, sums[0], weights[n], wide + n * (16 * 128 >> 4));
+            if (NARROW) weigh(T{}, Size<16>{}, sums[WIDE * 8], weights[n], narrow + n * (16 * 32 >> 4));
+        }
     };
-    auto take_powers = [&](int step) {
+
+    if (width < D) {  // what is beyond it is zero and stays so
+        for (int i = threadIdx.x; i < (ROWS + 4 * BN) * D / 8; i += 256) ((uint4*)queries_)[i] = uint4{0, 0, 0, 0};
+        __syncthreads();
+    }
+    fetch_pieces<T, 64, D, false>(queries_ + group * 64 * D, q, width,
+                                  [&](int r) { return tile.query_row(q, q0, q1, q2, group * 64 + r); });
+    if (group) {
+        fetch_keys(0);
+        fetch_keys(1);
+        fetch_values(0);
+    }
+    arrived();
+    auto soften = [&](int step) {  // and fetch, by the group that is the last to be done with these places
+        if (group) {
+            fetch_keys(step + 2);
+            fetch_values(step + 1);
+        }
         capped(scores, scale, cap);
-        if (tile.masked(step, ok + step % 2 * BN)) masked(scores, tile, step, ok + step % 2 * BN, row);
+        const unsigned char* told = ok + step % TOLD * BN;
+        if (tile.masked(step, told)) masked(scores, tile, step, told, row);
         powers(scores, top, total, fewer, factor);
-    };
-    auto round_weights = [&]() {
+        scaled(sums, fewer);
 #pragma unroll
         for (int n = 0; n < BN / 16; ++n) rounded<T>(weights[n], scores, n);
     };
-    auto arrived = [&]() {  // what was fetched; and nobody's matrix units read what comes next into its place
-        copies_done();
-        shown_to_units();
-        __syncthreads();
-    };
-    arrived();
-    bool next = tile.valid(1);
+    if (group) turn();  // from here on half a step behind
+    turn();
     hold(scores);
     multiplying();
     make_scores(0);
-    fetch_keys(1);  // while the units work; zeros behind the last
-    fetch_values(0);
+    queued();
+    arrived();
+    turn();
     multiplied<0>();
     hold(scores);
-    take_powers(0);
-    round_weights();
-    tell(1, next);
+    soften(0);
     for (int step = 1; step < tile.steps; ++step) {
-        arrived();
-        next = tile.valid(step + 1);
+        turn();
         hold(scores);
+        hold(weights);
         hold(sums);
         multiplying();
         make_scores(step);
         weigh_values(step - 1);
-        fetch_keys(step + 1);
-        fetch_values(step);
-        multiplied<1>();
-        hold(scores);
-        take_powers(step);
+        queued();
+        arrived();
+        turn();
         multiplied<0>();
+        hold(scores);
         hold(weights);
         hold(sums);
-        scaled(sums, fewer);
-        round_weights();
-        tell(step + 1, next);
+        soften(step);
     }
-    arrived();
+    turn();
+    hold(weights);
     hold(sums);
     multiplying();
     weigh_values(max(0, tile.steps - 1));
+    queued();
     multiplied<0>();
+    hold(weights);
     hold(sums);
     copies_done();
+    if (!group) turn();
     stored(sums, total, tile, row, queries, width, out);
 }
