@@ -23,6 +23,7 @@ HELP = """\
 Attention of random numbers, in TFLOP/s of the scores that are seen, beside torch's scaled_dot_product_attention where
 torch is there and nothing is masked; then the encoder of --ckpt on seeded weights, in seconds, for each --encode."""
 REPEATS = 9
+AWAKE = 0.3  # seconds
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,18 @@ SHAPES = (
 
 
 def milliseconds(cuda: Any, call: Callable[[], object]) -> float:
-    """On the device, by events: the median of some calls behind two that warm up."""
-    taken = []
-    for turn in range(REPEATS + 2):
+    """On the device, by events: the median of some calls, once it is awake, which takes its clock a while."""
+    taken, began = list[float](), time.perf_counter()
+    while time.perf_counter() - began < AWAKE:
+        call()
+        cuda.get_current_stream().synchronize()
+    for _ in range(REPEATS):
         first, last = cuda.Event(), cuda.Event()
         first.record()
         call()
         last.record()
         last.synchronize()
-        if turn > 1:
-            taken.append(float(cuda.get_elapsed_time(first, last)))
+        taken.append(float(cuda.get_elapsed_time(first, last)))
     return median(taken)
 
 

@@ -79,9 +79,10 @@ template <typename T> struct Keys {
         high = max(low, min(length, last + ahead + 1 - start));
     }
     __device__ int steps(int width) const { return (high - low + width - 1) / width; }
-    // Whether all of the keys low_key … low_key + width − 1 are seen by all queries first … last, padding aside.
-    __device__ bool whole(int key, int width, int first, int last) const {
-        return key + width <= high && start + key >= last - back && start + key + width - 1 <= first + ahead;
+    // The steps of so many keys that all queries first … last see, padding aside: from x to before y.
+    __device__ int2 whole(int width, int first, int last) const {
+        return {max(0, last - back - start - low + width - 1) / width,
+                max(0, min(high, first + ahead + 1 - start) - low) / width};
     }
     __device__ bool sees(int query, int key) const {
         int distance = start + key - query;
@@ -131,6 +132,8 @@ template <typename T> struct Rows {
 // A tile: its rows, and the steps through the keys of both groups.
 template <typename T, int ROWS, int BN> struct Tile {
     int row, rows, sharing, first, last, own_steps, steps;  // the positions of its first and last query
+    int2 own_whole, other_whole;  // steps without a mask
+    bool padded;
     Keys<T> own, other;
     __device__ Tile(Keys<T> a, Keys<T> b, i64 sharing_, i64 queries, i64 position) : own(a), other(b) {
         sharing = sharing_;
@@ -142,6 +145,9 @@ template <typename T, int ROWS, int BN> struct Tile {
         other.reach(first, last);
         own_steps = own.steps(BN);
         steps = own_steps + other.steps(BN);
+        own_whole = own.whole(BN, first, last);
+        other_whole = other.whole(BN, first, last);
+        padded = own.valid || other.valid;
     }
     __device__ Keys<T> group(int step) const {  // by value: a reference would keep both in local memory
         const bool mine = step < own_steps;
@@ -183,9 +189,10 @@ template <typename T, int ROWS, int BN> struct Tile {
     }
     // Whether a step needs its mask; the same in every thread of a warp.
     __device__ bool masked(int step, const unsigned char* ok) const {
-        const Keys<T> keys = group(step);
-        if (!keys.whole(key(step), BN, first, last)) return true;
-        if (!keys.valid) return false;
+        const int later = step - own_steps;
+        const bool whole = later < 0 ? step >= own_whole.x && step < own_whole.y
+                                     : later >= other_whole.x && later < other_whole.y;
+        if (!whole || !padded) return !whole;
         bool all = true;
         for (int j = threadIdx.x % 32; j < BN; j += 32) all = all && ok[j];
         return !__all_sync(0xffffffffu, all);

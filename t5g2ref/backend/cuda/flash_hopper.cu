@@ -2,11 +2,11 @@
 // by themselves and work on while the threads do something else.
 //
 // Two warpgroups of 64 rows take turns at the units: while one's scores and weighted values are multiplied, the other
-// takes its exponentials. Turns are half a step apart, by one barrier that both pass twice a step, the second group once
-// before it begins. That one also fetches the keys of two steps ahead and the values of one, each into one of two places
-// that both groups are done with. No branch and no other use of their registers stands between what the units are told
-// and the wait for it, or the compiler makes them wait at once (it says so as C7514). So every row lies on 16 bytes here,
-// and behind the last step zeros are fetched.
+// takes its exponentials. Each waits for its turn, says what is to be multiplied, and hands the turn over. The second group
+// also fetches, once both are done with the places: the keys of two steps ahead and the values of one; what it fetched
+// before has arrived when it hands over. No branch and no other use of their registers stands between what the units are
+// told and the wait for it, or the compiler makes them wait at once (it says so as C7514). So every row lies on 16 bytes
+// here, and behind the last step zeros are fetched.
 
 #ifndef EMULATED
 __device__ inline void multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -30,8 +30,9 @@ __device__ inline void copy_16_if(bool wanted, void* to, const void* from, bool 
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0;\n@p cp.async.cg.shared.global [%1], [%2], 16, %3; }" ::"r"((int)wanted),
                  "r"(place), "l"(from), "r"(bytes) : "memory");
 }
-// A barrier of both warpgroups, at which they need not be in the same place of the program.
-__device__ inline void turn() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+// A barrier that one warpgroup waits at, for itself and for the other one, which signals.
+__device__ inline void await(int barrier) { asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory"); }
+__device__ inline void signal(int barrier) { asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory"); }
 __device__ inline unsigned shared_place(const void* x) { return (unsigned)__cvta_generic_to_shared(x); }
 
 #define F4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
@@ -94,6 +95,7 @@ template <int D> struct Blocks {
     static_assert(D % 64 == 0 || D % 64 == 16, "blocks of 64, and one of 16 at most");
 };
 enum { OF_64 = 1, OF_16 = 3 };
+enum { TURN = 1, DONE = 3 };  // barriers: a group's turn, by group; the first group is done with a step, even or odd
 // A block as the units are told of it: the bytes from one block to the next, and from eight rows to the next eight.
 __device__ inline i64 descriptor(const void* first, int kind, int block) {
     const int eight = kind == OF_64 ? 1024 : 256;
@@ -193,11 +195,13 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
         fetch_values(0);
     }
     arrived();
-    auto soften = [&](int step) {  // and fetch, by the group that is the last to be done with these places
+    auto soften = [&](int step) {
         if (group) {
+            await(DONE + step % 2);
             fetch_keys(step + 2);
             fetch_values(step + 1);
-        }
+        } else
+            signal(DONE + step % 2);
         capped(scores, scale, cap);
         const unsigned char* told = ok + step % TOLD * BN;
         if (tile.masked(step, told)) masked(scores, tile, step, told, row);
@@ -206,19 +210,20 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
 #pragma unroll
         for (int n = 0; n < BN / 16; ++n) rounded<T>(weights[n], scores, n);
     };
-    if (group) turn();  // from here on half a step behind
-    turn();
+    __syncthreads();
+    if (group) signal(TURN);
+    await(TURN + group);
     hold(scores);
     multiplying();
     make_scores(0);
     queued();
     arrived();
-    turn();
+    signal(TURN + 1 - group);
     multiplied<0>();
     hold(scores);
     soften(0);
     for (int step = 1; step < tile.steps; ++step) {
-        turn();
+        await(TURN + group);
         hold(scores);
         hold(weights);
         hold(sums);
@@ -227,14 +232,14 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
         weigh_values(step - 1);
         queued();
         arrived();
-        turn();
+        signal(TURN + 1 - group);
         multiplied<0>();
         hold(scores);
         hold(weights);
         hold(sums);
         soften(step);
     }
-    turn();
+    await(TURN + group);
     hold(weights);
     hold(sums);
     multiplying();
@@ -244,6 +249,6 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
     hold(weights);
     hold(sums);
     copies_done();
-    if (!group) turn();
+    if (!group) signal(TURN + 1);
     stored(sums, total, tile, row, queries, width, out);
 }
