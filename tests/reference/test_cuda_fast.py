@@ -4,17 +4,15 @@ kernels compute is in test_gpu_flash.py."""
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from cupy_of_numpy import Memory, installed
 from helpers import Array, close, generator, same_bits
 
-import t5g2ref.backend.cuda
 from t5g2ref import attention, numerics, ops, vision
 from t5g2ref.attention import Keys, attend
 from t5g2ref.backend import NUMPY
@@ -24,16 +22,6 @@ from t5g2ref.masks import EVERYTHING, Band, Given
 from t5g2ref.numerics import EAGER, EXACT, FAST, FLASH, RUNNING, SDPA, Numerics, Profile
 from t5g2ref.trace import OFF, Trace
 from t5g2ref.weights import Biased
-
-FILES = ("blas", "kernels", "fused", "flash", "fast")
-
-
-class Memory(np.ndarray[Any, Any]):
-    """An array that knows its address as CuPy's do."""
-
-    @property
-    def data(self) -> Any:  # type: ignore[override]
-        return SimpleNamespace(ptr=self.ctypes.data)
 
 
 def memory(x: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
@@ -86,29 +74,7 @@ def finish_kernel(then: str, y: Array, bias: Array, width: int, residual: Any, s
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that were launched, on a CuPy that has NumPy's arrays."""
-    cupy: Any = ModuleType("cupy")
-    cupy.ndarray = lambda shape, dtype=float: np.full(shape, np.nan, dtype).view(Memory)
-    cupy.ascontiguousarray = lambda x: np.ascontiguousarray(x).view(Memory)
-    device = SimpleNamespace(compute_capability="90")
-    counts = {"multiProcessorCount": 4, "sharedMemPerBlockOptin": 227 << 10}
-    runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda index: counts)
-    cupy.cuda = SimpleNamespace(runtime=runtime, Device=lambda index: device)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    blas: Any = ModuleType("t5g2ref.backend.cuda.blas")
-    names: list[str] = []
-
-    def product(a: Array, b: Array, dtype: Any) -> Array:
-        names.append("product")
-        return (a @ b).astype(dtype).view(Memory)
-
-    blas.product = product
-    for name in FILES:  # imported anew, and forgotten afterwards
-        monkeypatch.setattr(t5g2ref.backend.cuda, name, None, raising=False)
-        monkeypatch.setitem(sys.modules, f"t5g2ref.backend.cuda.{name}", None)
-        del sys.modules[f"t5g2ref.backend.cuda.{name}"]
-    monkeypatch.setattr(t5g2ref.backend.cuda, "blas", blas)
-    monkeypatch.setitem(sys.modules, "t5g2ref.backend.cuda.blas", blas)
-    fused, flash, fast = (importlib.import_module(f"t5g2ref.backend.cuda.{n}") for n in ("fused", "flash", "fast"))
+    names, fused, flash, fast = installed(monkeypatch)
 
     def launch_flash(device: int, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
         names.append(kernel.name)

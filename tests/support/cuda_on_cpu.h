@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -43,7 +44,7 @@ static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 namespace emu {
 struct Copy { char* to; const char* from; unsigned bytes, zeros; };
 struct Meeting { int arrived = 0; unsigned long gen = 0; };
-struct Warp { Meeting meet; int lanes; char buffer[2][32][64]; };
+struct Warp { Meeting meet; int lanes; alignas(16) char buffer[2][32][64]; };
 struct Block { dim3 at; Meeting all; std::map<int, Meeting> named; std::vector<Warp> warps; std::vector<char> memory; };
 struct Fiber { ucontext_t context; std::vector<char> stack; dim3 thread; unsigned flat; Block* block; bool done = false; const void* waits = nullptr;
                std::vector<Copy> open; std::deque<std::vector<Copy>> groups; };
@@ -100,6 +101,14 @@ inline void launch(dim3 grid, dim3 block, size_t dynamic, bool cooperative, std:
                 abort(); }
         }
     }
+}
+// As `launch`, not cooperative, with a pointer to each argument, as CUDA's own launch has them.
+template <typename... A, size_t... I> inline void call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
+    kernel(*(A*)values[I]...);
+}
+template <typename... A> inline void launch_with(void (*kernel)(A...), const int* grid, int threads, long dynamic, void** values) {
+    launch(dim3(grid[0], grid[1], grid[2]), dim3(threads), dynamic, false,
+           [=] { call(kernel, values, std::index_sequence_for<A...>()); });
 }
 }  // namespace emu
 #define threadIdx (emu::now->thread)

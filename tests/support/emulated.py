@@ -8,15 +8,17 @@ import shutil
 import subprocess
 import tempfile
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from t5g2ref.backend.cuda.decoding.plan import Plan, source
 from t5g2ref.backend.cuda.decoding.session import Arguments
 
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+HEADER, FLASH = (Path(__file__).with_name(name) for name in ("cuda_on_cpu.h", "flash_on_cpu.h"))
 ALIGNED = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")  # as a card, it ends where it is not
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-DEMULATED", "-ffp-contract=off", "-w", *ALIGNED)
 
@@ -43,3 +45,24 @@ def launch(arguments: Arguments, plan: Plan, show: bool = False) -> None:
     )
     run: Any = library(f"{plan.defines(show)}{source()}\n{entry}\n").run
     run(ctypes.byref(arguments))
+
+
+def launch_flash(kernel: Any, parts: tuple[str, ...], grid: tuple[int, ...], args: tuple[Any, ...], late: bool) -> None:
+    """A kernel of attention, whose text is in `parts`. `late`: see flash_on_cpu.h."""
+    folder = files("t5g2ref.backend.cuda")
+    code = "".join(folder.joinpath(part).read_text(encoding="utf-8") for part in parts)
+    entry = (
+        'extern "C" void run(const int* grid, int threads, long shared, void** values) '
+        f"{{ emu::launch_with({kernel.name}<{kernel.types}>, grid, threads, shared, values); }}"
+    )
+    run: Any = library(f'{"#define LATE" * late}\n#include "{FLASH}"\n{code}\n{entry}\n').run
+    values = [as_c(x) for x in args]
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(x) for x in values))
+    run((ctypes.c_int * 3)(*grid), kernel.threads, ctypes.c_long(kernel.shared), pointers)
+
+
+def as_c(x: Any) -> Any:
+    """An argument as a kernel of attention takes it: an address, 64 bits, or a double."""
+    if isinstance(x, float):
+        return ctypes.c_double(x)
+    return ctypes.c_int64(int(x)) if isinstance(x, int | np.integer) else ctypes.c_void_p(x.ctypes.data)
