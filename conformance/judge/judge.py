@@ -140,16 +140,11 @@ def _compared(
     plan, compared = plan_of(target.config, case), distances(target.backend)
     seen = [(call, tap) for call, tap in plan if says.shown(tap.name)]
     outside = least.in_words(target.config, case, says.shown)
+    lane = _lane(says, target, case, dtype, seen, outside, until_culprit)
     progress(f"{case.name}: local anchor of {peer.name}")
     walked = case.cut()
-    local = Walk(  # no name for its lane: of a picture that holds more than a gigabyte of sums, which end here
-        walked,
-        dump,
-        seen,
-        _lane(says, target, case, dtype, seen, outside, until_culprit),
-        local=True,
-        until_culprit=until_culprit,
-    ).run(ours)
+    local = Walk(walked, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
+    del lane  # of a picture it holds sums of more than a gigabyte
     along = Found([])
     if not until_culprit and not _from_ids(seen, outside) and not case.picks:  # picked tokens alone lead nowhere
         progress(f"{case.name}: cumulative anchor of {peer.name}")
