@@ -27,9 +27,10 @@ SUMS = 5  # of a token, by `measure.sums.Moments`, for the peer and for each con
 
 def bytes_for(target: Target, case: Case | None, dtype: DType) -> int:
     """The most that a comparison of a peer in `dtype` holds; None for the exact lane. The table is read for it."""
-    outside, kept = numbers_in_no_layer(target.config), int(target.weights[TABLE].dtype.itemsize)
-    own = {"float32": SINGLE * (kept < SINGLE), "bfloat16": NARROW * (kept > NARROW), "float16": SINGLE + NARROW}
-    held = outside * (kept + own[dtype]) + bytes_of_layers(target.config) + BESIDE
+    table, outside = target.weights[TABLE], numbers_in_no_layer(target.config)
+    kept = int(table.dtype.itemsize)
+    own = 0 if str(table.dtype) == dtype else SINGLE + NARROW * (dtype in HALF)  # ours rounded, and a peer's
+    held = outside * (kept + own) + bytes_of_layers(target.config) + BESIDE
     made = outside * (SINGLE + kept) + LIBRARIES  # drawn in float32, before anything else is there
     return max(made, held + (0 if case is None else bytes_beside(target.config, case, dtype)))
 
@@ -38,7 +39,7 @@ def bytes_beside(config: Config, case: Case, dtype: DType) -> int:
     """What a case's values take: those that meet at the largest tap, the peer's, and the sums that are kept."""
     taps = [(tap, shape_of(tap, sizes(config, case, call, tap))) for call, tap in plan_of(config, case)]
     controls, doubles = len(legal(dtype)), 2 + (len(MEMBERS) if dtype in HALF else 0)
-    meeting = (DOUBLE * doubles + SINGLE * controls) * max(prod(shape) for _, shape in taps)
+    meeting = (DOUBLE * doubles + SINGLE * controls) * max((prod(shape) for _, shape in taps), default=0)
     shown = (NARROW if dtype in HALF else SINGLE) * sum(prod(shape) for _, shape in taps)
     sums = sum(_sums(config, tap, shape, controls) for tap, shape in taps) if dtype in HALF else 0
     return meeting + min(MEMORY_BYTES, shown) + sums

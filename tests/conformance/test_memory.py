@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from dumping import case_of
 from dumping import tiny as bundled_tiny
 from helpers import normal, same_bits
 
+from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, shape_of, sizes
 from conformance.defects.rounding import twins
 from conformance.judge import judge as judge_module
@@ -190,7 +192,7 @@ def test_the_sums_of_a_case_are_predicted(tiny: Target, monkeypatch: pytest.Monk
 def test_what_a_picture_takes_is_predicted() -> None:
     """Of a released tower: 4096 patches, 4304 numbers in the middle of a feed-forward, 27 layers of 16 heads."""
     config = preset("270m")
-    target = Target("270m", config, {room.TABLE: np.zeros((1, 1), np.float16)})
+    target = Target("270m", config, {room.TABLE: np.zeros((1, 1), ml_dtypes.bfloat16)})
     case = case_of(target, "image")
     widest = 4096 * 4304 * (6 * 8 + 5 * 4)  # truth, bounds and four oracles in float64, five controls in float32
     heads = 27 * 4096 * 16 * 8**2 * 8  # sums of products of eight rows: the peer, five controls, two defects
@@ -200,3 +202,8 @@ def test_what_a_picture_takes_is_predicted() -> None:
     assert room.bytes_for(target, case, "bfloat16") > words + found - 2**28
     outside = sum(int(np.prod(shape)) for name, shape in shapes(config).items() if ".layers." not in name)
     assert room.bytes_for(target, None, "float32") == room.bytes_for(target, None, "bfloat16") + 4 * outside
+
+
+def test_of_what_follows_from_answers_nothing_is_predicted() -> None:
+    """A case for a peer's own `generate` has no runs yet."""
+    assert room.bytes_beside(preset("270m"), Case("generate", "", ()), "float32") == 0
