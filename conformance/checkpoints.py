@@ -141,12 +141,26 @@ def bytes_whole(config: Config) -> int:
 
 
 def bytes_streamed(config: Config) -> int:
-    """Memory for a run that streams: what is in no layer, ours and a peer's, and a few layers."""
-    layers: dict[str, int] = {}
+    """Memory for a run that streams, in any type: what is in no layer, ours and a peer's, and a few layers."""
+    return 2 * SINGLE * numbers_in_no_layer(config) + bytes_of_layers(config) + BESIDE
+
+
+def numbers_in_no_layer(config: Config) -> int:
+    """Of the weights: those that a run which streams keeps."""
+    return _numbers(config).get("", 0)
+
+
+def bytes_of_layers(config: Config) -> int:
+    """Of the few layers that a run which streams is in, the largest of all, in float32."""
+    return (HELD + 2) * SINGLE * max((count for layer, count in _numbers(config).items() if layer), default=0)
+
+
+def _numbers(config: Config) -> dict[str, int]:
+    """Layer, or "" → how many numbers its weights have."""
+    found: dict[str, int] = {}
     for name, shape in shapes(config).items():
-        layers[layer_of(name)] = layers.get(layer_of(name), 0) + prod(shape)
-    outside = layers.pop("", 0)
-    return 2 * SINGLE * outside + (HELD + 2) * SINGLE * max(layers.values(), default=0) + BESIDE
+        found[layer_of(name)] = found.get(layer_of(name), 0) + prod(shape)
+    return found
 
 
 def _made(tensors: Mapping[str, Any], wanted: Mapping[str, str], progress: Progress) -> Iterator[tuple[str, Any]]:

@@ -23,8 +23,7 @@ def image_features(nx: Numerics, w: Encoder, config: Config, pixels: Array, trac
 def tower(nx: Numerics, w: VisionTower, config: VisionConfig, pixels: Array, trace: Trace = OFF) -> Array:
     """pixels (I, C, side, side) → (I, P, D): patches, learned positions, pre-norm blocks, a last LayerNorm."""
     x = trace("embeddings.patch_embedding", patches(nx, w.embeddings.patch_embedding, config, pixels))
-    position = nx.weight(w.embeddings.position_embedding.weight)
-    x = trace("embeddings", nx.add(x, position))
+    x = trace("embeddings", nx.add(x, nx.weight(w.embeddings.position_embedding.weight)))
     for i, layer in enumerate(w.encoder.layers):
         x = block(nx, layer, config, x, trace.at(f"encoder.layers.{i}"))
         x = trace(f"encoder.layers.{i}", x)
@@ -45,10 +44,14 @@ def patches(nx: Numerics, w: Biased, config: VisionConfig, pixels: Array) -> Arr
 
 def block(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, trace: Trace = OFF) -> Array:
     """One pre-norm transformer block: x (I, P, D) → (I, P, D). Every patch sees every patch, at scale 1/√head_dim."""
+    return feed_forward(nx, w, config, x, attention(nx, w, config, x, trace), trace)
+
+
+def attention(nx: Numerics, w: VisionLayer, config: VisionConfig, x: Array, trace: Trace) -> Array:
+    """x (I, P, D) → the heads' outputs (I, P, D). Queries, keys and values end here: of a picture they are large."""
     q, k, v = heads(nx, w, config, x, trace)
-    out = attend(nx, q, [Keys(KeyValue(k, v))], scale=config.head_dim**-0.5)
-    attended = trace("self_attn.attention", merge_heads(out))
-    return feed_forward(nx, w, config, x, attended, trace)
+    keys = [Keys(KeyValue(k, v))]
+    return trace("self_attn.attention", merge_heads(attend(nx, q, keys, scale=config.head_dim**-0.5)))
 
 
 @rowwise("x", axis=2)

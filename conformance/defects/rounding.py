@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from t5g2ref.activation import erf
+from t5g2ref.blocks import elementwise
 from t5g2ref.config import Rope
 from t5g2ref.dtypes import HALF, to_grid
 from t5g2ref.numerics import Array, Numerics
@@ -131,25 +132,33 @@ def _narrow_softmax(half: str) -> dict[str, Twin | None]:
     return {"attention_weights": weights}
 
 
+def _gelus(gelu: Callable[[Numerics, Array], Array]) -> dict[str, Twin | None]:
+    """An activation goes through its passes in pieces: of a picture's whole array each of the formula's arrays would
+    take 135 MiB."""
+    return {"gelu_tanh": lambda _, nx, x: gelu(nx, x), "gated_gelu": None}
+
+
 def _erf_gelu(_: str) -> dict[str, Twin | None]:
     """D52: x · Φ(x) itself, which the tanh form approximates to 4.7e-4."""
 
-    def gelu(_: Definition, nx: Numerics, x: Array) -> Array:
+    @elementwise
+    def gelu(nx: Numerics, x: Array) -> Array:
         x = nx.wide(x).astype(np.float64)
         return nx.cast((0.5 * x * (1.0 + erf(nx.xp, x / math.sqrt(2.0)))).astype(nx.wide_dtype))
 
-    return {"gelu_tanh": gelu, "gated_gelu": None}
+    return _gelus(gelu)
 
 
 def _short_factor(_: str) -> dict[str, Twin | None]:
     """D83: the cubic's factor with four digits."""
 
-    def gelu(_: Definition, nx: Numerics, x: Array) -> Array:
+    @elementwise
+    def gelu(nx: Numerics, x: Array) -> Array:
         x = nx.wide(x)
         inner = math.sqrt(2.0 / math.pi) * (x + SHORT_FACTOR * (x * x * x))
         return nx.cast(0.5 * x * (1.0 + nx.xp.tanh(inner)))
 
-    return {"gelu_tanh": gelu, "gated_gelu": None}
+    return _gelus(gelu)
 
 
 def _newton_root(_: str) -> dict[str, Twin | None]:

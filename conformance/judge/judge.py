@@ -144,6 +144,7 @@ def _compared(
     progress(f"{case.name}: local anchor of {peer.name}")
     walked = case.cut()
     local = Walk(walked, dump, seen, lane, local=True, until_culprit=until_culprit).run(ours)
+    del lane  # of a picture it holds sums of more than a gigabyte
     along = Found([])
     if not until_culprit and not _from_ids(seen, outside) and not case.picks:  # picked tokens alone lead nowhere
         progress(f"{case.name}: cumulative anchor of {peer.name}")

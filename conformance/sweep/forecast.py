@@ -17,11 +17,12 @@ import numpy as np
 from conformance.cases.case import Case, Run
 from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Prompt
-from conformance.checkpoints import GIB, bytes_streamed
+from conformance.checkpoints import GIB
 from conformance.judge.comparisons import Comparison
 from conformance.oracle.run_case import legal
 from conformance.oracle.worst_case import ceiling
 from conformance.report.terms import Work
+from conformance.sweep.room import LIBRARIES, TABLE, bytes_for
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import DType
@@ -61,14 +62,15 @@ def forecast(work: Work, left: Iterable[Comparison]) -> Forecast | None:
     if not streamed:
         return None
     types = {peer.name: cast(DType, peer.dtype) for peer in work.terms.peers}
-    seconds, clocks = STARTING, dict[tuple[str, DType], _Clock]()
+    seconds, peak, clocks = STARTING, LIBRARIES, dict[tuple[str, DType], _Clock]()
     for one in left:
         target, case = work.of(one)
         if target.streamed:
             key = target.name, types[one.peer]
             clock = clocks.setdefault(key, _Clock(target, types[one.peer]))
             seconds += clock.exactly() if case is None else clock.of(case, 1 + AGAIN * work.terms.repeat)
-    return Forecast(seconds, max(bytes_streamed(target.config) for target in streamed))
+            peak = max(peak, bytes_for(target, case, types[one.peer]))
+    return Forecast(seconds, peak)
 
 
 class _Clock:
@@ -80,7 +82,6 @@ class _Clock:
         self._all = [Numerics("float64", EXACT, backend, dtype), *self._controls, ceiling(backend, dtype)]
         self._peer = Numerics("float32", SDPA, backend)
         self._layers = {stack: list(_layers(target, stack)) for stack in STACKS}
-        self._table = "encoder.text_model.embed_tokens.weight"
         self._known: dict[tuple[str, int, bool], float] = {}
         self._reading: dict[str, float] = {}
 
@@ -114,7 +115,7 @@ class _Clock:
         return self._known[key]
 
     def _measured(self, stack: str, rows: int, all_of_them: Iterable[Numerics]) -> float:
-        layers = self._layers.get(stack, [[self._table]])
+        layers = self._layers.get(stack, [[TABLE]])
         if not layers or not rows:
             return 0.0
         rounded = self._target.rounded(self._controls[0].dtype)

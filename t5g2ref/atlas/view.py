@@ -27,14 +27,17 @@ CODE: dict[str, tuple[Callable[..., Any], ...]] = {
     "input": (embedding.embed, embedding.place_images, vision.patches, vision.average),
     "choices": (outputs.lm_logits, T5Gemma2.decode),
     "merged": (merged_attention, attend, attention_weights),
-    "tower": (vision.tower, vision.heads, attend),
+    "tower": (vision.tower, vision.attention, vision.heads, attend),
     "self": (self_attention, attend, attention_weights),
     "masks": (masks.encoder_band, masks.decoder_band, dense_mask),
     "rope": (rope.inverse_frequencies, rope.tables, rope.rotate),
     "depth": (ops.add_norm, mlp.feed_forward, vision.block),
 }
 """The code of each section."""
-PICTURES = (*(embedding.place_images, vision.tower, vision.patches, vision.heads, vision.average, vision.block),)
+PICTURES = (
+    *(vision.tower, vision.patches, vision.block, vision.attention, vision.heads, vision.average),
+    embedding.place_images,
+)
 ANSWERS = (decoder.decode, masks.decoder_band, T5Gemma2.start)
 """What does not run without pictures, and without a decoder."""
 

@@ -112,4 +112,5 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array
     if name.endswith(("eoi_embedding",)):
         return value
     fan_in = shape[0] if name.endswith("mm_input_projection_weight") else int(np.prod(shape[1:]))
-    return value * np.float32(fan_in**-0.5)
+    value *= np.float32(fan_in**-0.5)  # in place: nothing of a run may be larger than the table, and that is once
+    return value
