@@ -52,7 +52,7 @@ class Weights:
 
 
 POOL = SimpleNamespace(get_limit=lambda: 0)
-NX: Any = SimpleNamespace(dtype="float32", profile="sdpa", backend=SimpleNamespace(pool=POOL))
+NX: Any = SimpleNamespace(dtype="float32", profile="sdpa", backend=SimpleNamespace(pool=POOL, twins={}))
 CALLS: list[str] = []
 
 
@@ -61,10 +61,10 @@ def definition(nx: Any, w: Any, config: Any, x: Any, *rest: Any) -> Any:
     return x * 2
 
 
-def encode(recorder: Any, w: Any, x: Any, *rest: Any) -> int:
+def encode(recorder: Any, w: Any, x: Any, *rest: Any, nx: Any = NX, config: Any = None) -> int:
     """How often the definition has run for it, a replay of the stand-in included; the result is right."""
     CALLS.clear()
-    np.testing.assert_array_equal(recorder.encode(definition, NX, w, None, x, None, *rest), x * 2)
+    np.testing.assert_array_equal(recorder.encode(definition, nx, w, config, x, None, *rest), x * 2)
     return len(CALLS)
 
 
@@ -84,10 +84,30 @@ def test_no_more_are_kept_than_there_may_be(graphs: Any) -> None:
     for length in range(1, graphs.MOST + 3):
         for _ in range(3):
             encode(recorder, w, np.ones((1, length, 2)))
-    encode(recorder, w, np.ones((1, 50, 2)))
     (kept,) = recorder._kept.values()
-    found = [form[3][1][0][1] for form, one in kept.items() if isinstance(one, Recorded)]
+    found = [key[-1][1][0][1] for key, one in kept.items() if isinstance(one, Recorded)]
     assert found == list(range(3, graphs.MOST + 3))  # lengths: the last of them
+
+
+def test_another_window_and_another_twin_are_other_recordings(graphs: Any) -> None:
+    recorder, w, x = graphs.Recorder(), Weights(), np.ones((1, 3, 2))
+    pool = SimpleNamespace(pool=POOL, twins={"rms_norm": len})
+    for nx, config in (
+        (NX, "window 3"),
+        (NX, "window 4"),
+        (SimpleNamespace(**{**vars(NX), "backend": pool}), "window 3"),
+    ):
+        for _ in range(3):
+            encode(recorder, w, x, nx=nx, config=config)
+    (kept,) = recorder._kept.values()
+    assert [found.replays for found in kept.values()] == [2, 2, 2]
+
+
+def test_what_nobody_knows_is_not_recorded(graphs: Any) -> None:
+    recorder, w = graphs.Recorder(), Weights()
+    for _ in range(3):
+        recorder.encode(definition, NX, w, None, np.ones((1, 3, 2)), object())
+    assert not recorder._kept
 
 
 def test_under_a_memory_limit_nothing_is_recorded(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,8 @@ def test_the_variable_of_a_size(where: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "name", ["nowhere", "a/b/c", "../x", "a/b@", "a/..", "a/b@../../x", "a/b@x y", "é/b", "n" * 5000, "a\0b"]
 )
-def test_what_is_no_name(name: str) -> None:
+def test_what_is_no_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # beside which nothing is called x
     with pytest.raises(NotFound, match="no such folder, and not a name I know; give 270m, "):
         find(name)
 

@@ -23,7 +23,7 @@ from t5g2ref.numerics import FAST, Numerics
 pytestmark = needs_compiler
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 TYPES: dict[str, Any] = {"float32": np.float32, **HALF}
-WIDTHS = {"float32": [72], "bfloat16": [72, 250, 256], "float16": [64, 80]}  # each kernel takes a second to compile
+WIDTHS = {"float32": [72], "bfloat16": [40, 72, 250, 256], "float16": [64, 104]}  # a kernel takes a second to compile
 
 
 @pytest.fixture
@@ -76,6 +76,12 @@ LONG |= {"groups": [(700, 0, 255, 256, False), (9, 3, None, None, True)], "split
 @example(asking={**LONG, "width": 256})
 @example(asking={**LONG, "width": 256, "late": False, "cap": 3.0})
 @example(asking={**LONG, "width": 64, "dtype": "float16"})
+@example(asking={**LONG, "width": 104, "dtype": "float16"})
+@example(asking={**LONG, "width": 40})
+@example(asking={**LONG, "width": 250})
+@example(asking={**LONG, "width": 72, "dtype": "float32"})
+@example(asking={**LONG, "width": 72, "groups": [(9, 0, 0, 0, False)]})  # no query sees a key
+@example(asking={**LONG, "width": 72, "groups": [(9, 0, 0, 0, False), (300, 0, None, None, False)]})
 def test_attention(attend: Any, asking: dict[str, Any]) -> None:
     width, batch, kv_heads, dtype = (asking[n] for n in ("width", "batch", "kv_heads", "dtype"))
     rng = np.random.default_rng(asking["seed"])
@@ -92,7 +98,7 @@ def test_attention(attend: Any, asking: dict[str, Any]) -> None:
         groups.append(Keys(kv, valid, Band(back, ahead)))
     rule: dict[str, Any] = {"scale": width**-0.5, "cap": asking["cap"]}
     kernel, found = attend(Numerics(dtype, FAST), q, groups, asking["late"], first_query=asking["first"], **rule)
-    usual = "flash_float" if dtype == "float32" else "flash_half" if width == 250 else "flash_hopper"
+    usual = "flash_float" if dtype == "float32" else "flash_half" if width in (40, 250) else "flash_hopper"
     assert kernel == usual
     there = [Keys(KeyValue(*map(wide, (g.kv.keys, g.kv.values)), g.kv.start), g.valid, g.band) for g in groups]
     expected, sizes, scores = truth(wide(q), there, first=asking["first"], **rule)

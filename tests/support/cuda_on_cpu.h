@@ -100,6 +100,9 @@ inline void launch(dim3 grid, dim3 block, size_t dynamic, bool cooperative, std:
                 for (Fiber& f : fibers) if (!f.done && f.flat % 32 == 0) fprintf(stderr, "block %u warp %u waits %s\n", f.block->at.x, f.flat / 32, f.waits == &f.block->all ? "all" : f.waits == &f.block->warps[f.flat / 32].meet ? "warp" : f.waits ? "named" : "spins");
                 abort(); }
         }
+        for (Block& l : live)
+            for (char* p = l.memory.data() + (-(intptr_t)l.memory.data() & 1023) + dynamic; p < l.memory.data() + l.memory.size(); ++p)
+                if (*p != 0x7f) { fprintf(stderr, "emu: a block wrote behind its shared memory\n"); abort(); }
     }
 }
 // As `launch`, not cooperative, with a pointer to each argument, as CUDA's own launch has them.

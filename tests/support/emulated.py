@@ -53,7 +53,7 @@ def launch_flash(kernel: Any, parts: tuple[str, ...], grid: tuple[int, ...], arg
     code = "".join(folder.joinpath(part).read_text(encoding="utf-8") for part in parts)
     entry = (
         'extern "C" void run(const int* grid, int threads, long shared, void** values) '
-        f"{{ emu::launch_with({kernel.name}<{kernel.types}>, grid, threads, shared, values); }}"
+        f"{{ emu::launch_with({kernel.name}<{kernel.types}>, grid, threads, shared + AWRY, values); }}"
     )
     run: Any = library(f'{"#define LATE" * late}\n#include "{FLASH}"\n{code}\n{entry}\n').run
     values = [as_c(x) for x in args]

@@ -7,7 +7,8 @@
 struct bf16;
 struct f16;
 
-static inline unsigned char* shared_memory() { return (unsigned char*)emu::shared(); }
+const int AWRY = 16;  // bytes: a card promises no more than that shared memory begins at a multiple of them
+static inline unsigned char* shared_memory() { return (unsigned char*)emu::shared() + AWRY; }
 static inline unsigned shared_place(const void* x) { return (unsigned)((const char*)x - emu::shared()); }
 static inline void copy_16(void* to, const void* from, bool there) {
     if ((intptr_t)to % 16 || (there && (intptr_t)from % 16)) { fprintf(stderr, "emu: a copy is not aligned\n"); abort(); }
@@ -46,12 +47,17 @@ template <typename All> static inline void hold(All&) {}
 static inline void multiplying() {}
 static inline void queued() {}
 static inline void shown_to_units() {}
-static inline void await(int barrier) { emu_named_barrier(barrier, 256); }
+static std::map<std::pair<void*, int>, int> signalled;
+static inline void await(int barrier) {
+    emu_named_barrier(barrier, 256);
+    signalled[{emu::now->block, barrier}] = 0;
+}
 static inline void signal(int barrier) {
     emu::Meeting& m = emu::now->block->named[barrier];
     emu::idle = 0;
-    if (++m.arrived > 256) { fprintf(stderr, "emu: more arrive at a barrier than it waits for\n"); abort(); }
-    if (m.arrived == 256) { m.arrived = 0; m.gen++; }
+    int& signals = signalled[{emu::now->block, barrier}];  // since it last let anyone through
+    if (++signals > 128) { fprintf(stderr, "emu: a barrier was signalled twice before it let anyone through\n"); abort(); }
+    if (++m.arrived == 256) { m.arrived = 0; m.gen++; }
 }
 static std::map<void*, std::vector<std::function<void()>>> told;  // by thread
 static inline void tell(std::function<void()> work) {

@@ -56,7 +56,7 @@ def fast_backend(index: int = 0, *, memory_limit: int | None = None, stream: Any
     from t5g2ref.backend.cuda.fast import FAST
     from t5g2ref.backend.cuda.graphs import Recorder
 
-    # Weights in the decoding kernel's order, and graphs, belong to this backend alone.
+    # Weights in the decoding kernel's order, and graphs, belong to this backend and to those that are made of it.
     found = plain.with_twins({**FAST, **Stepper(launch, lambda: card(index)).twins(), **Recorder().twins()})
     found.name = plain.name.replace("cupy", "cupy-fast", 1)
     return found

@@ -38,7 +38,8 @@ def added_linear(
 ) -> Array:
     """`affine` and the residual's sum in one pass, unless someone listens in between."""
     bias = nx.weight(w.bias)
-    if trace.active or not simple(nx, x, bias) or not whole(residual) or residual.dtype != x.dtype:
+    alike = residual.shape == (*x.shape[:-1], *bias.shape) and residual.dtype == x.dtype
+    if trace.active or not simple(nx, x, bias) or not alike or not whole(residual):
         return definition(nx, residual, x, w, name, trace)
     return finished("RESIDUAL", product(nx, x, w), bias, residual)
 

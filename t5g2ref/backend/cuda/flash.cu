@@ -5,7 +5,8 @@
 // A block of threads has ROWS rows of one kv head of one batch row: row r is query r / G of query head r % G, so keys
 // are read once for the G heads that share them. It goes through the keys that its queries can reach, BN at a time, with
 // the largest score so far, the sum of the exponentials and the weighted values in registers. While it multiplies keys,
-// the values of the step are on their way to shared memory; while it multiplies values, the keys of the next step are.
+// the values of the step are on their way to shared memory; while it multiplies values, the keys of the next step are;
+// flash_hopper.cu has another order.
 //
 // The mask is computed here: key j of a group stands at position start + j and is seen from `back` behind to `ahead` in
 // front of the query, where `valid` (null for all) says that it is no padding. A row that sees nothing gets zeros.

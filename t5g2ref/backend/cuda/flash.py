@@ -89,7 +89,9 @@ def covered(nx: Any, q: Array, groups: Sequence[Any], scale: float, cap: float |
         return False
     batch, heads, length, width = q.shape
     kv_heads = groups[0].kv.keys.shape[1]
-    if not (q.size and kv_heads and heads % kv_heads == 0 and batch <= MOST_BLOCKS and length * heads < FAR):
+    if not (q.size and kv_heads and heads % kv_heads == 0 and length * heads < FAR):
+        return False
+    if max(batch, kv_heads) > MOST_BLOCKS:
         return False
     if not all(_readable(g, q.dtype, (batch, kv_heads, width)) for g in groups):
         return False

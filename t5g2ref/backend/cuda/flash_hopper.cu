@@ -4,9 +4,9 @@
 // Two warpgroups of 64 rows take turns at the units: while one's scores and weighted values are multiplied, the other
 // takes its exponentials. Each waits for its turn, says what is to be multiplied, and hands the turn over. The second group
 // also fetches, once both are done with the places: the keys of two steps ahead and the values of one; what it fetched
-// before has arrived when it hands over. No branch and no other use of their registers stands between what the units are
-// told and the wait for it, or the compiler makes them wait at once (it says so as C7514). So every row lies on 16 bytes
-// here, and behind the last step zeros are fetched.
+// before has arrived when it hands over. Every row lies on 16 bytes here; behind the last step zeros are fetched, on which
+// a tile without any key relies. No branch and no other use of their registers may stand between what the units are told
+// and the wait for it, or the compiler makes them wait at once (it says so as C7514).
 
 #ifndef EMULATED
 __device__ inline void multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -137,9 +137,9 @@ template <typename T, int ROWS, int D> __device__ inline void fetch_rows(T* to, 
 
 template <typename T, int D, int BN>
 __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
-    const int ROWS = 128, GROUP = 128, PLACE = BN * D, TOLD = 4;
+    const int ROWS = 128, THREADS = 128, PLACE = BN * D, TOLD = 4;
     const int WIDE = Blocks<D>::WIDE, NARROW = Blocks<D>::NARROW;
-    const int group = threadIdx.x / GROUP, thread = threadIdx.x % GROUP;
+    const int group = threadIdx.x / THREADS, thread = threadIdx.x % THREADS;
     const int row = group * 64 + thread / 32 * 16 + thread % 32 / 4;
     T* queries_ = (T*)(shared_memory() + (-shared_place(shared_memory()) & 1023));
     T *keys_ = queries_ + ROWS * D, *values_ = keys_ + 2 * PLACE;
@@ -175,11 +175,11 @@ __global__ void __launch_bounds__(256, 1) flash_hopper(ARGUMENTS(T)) {
     };
     auto weigh_values = [&](int step) {
         const T* v_ = values_ + step % 2 * PLACE;
-        const i64 wide = descriptor(v_, OF_64, BN * 128), narrow = descriptor(v_ + WIDE * 64 * BN, OF_16, 0);
+        const i64 of_64 = descriptor(v_, OF_64, BN * 128), of_16 = descriptor(v_ + WIDE * 64 * BN, OF_16, 0);
 #pragma unroll
         for (int n = 0; n < BN / 16; ++n) {
-            weigh(T{}, Size<WIDE * 64>{}, sums[0], weights[n], wide + n * (16 * 128 >> 4));
-            if (NARROW) weigh(T{}, Size<16>{}, sums[WIDE * 8], weights[n], narrow + n * (16 * 32 >> 4));
+            weigh(T{}, Size<WIDE * 64>{}, sums[0], weights[n], of_64 + n * (16 * 128 >> 4));
+            if (NARROW) weigh(T{}, Size<16>{}, sums[WIDE * 8], weights[n], of_16 + n * (16 * 32 >> 4));
         }
     };
 

@@ -168,16 +168,16 @@ class Recorder:
 
     def _recording(self, definition: Definition, model: tuple[Any, Any, Any], inputs: Any) -> Recording | str:
         """That of these inputs' form, made now if it was seen once."""
-        nx, w, _ = model
-        key = definition, nx.dtype, nx.profile, form(inputs)
+        nx, w, config = model
+        key = definition, nx.dtype, nx.profile, tuple(nx.backend.twins.items()), config, form(inputs)
         kept = self._kept.setdefault(w, OrderedDict())
         if key not in kept:
             kept[key] = SEEN
-            while len(kept) > FORMS or sum(isinstance(one, Recording) for one in kept.values()) > MOST:
-                kept.popitem(last=False)
         elif kept[key] is SEEN:
             kept[key] = recorded(lambda given: definition(*model, *given), inputs)
         kept.move_to_end(key)
+        while len(kept) > FORMS or sum(isinstance(one, Recording) for one in kept.values()) > MOST:
+            kept.popitem(last=False)
         return kept[key]
 
 
@@ -241,8 +241,9 @@ def form(value: Any) -> Any:
 def plain(value: Any) -> bool:
     """Whether there is nothing in it but arrays, numbers and what holds them: no trace that listens, no masks of the
     caller's."""
-    if isinstance(value, cupy.ndarray) or value is None:
+    if isinstance(value, cupy.ndarray | int | float | str) or value is None:
         return True
-    if isinstance(value, Mapping):
-        return not value
-    return not getattr(value, "active", False) and all(plain(child) for child in children(value))
+    if isinstance(value, Mapping | Trace):
+        return not (value.active if isinstance(value, Trace) else value)
+    known = isinstance(value, tuple | list) or is_dataclass(value)
+    return known and all(plain(child) for child in children(value))
