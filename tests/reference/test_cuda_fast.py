@@ -285,6 +285,14 @@ def test_what_follows_a_product_is_one_pass(launched: list[str]) -> None:
     assert launched == [part for then in ("PLAIN", "RESIDUAL", "GELU") for part in ("product", f"fast finish, {then}")]
 
 
+def test_a_residual_of_one_row_for_all_is_the_definitions(launched: list[str]) -> None:
+    """The kernel reads as much of it as there is of the product."""
+    x, residual, w = numbers("x", 2, 3, 16), numbers("row", 1, 3, 8), Biased(numbers("w", 8, 16), numbers("b", 8))
+    found = vision.added_linear(fast(), residual, x, w, "linear")
+    close(np.asarray(found), residual + (x @ w.weight.T + w.bias), rtol=1e-5, atol=1e-6)
+    assert launched == ["product", "fast finish, PLAIN"]
+
+
 def test_who_listens_at_the_product_hears_it(launched: list[str]) -> None:
     """Then the bias is a pass of its own, with the same numbers as ever."""
     heard: dict[str, Array] = {}
