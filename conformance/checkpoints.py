@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conformance.arrays import free_bytes, has_device, to_backend
 from conformance.cases import each_kind
 from conformance.errors import CheckpointError, UsageError
@@ -104,7 +106,8 @@ def _synthetic(name: str, calm: bool, stream: bool | None, layers: str, progress
         weights = OnDemand(names, lambda tensor: to_backend(tensors.narrow(names[tensor]), backend))
     else:
         _require(backend, name, shapes(config))
-        weights = {tensor: to_backend(value, backend) for tensor, value in _made(tensors, names, progress)}
+        make = tensors.narrow if has_device(backend) else tensors.__getitem__  # half the way is half the time
+        weights = {tensor: _widened(value, backend) for tensor, value in _made(make, names, progress)}
     return Target(shown, config, weights, backend=backend, notes=tuple(notes))
 
 
@@ -163,13 +166,21 @@ def _numbers(config: Config) -> dict[str, int]:
     return found
 
 
-def _made(tensors: Mapping[str, Any], wanted: Mapping[str, str], progress: Progress) -> Iterator[tuple[str, Any]]:
+def _widened(value: Any, backend: Backend) -> Any:
+    """As the backend's array; what lies on a device in float32."""
+    if not has_device(backend):
+        return to_backend(value, backend)
+    with backend.scope():
+        return to_backend(value, backend).astype(np.float32)
+
+
+def _made(make: Callable[[str], Any], wanted: Mapping[str, str], progress: Progress) -> Iterator[tuple[str, Any]]:
     """Every (name, tensor) in order, the next few being made while one is taken. `wanted`: name → the one there."""
     names, ahead = list(wanted), deque[Future[Any]]()
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         for done, name in enumerate(names):
             while len(ahead) < WORKERS and done + len(ahead) < len(names):
-                ahead.append(pool.submit(tensors.__getitem__, wanted[names[done + len(ahead)]]))
+                ahead.append(pool.submit(make, wanted[names[done + len(ahead)]]))
             progress(name, done, len(names))
             yield name, ahead.popleft().result()
 

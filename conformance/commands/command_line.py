@@ -126,7 +126,8 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     required.add_option(target)
     shared.backend(target)
     shared.timeout(target)
-    shared.jobs(target, "one a core for bundled checkpoints; else one, since weights are not shared")
+    weights = "one a core for bundled checkpoints; else, and on a GPU, one, since weights are not shared"
+    shared.jobs(target, f"{weights}; several on one GPU run side by side by NVIDIA's MPS")
     shared.cluster(target)
     shared.shares(target)
     shared.stream(target)

@@ -224,7 +224,7 @@ def _in_processes(given: argparse.Namespace) -> bool:
     if shared.scheduler(given):
         return True
     bundled = given.ckpt in (None, *BUNDLED) and not given.synthetic
-    return bundled and (shared.processes(given) or os.cpu_count() or 1) > 1
+    return (shared.processes(given) or (bundled and os.cpu_count()) or 1) > 1
 
 
 def _peers(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from conformance.arrays import has_device
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.commands.diagnose import diagnoses
 from conformance.commands.options import check_cases
@@ -34,6 +35,7 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
+from conformance.sweep.card import room, side_by_side
 from conformance.sweep.client import reach
 from conformance.sweep.engine import Engine
 from conformance.sweep.forecast import Forecast, forecast
@@ -166,7 +168,13 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
     # So that nobody is left alone with the last; peers take turns at a case.
     longest_first = sorted(left, key=lambda one: (-cost(asked, one), one.target, one.case))
-    judged(question, asked, longest_first, engine, ended)
+    if engine.cluster or not has_device(request.backend):
+        judged(question, asked, longest_first, engine, ended)
+        return
+    space = room(asked.targets, min(engine.processes or 1, len(left)))
+    with side_by_side(request.backend) as slow:
+        so_far.beside.note(*filter(None, [slow]))
+        judged(question, asked, longest_first, engine, ended, space)
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:
@@ -214,8 +222,9 @@ def _engine(request: Request, comparisons: int) -> Engine:
         return Engine(request.jobs, request.cluster)
     usual = request.ckpt in BUNDLED and not request.synthetic and not request.stream and comparisons >= WORTH
     usual = usual and all(name.startswith("transformers") for name in request.names.values())
+    usual = usual and not has_device(request.backend)
     most = request.jobs or ((os.cpu_count() or 1) if usual else 1)
-    return Engine(min(most, comparisons) if request.backend.name == "numpy" and named else 1)
+    return Engine(min(most, comparisons) if named else 1)
 
 
 def _asked(request: Request, reporter: Reporter) -> Work:

@@ -109,6 +109,10 @@ class OptionalMembers:
     timeout: float | None = None
     """Seconds that it may take for each answer; --timeout sets them. None where there is nothing to wait for."""
 
+    give_back: Callable[[], None] | None = None
+    """Gives back what its library keeps of a device's freed memory. It is called after each case where several judges
+    share a device."""
+
     def accepts(self, target: Target) -> bool:
         """Whether it can be judged on this checkpoint."""
         return True

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from conformance.activations import Dump
-from conformance.arrays import to_backend
+from conformance.arrays import release, to_backend
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of
 from conformance.cases.prompt import Answer, Prompt
@@ -65,6 +65,9 @@ class ReferencePeer(OptionalMembers):
 
     def close(self) -> None:
         self._weights, self._target = {}, None
+
+    def give_back(self) -> None:
+        release(self._nx.backend)
 
     def run(self, case: Case, dump: Dump) -> None:
         assert self._target is not None, "open() comes first"

@@ -63,7 +63,7 @@ def _done(workers: Sequence[Worker], waiting: Waiting) -> Iterator[tuple[Any, An
             except EOFError:
                 how = worker.died()
                 if number == LAST:
-                    worker.number = None
+                    worker.finished()
                     continue
                 worker.start()
                 if waiting.again(number):
@@ -72,7 +72,9 @@ def _done(workers: Sequence[Worker], waiting: Waiting) -> Iterator[tuple[Any, An
                 error, result = None, waiting.lost(job, how)
             if error is not None:
                 raise error
-            worker.take(waiting)
+            waiting.ended(number)
+            for free in (worker, *(other for other in workers if other.number is None)):
+                free.take(waiting)
             yield job, result
 
 
@@ -91,6 +93,7 @@ class Worker:
         self._index, self._given, self._daemon = index, (index, processes, folder, *state), daemon
         self.number: int | None = None
         self.job: Any = None
+        self._ended = False
         self.start()
 
     def start(self) -> None:
@@ -116,13 +119,19 @@ class Worker:
         return answer
 
     def take(self, waiting: Waiting) -> None:
-        """Give it the next job, if there is one, or what comes last, if it has not done that."""
-        found, ended = waiting.next(self._index), self.number == LAST or self._given[-1] is None
+        """Give it the next job if there is one, and room; where none will come, what comes last."""
+        found = waiting.next(self._index)
+        if self.number == LAST:
+            self.finished()
         self.number, self.job = None, None
         if found is not None:
             self.give(*found)
-        elif not ended:
+        elif not waiting and not self._ended and self._given[-1] is not None:
             self.give(LAST, None)
+
+    def finished(self) -> None:
+        """It has done what comes last."""
+        self.number, self._ended = None, True
 
     def give(self, number: int, job: Any) -> None:
         self.number, self.job = number, job

@@ -17,6 +17,7 @@ from conformance.oracle.run_case import legal
 from conformance.target import Target
 from t5g2ref.config import Config
 from t5g2ref.dtypes import HALF, DType
+from t5g2ref.params import Shape
 from t5g2ref.taps import Tap
 
 LIBRARIES = GIB  # bytes of a process that imported them all, at most
@@ -31,18 +32,35 @@ def bytes_for(target: Target, case: Case | None, dtype: DType) -> int:
     kept = int(table.dtype.itemsize)
     own = 0 if str(table.dtype) == dtype else SINGLE + NARROW * (dtype in HALF)  # ours rounded, and a peer's
     held = outside * (kept + own) + bytes_of_layers(target.config) + BESIDE
-    made = outside * (SINGLE + kept) + LIBRARIES  # drawn in float32, before anything else is there
-    return max(made, held + (0 if case is None else bytes_beside(target.config, case, dtype)))
+    return held + (0 if case is None else bytes_beside(target.config, case, dtype))
+
+
+def bytes_on_device(target: Target, case: Case | None, dtype: DType) -> int:
+    """What a comparison takes of a device beside the weights: the peer's values of both runs; what meets at a tap, and
+    as much again in sums."""
+    return 0 if case is None else 2 * (_shown(target.config, case, dtype) + _meeting(target.config, case, dtype))
 
 
 def bytes_beside(config: Config, case: Case, dtype: DType) -> int:
     """What a case's values take: those that meet at the largest tap, the peer's, and the sums that are kept."""
-    taps = [(tap, shape_of(tap, sizes(config, case, call, tap))) for call, tap in plan_of(config, case)]
+    controls = len(legal(dtype))
+    sums = sum(_sums(config, tap, shape, controls) for tap, shape in _taps(config, case)) if dtype in HALF else 0
+    return _meeting(config, case, dtype) + min(MEMORY_BYTES, _shown(config, case, dtype)) + sums
+
+
+def _taps(config: Config, case: Case) -> list[tuple[Tap, Shape]]:
+    return [(tap, shape_of(tap, sizes(config, case, call, tap))) for call, tap in plan_of(config, case)]
+
+
+def _meeting(config: Config, case: Case, dtype: DType) -> int:
+    """Bytes of what all runs have at the largest tap."""
     controls, doubles = len(legal(dtype)), 2 + (len(MEMBERS) if dtype in HALF else 0)
-    meeting = (DOUBLE * doubles + SINGLE * controls) * max((prod(shape) for _, shape in taps), default=0)
-    shown = (NARROW if dtype in HALF else SINGLE) * sum(prod(shape) for _, shape in taps)
-    sums = sum(_sums(config, tap, shape, controls) for tap, shape in taps) if dtype in HALF else 0
-    return meeting + min(MEMORY_BYTES, shown) + sums
+    return (DOUBLE * doubles + SINGLE * controls) * max((prod(shape) for _, shape in _taps(config, case)), default=0)
+
+
+def _shown(config: Config, case: Case, dtype: DType) -> int:
+    """Bytes of all that a peer shows."""
+    return (NARROW if dtype in HALF else SINGLE) * sum(prod(shape) for _, shape in _taps(config, case))
 
 
 def _sums(config: Config, tap: Tap, shape: tuple[int, ...], controls: int) -> int:

@@ -33,6 +33,8 @@ class Task:
         last: what a process does when there are no more jobs; that gives a result for the job None.
         plain: a result as plain JSON, from the job and it: so it comes from another machine.
         checked: a result from the job and that JSON. Raises PlainError for what is no result of the job.
+        takes: of what all processes share, memory of a device it may be, how much a job takes.
+        room: how much of that there is; None where nothing is shared.
     """
 
     start: Callable[..., Any]
@@ -43,6 +45,8 @@ class Task:
     lost: Callable[[Any, str], Any] | None = None
     plain: Callable[[Any, Any], Any] = _plain
     checked: Callable[[Any, Any], Any] = lambda _, raw: raw
+    takes: Callable[[Any], int] = lambda _: 0
+    room: int | None = None
 
 
 class Waiting:
@@ -52,6 +56,7 @@ class Waiting:
         self._task, self._tries = task, dict[int, int]()
         self._heaps: dict[Hashable, deque[tuple[int, Any]]] = {}
         self._hands: dict[Hashable, Hashable] = {}  # process → the heap that it takes from
+        self._taken: dict[int, int] = {}  # number of a job in hand → how much it takes
         for number, job in enumerate(jobs):
             self._heaps.setdefault(task.alike(job), deque()).append((number, job))
 
@@ -59,18 +64,35 @@ class Waiting:
         return sum(map(len, self._heaps.values()))
 
     def next(self, process: Hashable) -> tuple[int, Any] | None:
-        """The next job of the heap that the process is at; then of one that nobody is at; then of the largest."""
-        heaps = {key: heap for key, heap in self._heaps.items() if heap}
+        """The next job of the heap that the process is at; then of one that nobody is at; then of the largest.
+
+        None where there is none, or no room for one beside those that are in hand.
+        """
+        heaps = {key: heap for key, heap in self._heaps.items() if any(self._fits(job) for _, job in heap)}
         if not heaps:
             return None
         if process not in self._hands or self._hands[process] not in heaps:
             others = {key for who, key in self._hands.items() if who != process}
             free = [key for key in heaps if key not in others]
             self._hands[process] = free[0] if free else max(heaps, key=lambda key: len(heaps[key]))
-        return self._heaps[self._hands[process]].popleft()
+        heap = heaps[self._hands[process]]
+        found = next(one for one in heap if self._fits(one[1]))
+        heap.remove(found)
+        self._taken[found[0]] = self._task.takes(found[1])
+        return found
+
+    def _fits(self, job: Any) -> bool:
+        """Whether there is room for it. Where nothing is in hand there always is: it may do with less."""
+        room = self._task.room
+        return room is None or not self._taken or sum(self._taken.values()) + self._task.takes(job) <= room
+
+    def ended(self, number: int) -> None:
+        """A job is in nobody's hand any more."""
+        self._taken.pop(number, None)
 
     def back(self, number: int, job: Any) -> None:
         """A job that nobody has begun."""
+        self.ended(number)
         self._heaps[self._task.alike(job)].appendleft((number, job))
 
     def again(self, number: int) -> bool:

@@ -13,8 +13,9 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+from conformance.arrays import has_device, release
 from conformance.checkpoints import BUNDLED, resolve
 from conformance.errors import PeerBroken
 from conformance.exchange.plain import PlainError, decoded, encoded
@@ -24,16 +25,18 @@ from conformance.judge.judgement import Judgement
 from conformance.judge.session import asked
 from conformance.judge.sitting import Beside, Manner, Sitting, closed
 from conformance.peers.find import BUILT_IN, alone, broken, create, other_type
-from conformance.peers.guard import PACKAGE, warnings_kept
-from conformance.peers.protocol import Peer, give_time
+from conformance.peers.guard import PACKAGE, PeerError, call, warnings_kept
+from conformance.peers.protocol import Peer, give_time, optional
 from conformance.report.terms import Terms, Work, work
 from conformance.sweep import record as records
 from conformance.sweep.alike import refuse_other_device, refuse_other_peers, refuse_other_weights
 from conformance.sweep.engine import Engine
 from conformance.sweep.record import Record
+from conformance.sweep.room import bytes_on_device
 from conformance.sweep.task import Task
 from conformance.target import Target
 from t5g2ref.backend import find
+from t5g2ref.dtypes import DType
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,21 @@ def _start(question: Question) -> _Worker:
 
 
 def _work(worker: _Worker, comparison: Comparison) -> Answer:
-    return _answer(worker, _sitting(worker, comparison).judged(comparison.case))
+    found = _sitting(worker, comparison).judged(comparison.case)
+    if has_device(worker.work.targets[0].backend):
+        _give_back(worker)
+    return _answer(worker, found)
+
+
+def _give_back(worker: _Worker) -> None:
+    """Freed memory of the device, where other judges are too."""
+    release(worker.work.targets[0].backend)
+    for peer, _ in worker.open.values():
+        if (own := optional(peer, "give_back")) is not None:
+            try:
+                call("give_back()", own)
+            except PeerError as error:
+                worker.beside.note(f"{peer.name}: {error}")
 
 
 def _answer(worker: _Worker, judgements: Sequence[Judgement]) -> Answer:
@@ -182,9 +199,12 @@ def judged(
     wanted: Sequence[Comparison],
     engine: Engine,
     ended: Callable[[Comparison | None, Answer], None],
+    room: int | None = None,
 ) -> None:
     """Make the comparisons. `ended` is called as each ends: what it was told before an interruption is not lost.
     Each worker gives one answer more, for no comparison, when it has closed its last peer.
+
+    `room` is what a device that they share has for comparisons, in bytes; None for no such device.
 
     One that ends its process is tried once more, and then has an error: its peer could not be judged there. What comes
     from another machine is held against the work, as a shard's file is.
@@ -214,6 +234,8 @@ def judged(
         lost=lost,
         plain=_plain,
         checked=checked,
+        takes=lambda one: bytes_on_device(*asked.of(one), cast(DType, question.types[one.peer])),
+        room=room,
     )
     for one, answer in engine.done(task, wanted):
         ended(one, answer)

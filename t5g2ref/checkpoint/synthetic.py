@@ -24,6 +24,7 @@ from t5g2ref.params import shapes
 Array = np.ndarray[Any, Any]
 
 BOS_LAYERS = (1, 2, 3)  # where the massive activation is written
+AT_ONCE = 1 << 19  # numbers that are drawn in float32 before they are rounded: they stay in the cache
 QUIET = 1e-5  # the factor on everything else that would write into bos's channel
 _NORMS = {  # name: centre and spread of 1 + weight
     "pre_self_attn_layernorm": (1.5, 0.4),
@@ -65,41 +66,53 @@ class Synthetic(Mapping[str, Array]):
         """The tensor in bfloat16, which has all its values."""
         shape = self._shapes[name]
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
-        value = _drawn(rng, name, shape)
-        if self._massive and not name.startswith(("encoder.vision_tower", "encoder.multi_modal")):
-            self._give_channel_to_bos(name, value)
-        value = value.astype(HALF["bfloat16"])
+        value = np.empty(shape, HALF["bfloat16"])
+        rows = len(value) if value.ndim == 1 else max(1, AT_ONCE * len(value) // value.size)
+        for first in range(0, len(value), rows):  # some rows at a time: no second copy of a table is ever in memory
+            part = value[first : first + rows]
+            drawn = _drawn(rng, name, shape, part.shape)
+            if self._massive and not name.startswith(("encoder.vision_tower", "encoder.multi_modal")):
+                self._give_channel_to_bos(name, drawn, first)
+            part[...] = drawn
         value.flags.writeable = False
         return value
 
-    def _give_channel_to_bos(self, name: str, value: Array) -> None:
-        """Plant the massive activation: the channel is nearly silent everywhere but on bos's path."""
+    def _give_channel_to_bos(self, name: str, value: Array, first: int) -> None:
+        """Plant the massive activation: the channel is nearly silent everywhere but on bos's path.
+
+        `value` is the tensor's rows from the one of number `first` on.
+        """
         channel = self._config.decoder.hidden_size // 3
+
+        def row(number: int) -> slice:
+            """That row of the tensor, where it is one of these."""
+            return slice(number - first, number - first + 1) if number >= first else slice(0, 0)
+
         if name.endswith("embed_tokens.weight"):
             value[:, channel] *= QUIET
-            value[self._config.decoder.bos_token_id, channel] = 0.8
+            value[row(self._config.decoder.bos_token_id), channel] = 0.8
         elif name.endswith(("eoi_embedding", "o_proj.weight", "o_proj.bias")):
-            value[channel] *= QUIET
+            value[row(channel)] *= QUIET
         elif name.endswith("down_proj.weight"):
-            value[channel] *= QUIET
+            value[row(channel)] *= QUIET
             if self._plants(name):
-                value[channel, 0] = 1.0
+                value[row(channel), 0] = 1.0
         elif name.endswith(("gate_proj.weight", "up_proj.weight")) and self._plants(name):
-            value[0] = 0.0
-            value[0, channel] = 0.5
+            value[row(0)] = 0.0
+            value[row(0), channel] = 0.5
         elif name.endswith("post_feedforward_layernorm.weight") and self._plants(name):
-            value[channel] = 1.7e3
+            value[row(channel)] = 1.7e3
         elif name.endswith(("pre_feedforward_layernorm.weight", "pre_self_attn_layernorm.weight")):
-            value[channel] = 0.0
+            value[row(channel)] = 0.0
 
     def _plants(self, name: str) -> bool:
         return any(f".layers.{layer}." in name for layer in BOS_LAYERS)
 
 
-def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
-    """One tensor of ordinary statistics: float32, writable."""
+def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...], part: tuple[int, ...]) -> Array:
+    """The next rows of one tensor of ordinary statistics: float32 in the shape of `part`, writable."""
     kind = name.split(".")[-2]
-    value: Array = rng.standard_normal(shape, dtype=np.float32)
+    value: Array = rng.standard_normal(part, dtype=np.float32)
     if kind in _NORMS:
         centre, spread = _NORMS[kind]
         return value * np.float32(spread) + np.float32(centre - 1.0)
@@ -112,5 +125,5 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array
     if name.endswith(("eoi_embedding",)):
         return value
     fan_in = shape[0] if name.endswith("mm_input_projection_weight") else int(np.prod(shape[1:]))
-    value *= np.float32(fan_in**-0.5)  # in place: nothing of a run may be larger than the table, and that is once
+    value *= np.float32(fan_in**-0.5)
     return value

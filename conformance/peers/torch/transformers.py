@@ -88,10 +88,10 @@ class TransformersPeer(OptionalMembers):
         self._switches.close()
         self._models.clear()
         self._target = None
-        self._release()
+        self.give_back()
 
-    def _release(self) -> None:
-        """Return what dropped models held: torch keeps freed device memory, which the judge and others may need."""
+    def give_back(self) -> None:
+        """See `OptionalMembers`: torch keeps freed device memory, which the judge and others may need."""
         if self._device != "cpu":
             gc.collect()  # modules and their hooks refer to each other
             torch.cuda.empty_cache()
@@ -103,7 +103,7 @@ class TransformersPeer(OptionalMembers):
         if key not in self._models:
             if labelled:
                 self._models = {k: m for k, m in self._models.items() if k[0] == "lm"}
-                self._release()
+                self.give_back()
             self._models[key] = self._build(case)
         return self._models[key]
 

@@ -1,0 +1,178 @@
+"""Judges that share a card: who has room beside whom, and NVIDIA's MPS, which a small program stands for here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+
+import pytest
+from dumping import case_of
+from dumping import tiny as bundled_tiny
+
+from conformance.cases.plan import plan_of, shape_of, sizes
+from conformance.errors import UsageError
+from conformance.sweep import card
+from conformance.sweep.pool import done
+from conformance.sweep.room import bytes_on_device
+from conformance.sweep.task import Task, Waiting
+from conformance.target import Target
+from t5g2ref.backend import NUMPY
+
+
+class Card:
+    """A backend as far as it is looked at: its arrays lie on a device."""
+
+    name = "cupy"
+
+    class xp:
+        cuda = None
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Target:
+    return bundled_tiny()
+
+
+# Room
+
+
+def _raising(folder: Path, job: str) -> None:
+    raise ValueError(f"of {job}")
+
+
+def _size(job: str) -> int:
+    return int(job[1:])
+
+
+def test_no_job_is_taken_without_room_beside_those_in_hand() -> None:
+    task = Task(_folder, (), _raising, takes=_size, room=10)
+    waiting = Waiting(["a8", "b5", "c2", "d50"], task)
+    taken = [waiting.next(process) for process in (0, 1, 2)]
+    assert [one and one[1] for one in taken] == ["a8", "c2", None]
+    assert len(waiting) == 2
+    waiting.ended(0)
+    assert waiting.next(0) == (1, "b5")
+    waiting.ended(1)
+    assert waiting.next(0) is None
+    waiting.ended(2)
+    assert waiting.next(0) == (3, "d50"), "what never fits is done alone"
+
+
+def test_a_job_that_is_given_back_takes_no_room() -> None:
+    waiting = Waiting(["a8", "b8"], Task(_folder, (), _raising, takes=_size, room=10))
+    first = waiting.next(0)
+    assert first == (0, "a8")
+    assert waiting.next(1) is None
+    waiting.back(*first)
+    assert waiting.next(1) == (0, "a8")
+
+
+def _folder(folder: str) -> Path:
+    return Path(folder)
+
+
+def _beside(folder: Path, job: str) -> list[str]:
+    """The jobs that were in hand while this one was."""
+    mine = folder / job
+    mine.touch()
+    seen = set[str]()
+    for _ in range(20):
+        seen |= {path.name for path in folder.iterdir()}
+        time.sleep(0.01)
+    mine.unlink()
+    return sorted(seen)
+
+
+def _last(_: Path) -> str:
+    return "closed"
+
+
+def test_processes_wait_for_room_and_each_ends_once(tmp_path: Path) -> None:
+    """Broken by a process that is dismissed while jobs wait for room, and by one that closes twice."""
+    jobs = ["a6", "b6", "c6", "d3", "e3"]
+    task = Task(_folder, (str(tmp_path),), _beside, last=_last, takes=_size, room=9)
+    found = list(done(task, jobs, 3))
+    assert sorted(job for job, _ in found if job is not None) == jobs
+    assert [result for job, result in found if job is None] == ["closed"] * 3
+    for job, seen in found:
+        if job is not None:
+            assert sum(map(_size, seen)) <= 9 + 6, seen  # one may end, and another begin, while it looks
+            assert sum(name.endswith("6") for name in seen) <= 2, seen
+    assert any(len(seen) > 1 for job, seen in found if job is not None), "nothing was side by side"
+
+
+def test_more_judges_than_fit_are_refused_by_number(tiny: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = card.bytes_of_judge(tiny)
+    monkeypatch.setattr(card, "free_bytes", lambda _: 3 * each + 17)
+    assert card.room([tiny], 3) == 17
+    with pytest.raises(UsageError, match=r"--jobs 4: .*; give --jobs 3$"):
+        card.room([tiny], 4)
+
+
+def test_a_comparison_takes_the_values_of_two_runs_at_least(tiny: Target) -> None:
+    case = case_of(tiny, "short")
+    values = sum(prod(shape_of(tap, sizes(tiny.config, case, call, tap))) for call, tap in plan_of(tiny.config, case))
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        assert 2 * size * values < bytes_on_device(tiny, case, dtype) < 80 * values
+    assert bytes_on_device(tiny, None, "float32") == 0
+
+
+# MPS
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A program in the place of MPS's control, which writes down what it is told."""
+    told = tmp_path / "told"
+    program = tmp_path / "bin" / card.CONTROL
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$1 ${card.PIPES}" >> {told}\n[ "$1" = -d ] || cat >> {told}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv(card.PIPES, raising=False)
+    monkeypatch.setattr(card, "USUAL", tmp_path / "nowhere")
+    yield told
+    assert card.PIPES not in os.environ
+    assert card.LOGS not in os.environ
+
+
+def _interrupted(control: Path) -> str:
+    """The folder of a block that was interrupted."""
+    with suppress(KeyboardInterrupt), card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
+        folder = os.environ[card.PIPES]
+        assert slow == ""
+        assert Path(folder).is_dir()
+        assert control.read_text() == f"-d {folder}\n"
+        raise KeyboardInterrupt
+    return folder
+
+
+def test_mps_is_started_for_the_block_and_ended_after_it(control: Path) -> None:
+    folder = _interrupted(control)
+    assert control.read_text() == f"-d {folder}\n {folder}\nquit\n"
+    assert not Path(folder).exists()
+
+
+def test_a_daemon_that_runs_already_is_left_alone(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "USUAL", control.parent)
+    with card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
+        assert slow == ""
+    assert not control.exists()
+
+
+@pytest.mark.parametrize("way", ["missing", "failing"])
+def test_without_mps_a_note_says_what_it_costs(way: str, control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = control.parent / "bin" / card.CONTROL
+    program.write_text("#!/bin/sh\nexit 1\n") if way == "failing" else program.unlink()
+    with card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
+        assert slow == card.SLOW
+
+
+def test_on_a_host_nothing_is_started(control: Path) -> None:
+    with card.side_by_side(NUMPY) as slow:
+        assert slow == ""
+    assert not control.exists()
