@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ BUNDLED: dict[str, tuple[str, ...]] = {  # name: the checkpoints that it stands 
 LONGEST_WINDOW = 1 << 14  # of a stack: a case is twice as long, and attention is quadratic
 MOST_PIXELS = 1 << 26  # numbers in a picture
 LARGEST_VOCABULARY = 1 << 22
-WORKERS = 8  # threads that make synthetic tensors; the array library's generators leave the interpreter's lock
+WORKERS = min(16, max(2, os.cpu_count() or 1))
+"""Threads that make synthetic tensors; the array library's generators leave the interpreter's lock."""
 
 GIB = 1 << 30
 SINGLE = 4  # bytes of a number in float32
@@ -107,7 +108,8 @@ def _synthetic(name: str, calm: bool, stream: bool | None, layers: str, progress
     else:
         _require(backend, name, shapes(config))
         make = tensors.narrow if has_device(backend) else tensors.__getitem__  # half the way is half the time
-        weights = {tensor: _widened(value, backend) for tensor, value in _made(make, names, progress)}
+        made = {tensor: _widened(value, backend) for tensor, value in _made(make, names, progress)}
+        weights = {tensor: made[tensor] for tensor in names}
     return Target(shown, config, weights, backend=backend, notes=tuple(notes))
 
 
@@ -175,14 +177,20 @@ def _widened(value: Any, backend: Backend) -> Any:
 
 
 def _made(make: Callable[[str], Any], wanted: Mapping[str, str], progress: Progress) -> Iterator[tuple[str, Any]]:
-    """Every (name, tensor) in order, the next few being made while one is taken. `wanted`: name → the one there."""
-    names, ahead = list(wanted), deque[Future[Any]]()
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        for done, name in enumerate(names):
-            while len(ahead) < WORKERS and done + len(ahead) < len(names):
-                ahead.append(pool.submit(make, wanted[names[done + len(ahead)]]))
-            progress(name, done, len(names))
-            yield name, ahead.popleft().result()
+    """Every (name, tensor) as they are made, a few at a time. `wanted`: name → the one there.
+
+    They come in no order: whatever waits for the largest, which one thread makes alone, would wait for seconds.
+    """
+    names = iter(wanted.items())
+    with ThreadPoolExecutor(WORKERS) as pool:
+        made = {pool.submit(make, there): name for name, there in islice(names, WORKERS)}
+        for done in range(len(wanted)):
+            first = next(iter(wait(made, return_when=FIRST_COMPLETED).done))
+            name = made.pop(first)
+            for following, there in islice(names, 1):
+                made[pool.submit(make, there)] = following
+            progress(name, done, len(wanted))
+            yield name, first.result()
 
 
 def judgeable(name: str, config: Config) -> None:
