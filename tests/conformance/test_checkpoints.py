@@ -102,8 +102,7 @@ def test_environment_variable_to_nowhere(size: str, tmp_path: Path, monkeypatch:
 def test_progress_counts_every_tensor() -> None:
     seen: list[tuple[str, int, int]] = []
     (target,) = resolve("tiny-even", synthetic=False, progress=lambda *step: seen.append(step))
-    assert sorted(name for name, *_ in seen) == sorted(target.weights)
-    assert [step[1:] for step in seen] == [(i, len(target.weights)) for i in range(len(target.weights))]
+    assert seen == [(name, i, len(target.weights)) for i, name in enumerate(target.weights)]
 
 
 # What is not
@@ -245,7 +244,8 @@ def test_synthetic_at_a_folder_s_geometry(tmp_path: Path) -> None:
     assert list(target.weights) == list(params.shapes(target.config))
     for name, value in target.weights.items():
         same_bits(value, expected[name])
-    assert seen == [(name, i, len(target.weights)) for i, name in enumerate(target.weights)]
+    assert sorted(name for name, *_ in seen) == sorted(target.weights)
+    assert [step[1:] for step in seen] == [(i, len(target.weights)) for i in range(len(target.weights))]
 
 
 def test_synthetic_of_a_size_has_the_preset_s_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
