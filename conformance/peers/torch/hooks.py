@@ -7,6 +7,7 @@ The peer is not changed: hooks only look, and the wrapper calls what it wraps. W
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,6 +22,15 @@ from conformance.cases.picked import Picked
 from conformance.peers.torch.spill import Spill, read
 from conformance.peers.torch.tensors import to_array
 from t5g2ref.taps import Tap
+
+HALVES = {
+    "new_keys": "keys",
+    "own_keys": "keys",
+    "cross_keys": "keys",
+    "own_values": "values",
+    "cross_values": "values",
+}
+"""Parts of an attention's keys and values, which it gets in one tensor."""
 
 ROTATE = "apply_rotary_pos_emb"  # as every model file of transformers calls it: (q, k, cos, sin, …) → (q, k)
 
@@ -91,12 +101,17 @@ class Capture:
 
     def into(self, dump: Dump, taps: list[Tap], extra: dict[str, Any]) -> None:
         """Put every one of `taps` that was seen into the newest call of `dump`; `extra` holds what the model
-        returned (logits, loss)."""
+        returned (logits, loss). A value is let go with the last tap that is read from it: `dump` may write it too."""
+        left = Counter(self._source(tap) for tap in taps if ":" in tap.peer)
         for tap in taps:
             value = extra.get(tap.name) if ":" not in tap.peer else self._find(tap)
             if value is not None:
                 dump.put(tap.name, to_array(value, dump.backend) if torch.is_tensor(value) else value)
             del value  # of a file, its pages with it
+            if ":" in tap.peer:
+                left[self._source(tap)] -= 1
+                if not left[self._source(tap)]:
+                    self._let_go(*self._source(tap))
         self._forget()
         if self._cuda is not None:  # values are ready even for a library that uses another stream
             torch.cuda.synchronize(self._cuda)
@@ -165,17 +180,29 @@ class Capture:
             return module, f"{what}:{rest[0]}", 0
         return module, what, int(rest[0]) if rest else 0
 
-    def _find(self, tap: Tap) -> Any:
+    def _source(self, tap: Tap) -> tuple[str, int]:
+        """Under which name a tap's value is kept, and in which call of its module."""
         path, what, index = self._place(tap)
         if what == "rope_keys" and f"{path}:{what}" not in self._seen:  # its RoPE has another name
             what = "new_keys"
-        halves = {"new_keys": "keys", "own_keys": "keys", "cross_keys": "keys"}
-        halves |= {"own_values": "values", "cross_values": "values"}
-        seen = self._seen.get(f"{path}:{halves.get(what, what)}", [])
+        return f"{path}:{HALVES.get(what, what)}", index
+
+    def _let_go(self, name: str, index: int) -> None:
+        """Forget what is kept there, and its file."""
+        seen = self._seen.get(name, [])
+        if index < len(seen):
+            self._spill.let_go(seen[index])
+            seen[index] = None
+
+    def _find(self, tap: Tap) -> Any:
+        name, index = self._source(tap)
+        seen = self._seen.get(name, [])
         if index >= len(seen):
             return None
         value = read(seen[index])
-        value = self._half(path, what, value) if what in halves else value
+        path, what, _ = self._place(tap)
+        what = "new_keys" if what == "rope_keys" and name.endswith(":keys") else what
+        value = self._half(path, what, value) if what in HALVES else value
         if tap.shape.startswith("I P") and value.ndim == 4:  # a convolution's (I, D, rows, columns)
             return value.flatten(2).transpose(1, 2)
         if what.startswith(("cos", "sin")):

@@ -53,6 +53,11 @@ class Spill:
             return value.cpu() if value.is_cuda else value.clone()
         return self._written(value.cpu().contiguous())
 
+    def let_go(self, value: Any) -> None:
+        """Delete the file of what was kept, if it is in one: a disk may not have room for it twice."""
+        if isinstance(value, _Written):
+            value.path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Forget all files."""
         if self._folder is not None:
