@@ -5,9 +5,8 @@
 Each step runs to its end whatever became of those before it; its output goes to FOLDER/STEP.log (and .json where the
 step writes one), the last lines of it to the terminal. The exit status is 0 when every step's was. `--jobs 4` runs four
 side by side, each on a card of its own; `bench` comes last, alone. On one card they run one after the other: side by
-side they wait for each other at every tap, and six took longer than their sum. Under CUDA's MPS
-(`nvidia-cuda-mps-control -d`) three judges started by hand did about twice the comparisons of one. 1b with pictures
-needs most of 80 GB for itself.
+side they wait for each other at every tap, and six took longer than their sum. `python -m conformance --jobs 4` has
+four judges of one run on a card, by CUDA's MPS. 1b with pictures needs most of 80 GB for itself.
 
 A fault of our kernels shows only against other ones: `tests` and `tiny-ours` hold them against NumPy, `tiny`, `270m`
 and `1b` against torch, and so do those steps with `-half` in float16. Those with `-fast` hold the kernels of
