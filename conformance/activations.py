@@ -81,11 +81,12 @@ class Dump:
     def new_call(self) -> None:
         self._held.append({})
 
-    def put(self, name: str, value: Array) -> None:
-        """Store `value` under `name` in the newest call; the array must not be changed afterwards.
+    def put(self, name: str, value: Array, *, changing: bool = False) -> None:
+        """Store `value` under `name` in the newest call.
 
         Args:
             value: a NumPy array, or a device's: anything with `__cuda_array_interface__`.
+            changing: whether its memory may change afterwards. Then what is kept of it in memory is a copy.
         """
         if not self._held:
             raise ValueError(f"tap {name} was given before any call: new_call() comes first")
@@ -96,7 +97,8 @@ class Dump:
                 raise TypeError(f"tap {name} is a {type(value).__name__}, expected an array of NumPy or of a device")
             if type(value) is not np.ndarray:
                 value = np.asarray(value).view(np.ndarray)  # a masked array would hide what it holds
-        self._held[-1][name] = self._kept(value) if (held := self._repeated(name, value)) is None else held
+        held = self._repeated(name, value)
+        self._held[-1][name] = self._kept(value, changing) if held is None else held
 
     def get(self, call: int, name: str) -> Array | None:
         """What is judged of a tap, an array of the backend; None when the peer did not show it."""
@@ -127,15 +129,17 @@ class Dump:
         same = same_bits(known, to_backend(value, self.backend), self.backend)
         return self._first._held[self.calls - 1][name] if same else None
 
-    def _kept(self, value: Array) -> Array | _Spilled:
+    def _kept(self, value: Array, changing: bool) -> Array | _Spilled:
         if on_device(value):
             if has_device(self.backend) and value.nbytes <= self._device_left:
                 self._device_left -= value.nbytes
-                return to_backend(value, self.backend)
-            value = to_host(value)
+                with self.backend.scope():
+                    mine = to_backend(value, self.backend)
+                    return mine.copy() if changing else mine
+            value, changing = to_host(value), False
         if value.nbytes < LARGE_BYTES or value.nbytes <= self._left:
             self._left -= value.nbytes
-            return value
+            return value.copy() if changing else value
         return self._written(value)
 
     def _written(self, value: np.ndarray[Any, Any]) -> _Spilled:

@@ -62,7 +62,7 @@ conformance/defects: all | __init__
 conformance/exchange: channel geometry plain reading replay writing staged | manifest layouts case_words
 conformance/exchange: arrange vectors | __init__
 conformance/peers: guard picked_trace | protocol | reference folder made replay function later
-conformance/peers/torch: generating long_rows pictures releases spill static_cache streamed tensors
+conformance/peers/torch: generating long_rows pictures releases static_cache streamed tensors
 conformance/peers/torch: hooks onnx_graphs | transformers
 conformance/peers/torch: compiled onnx_peer | made
 conformance/peers/torch: __init__

@@ -36,9 +36,9 @@ def bytes_for(target: Target, case: Case | None, dtype: DType) -> int:
 
 
 def bytes_on_device(target: Target, case: Case | None, dtype: DType) -> int:
-    """What a comparison takes of a device beside the weights: the peer's values of both runs; what meets at a tap, and
-    as much again in sums."""
-    return 0 if case is None else 2 * (_shown(target.config, case, dtype) + _meeting(target.config, case, dtype))
+    """What a comparison takes of a device beside the weights: the peer's values; what meets at a tap, and as much again
+    in sums."""
+    return 0 if case is None else _shown(target.config, case, dtype) + 2 * _meeting(target.config, case, dtype)
 
 
 def bytes_beside(config: Config, case: Case, dtype: DType) -> int:

@@ -18,7 +18,7 @@ pytest.importorskip("rich", reason="needs rich: conformance reports with it")
 
 from command_line import ran
 
-from conformance import checkpoints
+from conformance import activations, checkpoints
 from conformance.activations import Dump
 from conformance.checkpoints import resolve
 from conformance.defects.all import find
@@ -219,57 +219,29 @@ def test_layers_of_transformers_have_no_memory_between_runs() -> None:
 
 
 @pytest.mark.usefixtures("peer_installed")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "bool"])
-def test_what_a_forward_shows_goes_to_files_beyond_a_size(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from conformance.peers.torch import spill
-
-    monkeypatch.setattr(spill, "LARGE_BYTES", 100)
-    kept = spill.Spill(None, memory_bytes=1000)
-    shown = (torch.arange(720).reshape(3, 4, 60) % 2).to(getattr(torch, dtype)).transpose(0, 1)
-    held = [kept.copied(shown) for _ in range(4)]
-    written = [one for one in held if not torch.is_tensor(one)]
-    assert written
-    folder = written[0].path.parent
-    before = shown.clone()
-    shown.zero_()
-    for one in held:
-        assert one.shape == before.shape
-        assert torch.equal(spill.read(one), before)
-    kept.clear()
-    assert not folder.exists()
-    assert torch.is_tensor(kept.copied(before[:1, :1]))
-
-
-@pytest.mark.usefixtures("peer_installed")
 @pytest.mark.parametrize("name", ["image", "decoder-steps"])
-def test_a_forward_s_files_go_as_the_dump_takes_them(
+def test_what_a_forward_shows_is_kept_once_and_of_a_repetition_not_at_all(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken by files that stay until all are read: of three pictures at 1b they are 30 GiB, beside the dump's 30."""
-    from conformance.peers.torch import hooks, spill
-
-    monkeypatch.setattr(spill, "LARGE_BYTES", 0)
-    monkeypatch.setattr(hooks, "Spill", lambda cuda: spill.Spill(cuda, memory_bytes=0))
+    """Broken by values that are kept until the forward ends: of three pictures at 1b they are 30 GiB."""
+    monkeypatch.setattr(activations, "LARGE_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left: list[int] = []
-
-    class Watched(Dump):
-        def put(self, name: str, value: Any) -> None:
-            super().put(name, value)
-            left.append(sum(1 for _ in tmp_path.rglob("*.bin")))
-
     (target,) = resolve("tiny-even", synthetic=False)
     case, peer = case_of(target, name), create("transformers:sdpa", NUMPY)
     peer.open(target)
-    with Watched() as dump, Dump() as usual:
+
+    def files() -> int:
+        return sum(1 for path in tmp_path.rglob("*") if path.is_file())
+
+    with Dump(memory_bytes=0) as dump, Dump() as usual:
         peer.run(case.copied(), dump)
-        monkeypatch.undo()
+        shown = sum(len(dump.names(call)) for call in range(dump.calls))
+        assert files() == shown > 300
+        with Dump(memory_bytes=0, first=dump) as again:
+            peer.run(case.copied(), again)
+            assert files() == shown
+            assert all(again.repeats(call, tap) for call in range(dump.calls) for tap in dump.names(call))
         peer.run(case.copied(), usual)
-        assert max(left) > 50
-        assert left[-1] < 5, "of what a call shows nothing is left at its end"
-        assert min(left[: len(left) // len(case.calls)]) < max(left) // 2
         for call in range(usual.calls):
             assert dump.names(call) == usual.names(call)
             for tap in usual.names(call):

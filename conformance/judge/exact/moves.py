@@ -50,7 +50,7 @@ class Moves(Dump):
         self._broken: dict[tuple[int, str], Array] = {}
         self._failures: dict[str, tuple[str, str]] = {}
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: Any, *, changing: bool = False) -> None:
         if name not in self._wanted:
             return
         run, call = divmod(self.calls - 1, self._each)
@@ -62,7 +62,7 @@ class Moves(Dump):
         if value.ndim != 3:
             self._failures.setdefault(name, ("shape", f"expected three axes, found {tuple(value.shape)}"))
         if name not in self._failures:
-            self._look(name, run, call, value)
+            self._look(name, run, call, value.copy() if changing and run == 0 else value)
 
     def _look(self, name: str, run: int, call: int, value: Array) -> None:
         base = self._base.setdefault((call, name), value)

@@ -1,14 +1,14 @@
 """Sees a torch model's activations from outside: hooks on its modules, and wrappers around RoPE and attention calls.
 
-The peer is not changed: hooks only look, and the wrapper calls what it wraps. What one forward shows is kept under
-(module path, what, how many times before), on the model's device while there is room. The tap table then reads it.
+The peer is not changed: hooks only look, and the wrapper calls what it wraps. What one forward shows goes to the dump
+at once, as the taps that are read from it: so nothing is kept twice, and of a case that is repeated nothing at all.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +19,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from conformance.activations import Dump
 from conformance.cases import picked
 from conformance.cases.picked import Picked
-from conformance.peers.torch.spill import Spill, read
 from conformance.peers.torch.tensors import to_array
 from t5g2ref.taps import Tap
 
@@ -49,7 +48,6 @@ class Capture:
         self, model: torch.nn.Module, taps: list[Tap], batch: int, cross_length: int, chosen: Picked | None = None
     ) -> None:
         self._batch, self._cross_length, self._chosen = batch, cross_length, chosen
-        self._seen: dict[str, list[Any]] = {}
         self._modules = {_canonical(name): module for name, module in model.named_modules()}
         self._paths = {id(module): name for name, module in self._modules.items()}
         self._taps = [tap for tap in taps if ":" in tap.peer]  # the others are what the model returns
@@ -57,12 +55,19 @@ class Capture:
         self._queries: dict[str, int] = {}  # path of an attention → how many it had
         self._cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
         self._inside = ""  # path of the attention that was entered last
-        self._spill = Spill(self._cuda)
+        self._seen = Counter[str]()  # "path:what" → how often it was seen in this forward
+        self._read_from: dict[tuple[str, int], list[Tap]] = {}  # what was seen, and when → the taps that it gives
+        self._dump: Dump | None = None
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Put hooks in place inside the block, and forget what was seen before it."""
-        self._forget()
+    def recording(self, dump: Dump, wanted: Iterable[Tap]) -> Iterator[None]:
+        """Put hooks in place inside the block. What they see goes to the newest call of `dump`: those of `wanted`."""
+        self._seen.clear()
+        self._dump, self._read_from = dump, defaultdict(list)
+        for tap in wanted:
+            if ":" in tap.peer:
+                path, what, index = self._place(tap)
+                self._read_from[f"{path}:{HALVES.get(what, what)}", index].append(tap)
         homes: set[str] = set()  # the files that attentions are written in
         with ExitStack() as stack:
             for path, what in {self._place(tap)[:2] for tap in self._taps}:
@@ -94,44 +99,51 @@ class Capture:
 
         def rotate(q: Any, k: Any, cos: Any, sin: Any, **how: Any) -> Any:
             turned = true(q, k, cos, sin, **how)
-            self._keep(self._inside, "rope_keys", turned[1])
+            self._see(self._inside, "rope_keys", turned[1])
             return turned
 
         return rotate
 
-    def into(self, dump: Dump, taps: list[Tap], extra: dict[str, Any]) -> None:
-        """Put every one of `taps` that was seen into the newest call of `dump`; `extra` holds what the model
-        returned (logits, loss). A value is let go with the last tap that is read from it: `dump` may write it too."""
-        left = Counter(self._source(tap) for tap in taps if ":" in tap.peer)
+    def returned(self, dump: Dump, taps: Iterable[Tap], values: dict[str, Any]) -> None:
+        """Put what the model returned (logits, loss) into the newest call of `dump`."""
         for tap in taps:
-            value = extra.get(tap.name) if ":" not in tap.peer else self._find(tap)
-            if value is not None:
+            if ":" not in tap.peer and (value := values.get(tap.name)) is not None:
                 dump.put(tap.name, to_array(value, dump.backend) if torch.is_tensor(value) else value)
-            del value  # of a file, its pages with it
-            if ":" in tap.peer:
-                left[self._source(tap)] -= 1
-                if not left[self._source(tap)]:
-                    self._let_go(*self._source(tap))
-        self._forget()
         if self._cuda is not None:  # values are ready even for a library that uses another stream
             torch.cuda.synchronize(self._cuda)
 
-    def _keep(self, path: str, what: str, value: Any) -> None:
-        """Keep a copy; of a long run's tap the tokens that are shown."""
-        seen = self._seen.setdefault(f"{path}:{what}", [])
-        tap = self._shown.get((path, what, len(seen)))
-        part = value if tap is None or not torch.is_tensor(value) else picked.shown(self._chosen, tap, value)
-        seen.append(part.detach() if part is not value else self._spill.copied(value))
+    def _see(self, path: str, what: str, value: Any) -> None:
+        """Show every tap that is read from this value; of a long run the tokens that are shown."""
+        name, index = f"{path}:{what}", self._seen[f"{path}:{what}"]
+        self._seen[name] += 1
+        tap = self._shown.get((path, what, index))
+        if tap is not None and torch.is_tensor(value) and what != "mask":  # which has these rows alone
+            value = picked.shown(self._chosen, tap, value)
+        for tap in self._read_from.get((name, index), ()):
+            self._show(tap, path, value)
+        if what == "keys" and not self._seen[f"{path}:rope_keys"]:  # its RoPE has another name
+            for tap in self._read_from.get((f"{path}:rope_keys", index), ()):
+                self._show(tap, path, self._half(path, "new_keys", value))
 
-    def _forget(self) -> None:
-        self._seen.clear()
-        self._spill.clear()
+    def _show(self, tap: Tap, path: str, value: Any) -> None:
+        """Put a tap into the dump. The model may change what it showed, so the dump keeps a copy, if anything."""
+        assert self._dump is not None
+        if not torch.is_tensor(value):
+            if value is not None:
+                self._dump.put(tap.name, value)
+            return
+        found = self._found(tap, path, value).detach()
+        dense = found.contiguous()
+        if self._cuda is not None:
+            torch.cuda.current_stream(self._cuda).synchronize()  # another library reads it, in a stream of its own
+        array, copied = to_array(dense, self._dump.backend), dense.data_ptr() != found.data_ptr()
+        self._dump.put(tap.name, array, changing=not copied)
 
     def _before(self, path: str) -> Callable[..., None]:
         """A hook that keeps a module's input before it runs, and so even if it raises."""
 
         def hook(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            self._keep(path, "in", args[0] if args else kwargs.get("hidden_states"))
+            self._see(path, "in", args[0] if args else kwargs.get("hidden_states"))
 
         return hook
 
@@ -142,9 +154,9 @@ class Capture:
             part, _, kind = what.partition(":")
             if part in ("cos", "sin"):
                 if kind == (args[2] if len(args) > 2 else kwargs.get("layer_type")):
-                    self._keep(path, what, output[part == "sin"])
+                    self._see(path, what, output[part == "sin"])
             elif what == "out":
-                self._keep(path, what, output[0] if isinstance(output, tuple) else output)
+                self._see(path, what, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
@@ -156,8 +168,8 @@ class Capture:
                 path = self._paths[id(module)]
                 self._queries[path] = q.shape[2]
                 for what, value in {"query": q, "keys": k, "values": v}.items():
-                    self._keep(path, what, value)
-                self._seen.setdefault(f"{path}:mask", []).append(_visible(*self._rows(path, mask, q), k))
+                    self._see(path, what, value)
+                self._see(path, "mask", _visible(*self._rows(path, mask, q), k))
                 return function(module, q, k, v, mask, **kwargs)
 
             return attention
@@ -180,28 +192,9 @@ class Capture:
             return module, f"{what}:{rest[0]}", 0
         return module, what, int(rest[0]) if rest else 0
 
-    def _source(self, tap: Tap) -> tuple[str, int]:
-        """Under which name a tap's value is kept, and in which call of its module."""
-        path, what, index = self._place(tap)
-        if what == "rope_keys" and f"{path}:{what}" not in self._seen:  # its RoPE has another name
-            what = "new_keys"
-        return f"{path}:{HALVES.get(what, what)}", index
-
-    def _let_go(self, name: str, index: int) -> None:
-        """Forget what is kept there, and its file."""
-        seen = self._seen.get(name, [])
-        if index < len(seen):
-            self._spill.let_go(seen[index])
-            seen[index] = None
-
-    def _find(self, tap: Tap) -> Any:
-        name, index = self._source(tap)
-        seen = self._seen.get(name, [])
-        if index >= len(seen):
-            return None
-        value = read(seen[index])
-        path, what, _ = self._place(tap)
-        what = "new_keys" if what == "rope_keys" and name.endswith(":keys") else what
+    def _found(self, tap: Tap, path: str, value: torch.Tensor) -> torch.Tensor:
+        """The tap's value, of the one that was seen."""
+        _, what, _ = self._place(tap)
         value = self._half(path, what, value) if what in HALVES else value
         if tap.shape.startswith("I P") and value.ndim == 4:  # a convolution's (I, D, rows, columns)
             return value.flatten(2).transpose(1, 2)

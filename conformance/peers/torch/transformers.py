@@ -142,11 +142,11 @@ class TransformersPeer(OptionalMembers):
             returned: dict[str, Any] = {}
             dump.new_call()
             try:
-                with nullcontext() if dump.unseen else capture.recording():
+                with nullcontext() if dump.unseen else capture.recording(dump, wanted):
                     out = model(**inputs)
                 returned = {name: getattr(out, name, None) for name in ("logits", "loss")}
             finally:  # what was seen before it raised is evidence
-                capture.into(dump, wanted, returned)
+                capture.returned(dump, wanted, returned)
             if run.splits is not None:
                 cache, encoded = getattr(out, held), encoded or (out.encoder_last_hidden_state,)
 
