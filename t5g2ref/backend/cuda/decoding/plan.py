@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 TEXTS = (
-    *("instructions.cuh", "layout.cuh", "product.cuh", "residual.cuh", "attention.cuh", "head.cuh"),
+    *("instructions.cuh", "layout.cuh", "product.cuh", "residual.cuh", "attention.cuh", "head.cuh", "draw.cuh"),
     "decode.cu",  # which says what they are
 )
 WARPS = 8  # of a processor
@@ -24,6 +24,7 @@ MOST_STAGES, LEAST_STAGES = 16, 3
 MOST_ROWS = 8  # batch rows: as many as a matrix unit has columns
 MOST_PROCESSORS = 255  # who shares a row of blocks is counted in a byte
 MOST_GROUP, WIDEST_HEAD = 8, 256  # what a warp's registers hold
+BINS, ROW_BYTES = 16, 40  # of draw.cuh
 MATRICES = ("qkv", "out", "gated", "down", "head")
 
 
@@ -43,6 +44,7 @@ class Plan:
         processors: of the card; each has one block of threads.
         memory: bytes of shared memory that a block may have.
         capped, last_capped: whether scores and logits have a softcap.
+        sampled: whether ids are drawn, else the likeliest are taken.
     """
 
     layers: int
@@ -58,6 +60,7 @@ class Plan:
     memory: int
     capped: bool = False
     last_capped: bool = False
+    sampled: bool = False
 
     def refusal(self) -> str:
         """Why the kernel does not serve this, or ""."""
@@ -160,13 +163,18 @@ class Plan:
         """Numbers of shared memory for rows of blocks that several warps share, and for the weights of the splits."""
         return max(WARPS * 2 * 16 * self.batch, self.batch * self.heads * SPLITS)
 
+    @property
+    def scratch(self) -> int:
+        """Bytes of shared memory for drawing ids."""
+        return 2 * WARPS * BINS * 8 + self.batch * ROW_BYTES if self.sampled else 0
+
     @cached_property
     def fixed(self) -> int:
         """Bytes of shared memory beside the rings."""
         tables = len(MATRICES) * (WARPS + 1) + (len(MATRICES) - 1) * 2 * WARPS + 2 * self.batch
         numbers = self.pieces + 2 * WARPS + (self.batch + 2) * self.width + tables
         structures = 16 * WARPS * len(MATRICES) + 24 * self.layers
-        return 4 * numbers + self.activations + len(self.owners[1]) + structures + 64
+        return 4 * numbers + self.activations + len(self.owners[1]) + structures + self.scratch + 64
 
     @cached_property
     def ring(self) -> tuple[int, int]:
@@ -207,6 +215,8 @@ class Plan:
             "CAPPED": int(self.capped),
             "LAST_CAPPED": int(self.last_capped),
             "SHOW": int(show),
+            "SAMPLED": int(self.sampled),
+            "SCRATCH": self.scratch,
         }
         return "".join(f"#define {name} {value}\n" for name, value in values.items())
 
