@@ -44,7 +44,8 @@ void draw_alone(const Arguments& a) {
 }
 extern "C" void run(Arguments* a) {
     emu::lags = true;
-    emu::launch(GRID, THREADS, sizeof(Scratch) + 4 * (MATRICES * (WARPS + 1) + 2 * BATCH), true, [&] { draw_alone(*a); });
+    const int held = sizeof(Scratch) + 4 * (MATRICES * (WARPS + 1) + 2 * BATCH);
+    emu::launch(GRID, THREADS, held, true, [&] { draw_alone(*a); });
 }
 """
 
