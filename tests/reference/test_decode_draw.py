@@ -129,12 +129,20 @@ def test_signs_of_zero_and_quotients_that_are_equal() -> None:
 
 @needs_compiler
 def test_a_number_draws_by_all_of_its_bits() -> None:
-    """Two ids, of which a number lies between by 2⁻⁴⁰: a sum or a product in float32 would not see it."""
+    """Of two ids of unlike weight a number lies 2⁻⁴⁰ before the bound, and behind it: broken by anything in float32."""
     made = PLANS["one row"]
     logits = np.full((2, 1, SIZE), -np.inf)
-    logits[..., [40, 300]] = 0.0
-    found = same(made, logits, Sampling(), np.array([[0.5 - 2.0**-40], [0.5 + 2.0**-40]]))
+    logits[..., 40], logits[..., 300] = 0.0, -1.0
+    bound = 1 / (1 + np.exp(-1.0))
+    found = same(made, logits, Sampling(), np.array([[bound - 2.0**-40], [bound + 2.0**-40]]))
     assert found.ids[:, 0].tolist() == [40, 300]
+
+
+@needs_compiler
+def test_nearly_all_of_the_mass() -> None:
+    """What is left of it behind the last id, of rounding, is no id's: broken where it is looked for."""
+    made, rng = PLANS["eight rows"], np.random.default_rng(2)
+    same(made, rng.normal(size=(10, 8, SIZE)) * 2, Sampling(top_p=BELOW_1), rng.random((10, 8)))
 
 
 @needs_compiler
@@ -160,11 +168,22 @@ def test_room_for_drawing() -> None:
 # Generation
 
 
+def uncapped(twins: bool = True, last_norm: float | None = None) -> T5Gemma2:
+    """tiny without a cap on its logits, and with other weights of the last norm."""
+    model = model_of("tiny", twins)
+    stack = model.weights.decoder
+    assert stack is not None
+    if last_norm is not None:
+        stack = replace(stack, norm=replace(stack.norm, weight=np.full_like(stack.norm.weight, last_norm)))
+    config = replace(model.config, decoder=replace(model.config.decoder, final_logit_softcapping=None))
+    return T5Gemma2(config, replace(model.weights, decoder=stack), model.nx)
+
+
 @needs_compiler
 @pytest.mark.parametrize("told", [False, True])
 def test_generation_is_the_clear_one(told: bool) -> None:
     """Ids, scores and the generator behind them, where rows end apart, in the middle of what a launch makes."""
-    sampling, clear, fast = Sampling(0.8, 64, 0.95, 0.01), model_of("tiny", twins=False), model_of("tiny")
+    sampling, clear, fast = Sampling(0.8, 64, 0.95, 0.01), uncapped(twins=False), uncapped()
     ids = np.random.default_rng(11).integers(10, 200, (2, 9))
     free = sample(clear, ids, sampling, seed=4, max_new_tokens=9, stop=()).ids[:, 1:]
     options: Any = {"max_new_tokens": 12, "stop": [int(free[0, 2]), int(free[1, 8])]}
@@ -240,15 +259,7 @@ def test_logits_that_are_none_are_the_definitions_error(wrong: float, message: s
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_the_kernel_says_that_a_quotient_is_none() -> None:
-    def huge(model: T5Gemma2) -> T5Gemma2:
-        stack = model.weights.decoder
-        assert stack is not None
-        norm = replace(stack.norm, weight=np.full_like(stack.norm.weight, 1e36))
-        weights = replace(model.weights, decoder=replace(stack, norm=norm))
-        config = replace(model.config, decoder=replace(model.config.decoder, final_logit_softcapping=None))
-        return T5Gemma2(config, weights, model.nx)
-
-    for model in (huge(model_of("tiny", twins=False)), huge(model_of("tiny"))):
+    for model in (uncapped(twins=False, last_norm=1e36), uncapped(last_norm=1e36)):
         options: Any = {"seed": 1, "max_new_tokens": 1, "stop": ()}
         assert np.isfinite(sample(model, np.array([[5, 6], [7, 8]]), Sampling(), **options).logits).all()
         with pytest.raises(ValueError, match=r"^the logits that sampling narrowed: found NaN or infinity in row 0"):

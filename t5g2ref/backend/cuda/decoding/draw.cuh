@@ -33,12 +33,13 @@ struct Drawing {
     const int from, to;        // this warp's ids
 };
 
-__device__ __forceinline__ unsigned key_of(T x) {  // −0 is 0
+// A key tells apart what is equal as y: zeros of two signs, quotients that are rounded to one. So keys find a bound, and
+// who is inside is asked of y.
+__device__ __forceinline__ unsigned key_of(T x) {
 #if HALF
-    if (x == 0x8000) x = 0;
     return x & 0x8000 ? 0xffff & ~x : x | 0x8000;
 #else
-    const unsigned bits = x == 0.0f ? 0 : __float_as_uint(x);
+    const unsigned bits = __float_as_uint(x);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 #endif
 }
@@ -89,16 +90,21 @@ __device__ __forceinline__ void add_up(const Drawing& d, What what, int shift, d
     const Row row = d.s.rows[d.n];
     const int AHEAD = 4;
 #pragma unroll 1
-    for (int first = d.from + d.p.lane; first < d.to; first += AHEAD * 32) {
+    for (int first = d.from; first < d.to; first += AHEAD * 32) {
         T asked[AHEAD];
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i) asked[i] = logit(d, first + i * 32 < d.to ? first + i * 32 : first);
+        for (int i = 0; i < AHEAD; ++i) {
+            const int id = first + i * 32 + d.p.lane;
+            asked[i] = logit(d, id < d.to ? id : d.to - 1);
+        }
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
-            const int id = first + i * 32;
-            const Share share = share_of(d, row, what, shift, id, asked[i]);
+            const int id = first + i * 32 + d.p.lane;
+            Share share = share_of(d, row, what, shift, id, asked[i]);
+            if (id >= d.to) share.value = 0.0;
+            if (!__any_sync(0xffffffffu, share.value != 0.0)) continue;  // of most, behind the first digit
 #pragma unroll
-            for (int b = 0; b < BINS; ++b) bins[b] += id < d.to && b == share.bin ? share.value : 0.0;
+            for (int b = 0; b < BINS; ++b) bins[b] += b == share.bin ? share.value : 0.0;
         }
     }
 }
