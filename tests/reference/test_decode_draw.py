@@ -160,7 +160,6 @@ def test_numbers_that_are_none_end() -> None:
 def test_room_for_drawing() -> None:
     made = PLANS["three rows"]
     greedy = replace(made, sampled=False)
-    assert "#define SAMPLED 0\n#define SCRATCH 0\n" in greedy.defines()
     least = next(memory for memory in range(10_000, 200_000, 64) if not replace(greedy, memory=memory).refusal())
     assert "shared memory" in replace(made, memory=least).refusal()
 

@@ -19,15 +19,14 @@ from t5g2ref.generate.rules import Sampling
 ALONE = """
 void draw_alone(const Arguments& a) {
     MEMORY;
-    Scratch* scratch = (Scratch*)memory;
-    int* share = (int*)(scratch + 1);
+    int* share = (int*)((Scratch*)memory + 1);
     int* chosen = share + MATRICES * (WARPS + 1);
     int* running = chosen + BATCH;
     for (int i = thread(); i <= WARPS; i += THREADS)
         share[HEAD * (WARPS + 1) + i] = a.shares[HEAD * (GRID * WARPS + 1) + processor() * WARPS + i];
     for (int i = thread(); i < BATCH; i += THREADS) running[i] = a.running[i];
     together();
-    Processor p = {a, 0, 0, 0, 0, share, 0, 0, 0, 0, 0, 0, 0, {}, 0, 0, thread() / 32, thread() % 32, 0, 0, 0, 0};
+    Processor p = {a, 0, 0, 0, 0, share, 0, 0, 0, 0, 0, 0, memory, {}, 0, 0, thread() / 32, thread() % 32, 0, 0, 0, 0};
     for (; p.token < a.tokens; ++p.token) {
         for (int n = thread(); n < BATCH; n += THREADS) {
             Best best = Best{-INF, V};
@@ -38,7 +37,7 @@ void draw_alone(const Arguments& a) {
             to[1] = __int_as_float(best.id);
         }
         meet(p);
-        if (!draw(p, *scratch, chosen, running)) break;
+        if (!draw(p, chosen, running)) break;
     }
     if (processor() == 0 && thread() == 0) a.met[2] = p.token + (p.token < a.tokens);
 }

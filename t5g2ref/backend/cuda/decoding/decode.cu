@@ -16,7 +16,7 @@
 // They are compiled as one text, in this order, behind the lines of `Plan.defines` (plan.py): LAYERS D F V NQ NKV HD,
 // BATCH, HALF (bfloat16, or float32), GRID processors, WARPS of a block, BLOCKS of a stage, STAGES of a ring, SPLITS of
 // the keys, the most SLOTS of each matrix, bytes of ACT and numbers of PIECES in shared memory, whether scores and logits
-// are CAPPED and LAST_CAPPED, whether to SHOW what is between, whether ids are SAMPLED, and with how many bytes of SCRATCH.
+// are CAPPED and LAST_CAPPED, whether to SHOW what is between, whether ids are SAMPLED.
 //
 // Everything is rounded where the definitions round (decoder.py, attention.py, mlp.py); softmax and its weights stay
 // wide. What is elementwise before a product every processor computes for itself. A layer that does not fit into the
@@ -51,8 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
     u64* bars = (u64*)(rings + WARPS * STAGES * BLOCKS * BLOCK_BYTES);
     Route* routes = (Route*)(bars + WARPS * STAGES);
     Layer* layers = (Layer*)(routes + WARPS * MATRICES);
-    Scratch* scratch = (Scratch*)(layers + LAYERS);  // where ids are sampled
-    float* pieces = (float*)aligned((char*)scratch + SCRATCH);
+    float* pieces = (float*)aligned((char*)(layers + LAYERS));
     float* reduced = pieces + PIECES;
     float* x = reduced + 2 * WARPS;
     T* vectors = (T*)(x + BATCH * D);
@@ -96,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
         ++made;
         if (!a.with_head) continue;
         head(p);
-        if (!(SAMPLED ? draw(p, *scratch, chosen, running) : choose(p, chosen, running))) break;
+        if (!(SAMPLED ? draw(p, chosen, running) : choose(p, chosen, running))) break;
     }
     while (p.ahead) { wait(p); passed(p); }  // copies that were ordered in vain
     if (processor() == 0 && thread() == 0) a.met[2] = made;

@@ -19,11 +19,11 @@ struct Row {
     unsigned key;   // its first digits
     int spare;
 };
-struct Scratch {  // in shared memory
+struct Scratch {  // in the place of the activations, which the head has read
     double of_warp[WARPS][BINS], gathered[WARPS][BINS];
     Row rows[BATCH];
 };
-static_assert(!SAMPLED || sizeof(Scratch) == SCRATCH, "plan.py has room for it");
+static_assert(!SAMPLED || sizeof(Scratch) <= ACT, "plan.py has room for it");
 
 struct Drawing {
     Processor& p;
@@ -259,7 +259,8 @@ __device__ __forceinline__ void take_id(const Drawing& d, Row& row, What what) {
 }
 
 // The next ids, as `choose`, by p.a.uniform.
-__device__ __forceinline__ bool draw(Processor& p, Scratch& s, int* chosen, int* running) {
+__device__ __forceinline__ bool draw(Processor& p, int* chosen, int* running) {
+    Scratch& s = *(Scratch*)p.act;
     const int n = p.warp / OF_ROW, warp = p.warp % OF_ROW;
     Drawing d = {p, s, p.a.tally, n, warp, n * OF_ROW, ids_until(p, warp, OF_ROW), ids_until(p, warp + 1, OF_ROW)};
     const bool leads = n < BATCH && warp == 0;

@@ -148,7 +148,7 @@ class Plan:
 
     @cached_property
     def activations(self) -> int:
-        """Bytes of shared memory for what a product is multiplied with, or for attention's own."""
+        """Bytes of shared memory for what a product is multiplied with, or for what attention or drawing has there."""
         per_block = self.batch * 32
         held = []
         for m, matrix in enumerate(MATRICES):
@@ -156,17 +156,13 @@ class Plan:
             held.append(min(self.blocks(matrix)[1], longest) * per_block)
         group = self.heads // self.kv_heads
         scratch = 2 * (group + 1) * self.head_dim + WARPS * group * (self.head_dim + 2)
-        return _whole(max(*held, 4 * scratch, 4 * self.batch * self.width))
+        drawing = 2 * WARPS * BINS * 8 + self.batch * ROW_BYTES if self.sampled else 0
+        return _whole(max(*held, 4 * scratch, 4 * self.batch * self.width, drawing))
 
     @property
     def pieces(self) -> int:
         """Numbers of shared memory for rows of blocks that several warps share, and for the weights of the splits."""
         return max(WARPS * 2 * 16 * self.batch, self.batch * self.heads * SPLITS)
-
-    @property
-    def scratch(self) -> int:
-        """Bytes of shared memory for drawing ids."""
-        return 2 * WARPS * BINS * 8 + self.batch * ROW_BYTES if self.sampled else 0
 
     @cached_property
     def fixed(self) -> int:
@@ -174,7 +170,7 @@ class Plan:
         tables = len(MATRICES) * (WARPS + 1) + (len(MATRICES) - 1) * 2 * WARPS + 2 * self.batch
         numbers = self.pieces + 2 * WARPS + (self.batch + 2) * self.width + tables
         structures = 16 * WARPS * len(MATRICES) + 24 * self.layers
-        return 4 * numbers + self.activations + len(self.owners[1]) + structures + self.scratch + 64
+        return 4 * numbers + self.activations + len(self.owners[1]) + structures + 64
 
     @cached_property
     def ring(self) -> tuple[int, int]:
@@ -216,7 +212,6 @@ class Plan:
             "LAST_CAPPED": int(self.last_capped),
             "SHOW": int(show),
             "SAMPLED": int(self.sampled),
-            "SCRATCH": self.scratch,
         }
         return "".join(f"#define {name} {value}\n" for name, value in values.items())
 
