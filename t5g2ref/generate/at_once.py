@@ -48,8 +48,9 @@ def at_once(model: T5Gemma2, begun: Begun, tell: Tell | None, draws: Draws | Non
     """What `steps.generated` makes of the likeliest ids, or of drawn ones. None where the backend has no such way,
     where rules, texts or a least length ask for the host at each step, and where RoPE's angles change with the length.
 
-    Sums in another order than the definition's may draw another id where a number lies within some 1e-16 of a bound.
-    A generator is behind the numbers of the steps that were made, also while `tell` is called and where it raises.
+    Sums in another order than the definition's may draw another id where a number lies within some 1e-16 of a bound,
+    or within some 1e-7 of min-p's, which is in float32. The generator is behind the numbers of the steps that were
+    made, also while `tell` is called and where it raises.
     """
     nx, config, ends = model.nx, model.config.decoder, begun.ends
     if begun.rules != NO_RULES or ends.strings or ends.least or model.weights.decoder is None:

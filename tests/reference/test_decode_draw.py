@@ -140,9 +140,10 @@ def test_a_number_draws_by_all_of_its_bits() -> None:
 
 @needs_compiler
 def test_nearly_all_of_the_mass() -> None:
-    """What is left of it behind the last id, of rounding, is no id's: broken where it is looked for."""
-    made, rng = PLANS["eight rows"], np.random.default_rng(2)
-    same(made, rng.normal(size=(10, 8, SIZE)) * 2, Sampling(top_p=BELOW_1), rng.random((10, 8)))
+    """Rounding may leave a little of it behind the last id, where a key is no number's: it does in three of these."""
+    made, rng = PLANS["three rows"], np.random.default_rng(9)
+    sizes = rng.choice([1e-30, 1e-12, 0.3, 1.5, 3.0], size=(10, 3, SIZE))  # many first digits
+    same(made, rng.normal(size=(10, 3, SIZE)) * sizes, Sampling(top_p=BELOW_1), rng.random((10, 3)))
 
 
 @needs_compiler

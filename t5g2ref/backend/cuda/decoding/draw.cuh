@@ -4,7 +4,8 @@
 // have together, ids or probability, then the next: a few bits a round, and in each round all processors meet. Every
 // processor has the logits that it made itself, in the order of ids; its warps have them in equal runs, each row by its
 // own. What is summed is summed in one order, so that the same numbers draw the same ids. It is another order than the
-// definition's: an id whose probability reaches a bound to within some 1e-16 of the whole may lie on its other side.
+// definition's: an id whose probability reaches a bound to within some 1e-16 of the whole may lie on its other side; of
+// min-p, whose exponentials are the definition's float32, to within a rounding of those.
 
 const int KEY = HALF ? 16 : 32, DIGIT = 4, BINS = 1 << DIGIT;  // bits of a key and of a digit
 const int OF_ROW = WARPS / GROUPS;                              // warps of a batch row
