@@ -18,7 +18,6 @@ struct Row {
     float edge;     // what top-p leaves is larger, or equal if its id is
     int last;       // at most this
     unsigned key;   // its first digits
-    int spare;
 };
 struct Scratch {  // in the place of the activations, which the head has read
     double of_warp[WARPS][BINS], gathered[WARPS][BINS];
@@ -34,8 +33,8 @@ struct Drawing {
     const int from, to;        // this warp's ids
 };
 
-// A key tells apart what is equal as y: zeros of two signs, quotients that are rounded to one. So keys find a bound, and
-// who is inside is asked of y.
+// A logit as a number of the same order, and back. It tells apart what is equal as y: zeros of two signs, quotients
+// that are rounded to one. So keys find a bound, and who is inside is asked of y.
 __device__ __forceinline__ unsigned key_of(T x) {
 #if HALF
     return x & 0x8000 ? 0xffff & ~x : x | 0x8000;
@@ -86,7 +85,6 @@ __device__ __forceinline__ Share share_of(const Drawing& d, const Row& row, What
     return Share{!counts ? 0.0 : what == COUNTS || (what == EDGE && bin) ? 1.0 : weight(row, y), bin};
 }
 
-// The sums of all processors: where they are, `column` says.
 __device__ __forceinline__ void add_up(const Drawing& d, What what, int shift, double* bins) {
     const Row row = d.s.rows[d.n];
     const int AHEAD = 4;
@@ -109,7 +107,8 @@ __device__ __forceinline__ void add_up(const Drawing& d, What what, int shift, d
         }
     }
 }
-template <int COUNT> __device__ __forceinline__ void fold(int lane, double* bins) {  // half of the lanes have half of the bins
+// Each half of the lanes goes on with half of the bins, 2 · COUNT of them so far: the sums of both.
+template <int COUNT> __device__ __forceinline__ void fold(int lane, double* bins) {
 #pragma unroll
     for (int b = 0; b < COUNT; ++b) {
         const bool upper = lane & (COUNT * 2);
@@ -117,6 +116,25 @@ template <int COUNT> __device__ __forceinline__ void fold(int lane, double* bins
         bins[b] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, COUNT * 2);
     }
 }
+// What all processors have in each bin, of this warp's part of them.
+__device__ __forceinline__ double gathered(const Drawing& d) {
+    const int RUN = (GRID + 2 * OF_ROW - 1) / (2 * OF_ROW), AHEAD = RUN < 12 ? RUN : 12;  // of half a warp
+    double sum = 0.0;
+#pragma unroll 1
+    for (int first = 0; first < RUN; first += AHEAD) {
+        double asked[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            const int from = ((first + i) * OF_ROW + d.warp) * 2 + d.p.lane / BINS;
+            asked[i] = fresh(d.tally + (d.n * GRID + (from < GRID ? from : 0)) * BINS + d.p.lane % BINS);
+            if (from >= GRID) asked[i] = 0.0;
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) sum += asked[i];
+    }
+    return sum + __shfl_xor_sync(0xffffffffu, sum, BINS);
+}
+// A round's sums, of all processors: where they are, `column` says.
 __device__ __forceinline__ void tally(Drawing& d, What what, int shift) {
     Processor& p = d.p;
     double bins[BINS];
@@ -138,21 +156,7 @@ __device__ __forceinline__ void tally(Drawing& d, What what, int shift) {
     }
     meet(p);
     if (d.n < BATCH) {
-        const int RUN = (GRID + 2 * OF_ROW - 1) / (2 * OF_ROW), AHEAD = RUN < 12 ? RUN : 12;
-        double sum = 0.0;
-#pragma unroll 1
-        for (int first = 0; first < RUN; first += AHEAD) {
-            double asked[AHEAD];
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i) {
-                const int from = ((first + i) * OF_ROW + d.warp) * 2 + p.lane / BINS;
-                asked[i] = fresh(d.tally + (d.n * GRID + (from < GRID ? from : 0)) * BINS + p.lane % BINS);
-                if (from >= GRID) asked[i] = 0.0;
-            }
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i) sum += asked[i];
-        }
-        sum += __shfl_xor_sync(0xffffffffu, sum, BINS);
+        const double sum = gathered(d);
         if (p.lane < BINS) d.s.gathered[p.warp][p.lane] = sum;
     }
     together();
@@ -196,11 +200,11 @@ __device__ __forceinline__ void take_digit(const Drawing& d, Row& row, What what
 // of it. If rounding leaves none, the last with a weight; −1 if there is none either.
 struct Place { int at; double before; };
 template <typename Weight>
-__device__ __forceinline__ Place first_above(int lane, int from, int to, double before, double target, Weight weight_of) {
+__device__ __forceinline__ Place first_above(int lane, int from, int to, double before, double target, Weight of) {
     Place place = {-1, before};
 #pragma unroll 1
     for (int first = from; first < to; first += 32) {
-        const double mine = first + lane < to ? weight_of(first + lane) : 0.0;
+        const double mine = first + lane < to ? of(first + lane) : 0.0;
         double sum = mine;
 #pragma unroll
         for (int step = 1; step < 32; step <<= 1) {
@@ -255,7 +259,8 @@ __device__ __forceinline__ void take_id(const Drawing& d, Row& row, What what) {
         row.last = found.holder == processor() ? found.id : found.holder < processor() ? -1 : V;
     } else if ((found.holder < 0 ? 0 : found.holder) == processor()) {  // −1: no logit is a number
         p.a.drawn[d.n] = found.id;
-        p.a.log_probs[p.token * BATCH + d.n] = (double)(widen(logit(d, found.id)) / p.a.temperature) - here.top - log(total);
+        const float y = widen(logit(d, found.id)) / p.a.temperature;
+        p.a.log_probs[p.token * BATCH + d.n] = (double)y - here.top - log(total);
     }
 }
 
@@ -267,7 +272,7 @@ __device__ __forceinline__ bool draw(Processor& p, int* chosen, int* running) {
     const bool leads = n < BATCH && warp == 0;
     if (leads) {
         const float top = best_of(p, n).value / p.a.temperature;
-        if (p.lane == 0) s.rows[n] = Row{(double)p.a.top_k, 0.0, top, -INF, -INF, V, 0, 0};
+        if (p.lane == 0) s.rows[n] = Row{(double)p.a.top_k, 0.0, top, -INF, -INF, V, 0};
     }
     together();
     const int ROUNDS = KEY / DIGIT;  // of a search
