@@ -24,6 +24,8 @@ from t5g2ref.generate.rules import Sampling, narrowed
 from t5g2ref.generate.sample import sample
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import SDPA, Numerics
+from t5g2ref.one_step import whole_steps
+from t5g2ref.rope import rope_tables
 
 SIZE, STEPS, PAD = 331, 3, 0  # ids: no whole number of blocks
 BELOW_1 = float(np.nextafter(1.0, 0.0))
@@ -163,6 +165,20 @@ def test_room_for_drawing() -> None:
     greedy = replace(made, sampled=False)
     least = next(memory for memory in range(10_000, 200_000, 64) if not replace(greedy, memory=memory).refusal())
     assert "shared memory" in replace(made, memory=least).refusal()
+
+
+def test_numbers_that_are_missing_are_refused() -> None:
+    """A card would read what lies behind them."""
+    model = uncapped()
+    nx, config, weights = model.nx, model.config.decoder, model.weights
+    assert weights.decoder is not None
+    table, cache = weights.encoder.text_model.embed_tokens, model.start(model.encode(np.array([[5, 6], [7, 8]])))
+    begin = whole_steps(nx, weights.decoder, table, config, 2, 1.0, -1, Sampling())
+    assert begin is not None
+    rope, first = rope_tables(nx, config, np.arange(4)[None]), np.array([2, 2])
+    for wrong in (None, np.zeros((3, 2)), np.zeros((2, 4))):
+        with pytest.raises(ValueError, match=r"^uniform: expected \(4, 2\) numbers"):
+            begin(cache, 4).next(first, first == 2, rope, (), 0, wrong)
 
 
 # Generation

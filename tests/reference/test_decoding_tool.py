@@ -21,8 +21,9 @@ ARGUMENTS = ["--ckpt", "tiny", "--dtype", "float32", "--source", "12", "--tokens
 
 
 @pytest.fixture(autouse=True)
-def _one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "LAUNCHES", 1)
+    monkeypatch.setattr(decoding, "copy_rate", lambda backend, array, parts: 1e9)
 
 
 @needs_compiler
@@ -39,7 +40,6 @@ def test_it_times_what_agrees_with_the_clear_path(capsys: pytest.CaptureFixture[
 @needs_compiler
 def test_it_fails_where_the_logits_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = NUMPY.with_twins(Stepper(launch, lambda: (3, 110_000)).twins())
-    monkeypatch.setattr(decoding, "rate", lambda backend: 1e9)
     for wrong in (1.0, np.nan):
         monkeypatch.setattr(decoding.Timed, "apart", lambda self, made, wrong=wrong: wrong)
         assert decoding.measured(decoding.parser().parse_args([*ARGUMENTS, "--batch", "1"]), NUMPY, fast) == 1
@@ -48,7 +48,6 @@ def test_it_fails_where_the_logits_are_others(monkeypatch: pytest.MonkeyPatch) -
 @needs_compiler
 def test_it_fails_where_an_id_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = NUMPY.with_twins(Stepper(launch, lambda: (3, 110_000)).twins())
-    monkeypatch.setattr(decoding, "rate", lambda backend: 1e9)
     monkeypatch.setattr(decoding.Timed, "defined", lambda self, made, uniform: 1)
     assert decoding.measured(decoding.parser().parse_args([*ARGUMENTS, "--batch", "1"]), NUMPY, fast) == 1
 

@@ -177,6 +177,15 @@ class Session:
         setattr(self, f"_{kept}", arrays)  # the kernel has their addresses alone
         return self.xp.asarray([address(x) for x in arrays], dtype=self.xp.uint64)
 
+    def _numbers_for(self, tokens: int, uniform: Array | None) -> Array | None:
+        """What the kernel reads of `uniform`; None where the likeliest ids are taken."""
+        if not self.plan.sampled:
+            return None
+        wanted, found = (tokens, self.plan.batch), None if uniform is None else tuple(uniform.shape)
+        if found != wanted:
+            raise ValueError(f"uniform: expected {wanted} numbers, one a token and row, found {found}; give them all")
+        return self.xp.ascontiguousarray(uniform, dtype="float64")
+
     def _ints(self, values: Sequence[int]) -> Array:
         return self.xp.asarray(list(values) or [0], dtype=self.xp.int32)
 
@@ -202,8 +211,12 @@ class Session:
             uniform: (tokens, B) float64 in [0, 1), which ids are drawn by; given where the plan is `sampled`.
             with_head: logits and the next ids; without them one token's hidden states are all.
             show: what each layer computes, of one token.
+
+        Raises:
+            ValueError: no numbers to draw by, or not one a token and row.
         """
         xp, plan = self.xp, self.plan
+        uniform = self._numbers_for(tokens, uniform)
         made = Made(
             ids=xp.zeros((tokens + 1, plan.batch), xp.int32),
             running=xp.ones(plan.batch, xp.int32) if running is None else running.astype(xp.int32),
@@ -217,7 +230,6 @@ class Session:
             made.ids[0] = ids
         cosines, sines = xp.ascontiguousarray(ropes.cosines), xp.ascontiguousarray(ropes.sines)
         ended = self._ints(ends)
-        uniform = None if uniform is None else xp.ascontiguousarray(uniform)
         held = {**self._held, **vars(made), "cosines": cosines, "sines": sines, "embedded": embedded, "ends": ended}
         held["uniform"] = uniform
         _, there, rows, width = cosines.shape
