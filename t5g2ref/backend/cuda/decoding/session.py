@@ -215,17 +215,8 @@ class Session:
         Raises:
             ValueError: no numbers to draw by, or not one a token and row.
         """
-        xp, plan = self.xp, self.plan
-        uniform = self._numbers_for(tokens, uniform)
-        made = Made(
-            ids=xp.zeros((tokens + 1, plan.batch), xp.int32),
-            running=xp.ones(plan.batch, xp.int32) if running is None else running.astype(xp.int32),
-            hidden=xp.empty((tokens, plan.batch, plan.width), self.dtype),
-            logits=xp.empty((tokens, plan.batch, plan.vocabulary), self.dtype) if with_head else None,
-            shown=xp.empty((plan.layers, plan.batch * sum(plan.shown.values())), self.dtype) if show else None,
-            met=xp.zeros(4, xp.uint32),
-            log_probs=xp.empty((tokens, plan.batch), "float64") if plan.sampled else None,
-        )
+        xp, uniform = self.xp, self._numbers_for(tokens, uniform)
+        made = self._room_for(tokens, running, with_head, show)
         if ids is not None:
             made.ids[0] = ids
         cosines, sines = xp.ascontiguousarray(ropes.cosines), xp.ascontiguousarray(ropes.sines)
@@ -239,9 +230,22 @@ class Session:
         arguments = Arguments(**strides, **counts, **self._numbers)
         for name in (*_POINTERS, *_DRAWING):
             setattr(arguments, name, None if held[name] is None else address(held[name]))
-        self.launch(arguments, plan, show)
+        self.launch(arguments, self.plan, show)
         self.length += tokens
         return made
+
+    def _room_for(self, tokens: int, running: Array | None, with_head: bool, show: bool) -> Made:
+        """Arrays for what a launch makes."""
+        xp, plan = self.xp, self.plan
+        return Made(
+            ids=xp.zeros((tokens + 1, plan.batch), xp.int32),
+            running=xp.ones(plan.batch, xp.int32) if running is None else running.astype(xp.int32),
+            hidden=xp.empty((tokens, plan.batch, plan.width), self.dtype),
+            logits=xp.empty((tokens, plan.batch, plan.vocabulary), self.dtype) if with_head else None,
+            shown=xp.empty((plan.layers, plan.batch * sum(plan.shown.values())), self.dtype) if show else None,
+            met=xp.zeros(4, xp.uint32),
+            log_probs=xp.empty((tokens, plan.batch), "float64") if plan.sampled else None,
+        )
 
 
 @dataclass(frozen=True)
