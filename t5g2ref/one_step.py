@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from t5g2ref.attention import Keys, dense_mask, split_heads
-from t5g2ref.backend.whole import Chunk, Whole
+from t5g2ref.backend.whole import Chunk, Narrowing, Whole
 from t5g2ref.cache import Cache, KeyValue
 from t5g2ref.config import TextConfig
 from t5g2ref.masks import decoder_band
@@ -24,9 +24,12 @@ Rope = Mapping[str, tuple[Array, Array]]
 class Steps(Protocol):
     """Answers that go on without the host."""
 
-    def next(self, ids: Array, running: Array, rope: Rope, ends: Sequence[int], pad: int) -> Chunk:
-        """As many likeliest ids as `rope` (1, T, H) has positions, behind the last ids (B,). A row that ends with one
-        of `ends`, or is not running (B,), goes on with pad; once all have ended the rest is missing."""
+    def next(
+        self, ids: Array, running: Array, rope: Rope, ends: Sequence[int], pad: int, uniform: Array | None = None
+    ) -> Chunk:
+        """As many ids as `rope` (1, T, H) has positions, behind the last ids (B,): the likeliest, or where there is a
+        sampling those drawn by uniform (T, B) float64. A row that ends with one of `ends`, or is not running (B,),
+        goes on with pad; once all have ended the rest is missing."""
 
 
 @twinned
@@ -39,9 +42,17 @@ def whole_step(
 
 @twinned
 def whole_steps(
-    nx: Numerics, w: Stack, table: Embedding, config: TextConfig, batch: int, scale: float, eoi_id: int
+    nx: Numerics,
+    w: Stack,
+    table: Embedding,
+    config: TextConfig,
+    batch: int,
+    scale: float,
+    eoi_id: int,
+    sampling: Narrowing | None = None,
 ) -> Callable[[Cache, int], Steps] | None:
-    """(cache, own positions that there must be room for) → steps; None: not here. `scale` is the embedding's."""
+    """(cache, own positions that there must be room for) → steps; None: not here. `scale` is the embedding's; without
+    a sampling the likeliest ids are taken."""
     return None
 
 

@@ -5,6 +5,8 @@
 Weights are seeded. For each batch: milliseconds a token, median of five launches of so many tokens, and the share of
 the bound, which is the bytes of the decoder's matrices and the table at the rate of a copy. The logits are held against
 those of the clear path along the same ids; exit status 1 where they are further apart than two orders of rounding.
+Below it the same for ids that are drawn (temperature 0.8, top-k 64, top-p 0.95), beside greedy's time, and how many of
+them the definition draws from the same logits by the same numbers; exit status 1 where it is not all.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from conformance.checkpoints import resolve
 from t5g2ref.backend import Backend, BackendError, find
 from t5g2ref.dtypes import unit_roundoff
 from t5g2ref.embedding import embed_scale
+from t5g2ref.generate.processors import drawn
+from t5g2ref.generate.rules import Sampling, narrowed
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import FAST, SDPA, Numerics
 from t5g2ref.one_step import whole_steps
@@ -30,6 +34,7 @@ from t5g2ref.params import tree
 from t5g2ref.rope import rope_tables
 
 LAUNCHES, CHECKED = 5, 6
+SAMPLING, SEED = Sampling(temperature=0.8, top_k=64, top_p=0.95), 1
 FAR = 40  # roundings' root: some hundred of them, one after the other
 
 
@@ -65,21 +70,30 @@ class Timed:
         nx, config, table = fast.nx, fast.config, fast.weights.encoder.text_model.embed_tokens
         assert fast.weights.decoder is not None, "the released checkpoints have one"
         scale = embed_scale(nx, config.decoder.hidden_size)
+        given = (fast.weights.decoder, table, config.decoder, batch, scale, config.eoi_token_index)
         with nx.scope():
-            self.begin = whole_steps(
-                nx, fast.weights.decoder, table, config.decoder, batch, scale, config.eoi_token_index
-            )
+            self.begin, self.begin_drawing = (whole_steps(nx, *given, sampling) for sampling in (None, SAMPLING))
 
-    def chunk(self, tokens: int) -> tuple[float, Any]:
-        """Seconds of one launch, and what it made."""
+    def chunk(self, tokens: int, uniform: Any = None) -> tuple[float, Any]:
+        """Seconds of one launch, and what it made: the likeliest ids, or those drawn by uniform (tokens, B)."""
         nx, decoder = self.fast.nx, self.fast.config.decoder
-        assert self.begin is not None, "asked before"
+        begin = self.begin if uniform is None else self.begin_drawing
+        assert begin is not None, "asked before"
         with nx.scope():
-            steps, running = self.begin(self.cache, tokens), nx.xp.ones(len(self.first), dtype=bool)
+            steps, running = begin(self.cache, tokens), nx.xp.ones(len(self.first), dtype=bool)
             rope = rope_tables(nx, decoder, nx.xp.arange(tokens)[None])
+            numbers = None if uniform is None else nx.xp.asarray(uniform)
             began = waited(nx.backend)
-            made = steps.next(self.first, running, rope, (), decoder.pad_token_id)
+            made = steps.next(self.first, running, rope, (), decoder.pad_token_id, numbers)
             return waited(nx.backend) - began, made
+
+    def defined(self, made: Any, uniform: Any) -> int:
+        """How many of the ids the definition draws from the same logits by the same numbers."""
+        nx = self.fast.nx
+        with nx.scope():
+            steps = [narrowed(nx.xp, nx.wide(logits), SAMPLING) for logits in made.logits.swapaxes(0, 1)]
+            ids = [drawn(nx.xp, left, nx.xp.asarray(u)) for left, u in zip(steps, uniform, strict=True)]
+            return int((nx.xp.stack(ids, axis=1) == made.ids).sum())
 
     def apart(self, made: Any) -> float:
         """How far the logits are from the clear path's, by norms."""
@@ -127,7 +141,24 @@ def measured(options: argparse.Namespace, clear: Backend, fast: Backend) -> int:
             f"{batch:5} {1e3 * each:12.3f} {batch / each:10.0f} {size / copies / each:14.0%} {apart:14.1e}", flush=True
         )
         status |= not apart <= FAR * unit_roundoff(options.dtype)
+        status |= sampled(timed, batch, options.tokens, each)
     return status
+
+
+def sampled(timed: Timed, batch: int, tokens: int, greedy: float) -> bool:
+    """Print the line of drawn ids beside greedy's seconds a token; whether any is not the definition's."""
+    if timed.begin_drawing is None:
+        print("drawn   not served by the kernel")
+        return False
+    uniform = np.random.default_rng(SEED).random((tokens, batch))
+    defined = timed.defined(timed.chunk(tokens, uniform)[1], uniform)
+    each = statistics.median(timed.chunk(tokens, uniform)[0] for _ in range(LAUNCHES)) / tokens
+    print(
+        f"drawn {1e3 * each:12.3f} {batch / each:10.0f}   {each / greedy - 1:+.1%} of greedy's time; "
+        f"{defined} of {tokens * batch} ids are the definition's",
+        flush=True,
+    )
+    return defined != tokens * batch
 
 
 def main(arguments: list[str] | None = None) -> int:

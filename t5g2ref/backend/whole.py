@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 Array = Any
 
@@ -22,6 +22,19 @@ class Whole:
     layers: Sequence[Mapping[str, Array]]
 
 
+class Narrowing(Protocol):
+    """How a distribution is narrowed before an id is drawn from it: `generate.rules.Sampling`."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Chunk:
     """What a call of `Steps.next` made.
@@ -30,10 +43,12 @@ class Chunk:
         ids: (B, T), fewer where all rows have ended.
         logits: (B, T, V), of each choice.
         running: bool (B,), whether a row still has not ended.
-        sound: whether all logits are finite, or −∞.
+        sound: whether all logits are finite, or −∞; over the temperature too, where ids are drawn.
+        log_probs: (B, T) float64, of each id in the distribution that it was drawn from; None for the likeliest ids.
     """
 
     ids: Array
     logits: Array
     running: Array
     sound: bool
+    log_probs: Array | None = None

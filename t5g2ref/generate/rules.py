@@ -86,6 +86,8 @@ class Sampling:
         require(is_count(self.top_k, 0), "top_k", "an integer of at least 0, 0 for all ids", self.top_k)
         require(is_number(p) and 0 < p <= 1, "top_p", "a number above 0, at most 1", p)
         require(is_number(share) and 0 <= share <= 1, "min_p", "a number from 0 to 1", share)
+        for name, value in (("temperature", t), ("top_p", p), ("min_p", share)):
+            object.__setattr__(self, name, float(value))  # a NumPy number would widen the logits
 
 
 NO_RULES = Rules()

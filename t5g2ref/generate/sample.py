@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from t5g2ref.generate.at_once import Draws, at_once
 from t5g2ref.generate.options import Options, begin
 from t5g2ref.generate.processors import drawn
 from t5g2ref.generate.rules import AS_IT_IS, Sampling, is_count, narrowed, require
@@ -25,11 +26,12 @@ def sample(
 ) -> Generated:
     """An id drawn at each step, until every row has ended. Arguments and errors are `greedy`'s but for these.
 
-    The host draws one uniform number a row and step, also for ended rows: the same for every array library.
+    The host draws one uniform number a row and step, also for ended rows: the same for every array library. A backend
+    that makes many ids without the host is given the numbers of many steps; `at_once` says what may differ.
 
     Args:
         sampling: how the distribution is narrowed.
-        seed: of NumPy's generator, or a generator, which goes on from where it is.
+        seed: of NumPy's generator, or a generator, which goes on from where it is; `on_token` leaves it alone.
     """
     whole = isinstance(seed, np.random.Generator) or is_count(seed, 0)
     require(whole, "seed", "an integer of at least 0, or a generator", seed)
@@ -41,4 +43,5 @@ def sample(
 
     way = Way(lambda logits: narrowed(xp, logits, sampling), pick)
     with model.nx.scope():
-        return generated(model, begin(model, input_ids, options), way, on_token)
+        begun = begin(model, input_ids, options)
+        return at_once(model, begun, on_token, Draws(sampling, generator)) or generated(model, begun, way, on_token)

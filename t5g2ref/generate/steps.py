@@ -13,6 +13,7 @@ from t5g2ref.numerics import Array, Numerics
 
 Tell = Callable[[Array], None]
 """Called with the new ids (B,) after each step, for streaming."""
+NARROWED = "the logits that sampling narrowed"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def generated(model: T5Gemma2, begun: Begun, way: Way, tell: Tell | None) -> Gen
         scores = allowed(model.nx, logits[-1][:, -1], ids, begun, step, running)
         scores, wide = way.narrow(scores), scores
         if scores is not wide:
-            sound(model.nx, scores, step, "the logits that sampling narrowed")
+            sound(model.nx, scores, step, NARROWED)
         token = xp.where(running, way.pick(scores), pad)
         log_probs.append(xp.where(running, chosen(xp, log_softmax(xp, scores), token), 0.0))
         new, mask, lengths = token[:, None], None, lengths + running

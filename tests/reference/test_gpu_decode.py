@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from t5g2ref import backend
 from t5g2ref.config import Config
 from t5g2ref.generate.greedy import greedy
+from t5g2ref.generate.processors import chosen, drawn, log_softmax
+from t5g2ref.generate.rules import Sampling, narrowed
 from t5g2ref.generate.sample import sample
 from t5g2ref.model import T5Gemma2
 from t5g2ref.numerics import SDPA, Numerics
@@ -126,11 +128,41 @@ def test_rows_end_by_themselves(clear: Any, fast: Any) -> None:
     np.testing.assert_allclose(clear.host(b.log_probs), clear.host(a.log_probs), atol=1e-4)
 
 
-def test_sampling_takes_steps(clear: Any, fast: Any) -> None:
+SAMPLINGS = (Sampling(), Sampling(top_k=9), Sampling(top_p=0.7), Sampling(1.3, 40, 0.9, 0.02))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_ids_are_drawn_as_defined(clear: Any, fast: Any, dtype: Any, batch: int) -> None:
+    """From the logits that the kernel made, by the generator's numbers: ids, scores, and the generator afterwards."""
+    config = config_of(2, 2, 16, 12, 80, 9)
+    nx = Numerics(dtype, SDPA, fast)
+    model = T5Gemma2(config, on_device(config, nx), nx)
+    ids = np.random.default_rng(4).integers(10, 290, (batch, 7))
+    for sampling in SAMPLINGS:
+        numbers, others = np.random.default_rng(5), np.random.default_rng(5)
+        found = sample(model, ids, sampling, seed=numbers, max_new_tokens=40, stop=())  # more than one launch
+        logits = clear.host(found.logits)
+        for step in range(40):
+            left = narrowed(np, logits[:, step].astype(np.float32), sampling)
+            token = drawn(np, left, others.random(batch))
+            np.testing.assert_array_equal(clear.host(found.ids)[:, 1 + step], token)
+            scores = chosen(np, log_softmax(np, left), token)
+            np.testing.assert_allclose(clear.host(found.log_probs)[:, step], scores, rtol=0, atol=1e-11)
+        assert numbers.bit_generator.state == others.bit_generator.state
+
+
+def test_drawn_rows_end_by_themselves(clear: Any, fast: Any) -> None:
     config = config_of(2, 2, 16, 12, 80, 9)
     nx = Numerics("float32", SDPA, clear)
     model = T5Gemma2(config, on_device(config, nx), nx)
     other = model.with_numerics(Numerics("float32", SDPA, fast))
     ids = np.random.default_rng(4).integers(10, 290, (2, 7))
-    a, b = (sample(one, ids, seed=5, max_new_tokens=9, stop=()) for one in (model, other))
+    free = clear.host(sample(model, ids, SAMPLINGS[-1], seed=5, max_new_tokens=50, stop=()).ids)
+    stop, numbers, others = [int(free[0, 4]), int(free[1, 44])], np.random.default_rng(5), np.random.default_rng(5)
+    a = sample(model, ids, SAMPLINGS[-1], seed=numbers, max_new_tokens=50, stop=stop)
+    b = sample(other, ids, SAMPLINGS[-1], seed=others, max_new_tokens=50, stop=stop)
     np.testing.assert_array_equal(clear.host(b.ids), clear.host(a.ids))
+    np.testing.assert_array_equal(clear.host(b.lengths), clear.host(a.lengths))
+    np.testing.assert_allclose(clear.host(b.log_probs), clear.host(a.log_probs), atol=1e-4)
+    assert numbers.bit_generator.state == others.bit_generator.state

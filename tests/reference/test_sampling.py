@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,13 @@ def test_the_support(sampling: Sampling, model: T5Gemma2) -> None:
     tokens = {int(sample(model, **given, sampling=sampling, seed=s, max_new_tokens=1).ids[0, 1]) for s in range(40)}
     assert tokens <= kept
     assert len(tokens) > 1
+
+
+def test_a_number_of_another_type_is_that_number() -> None:
+    """NumPy's float64 would make float64 of float32 logits, and other quotients."""
+    logits = np.random.default_rng(1).normal(size=(2, 50)).astype(np.float32)
+    given = Sampling(np.float64(0.7), 0, Fraction(3, 4), np.float64(0.1))  # type: ignore[arg-type]
+    same_bits(narrowed(np, logits, given), narrowed(np, logits, Sampling(0.7, 0, 0.75, 0.1)))
 
 
 def test_other_rows_change_nothing_but_the_numbers_drawn(model: T5Gemma2) -> None:

@@ -4,6 +4,8 @@
 // blocks at once; then only dynamic shared memory, emu::shared(), may be used. Wrong results follow from a missing
 // wait: cp_async copies happen at the wait, bulk copies at some later time.
 #pragma once
+#undef _FORTIFY_SOURCE  // which takes another stack for an error
+#include <setjmp.h>
 #include <ucontext.h>
 #include <cmath>
 #include <cstdint>
@@ -46,14 +48,22 @@ struct Copy { char* to; const char* from; unsigned bytes, zeros; };
 struct Meeting { int arrived = 0; unsigned long gen = 0; };
 struct Warp { Meeting meet; int lanes; alignas(16) char buffer[2][32][64]; };
 struct Block { dim3 at; Meeting all; std::map<int, Meeting> named; std::vector<Warp> warps; std::vector<char> memory; };
-struct Fiber { ucontext_t context; std::vector<char> stack; dim3 thread; unsigned flat; Block* block; bool done = false; const void* waits = nullptr;
+struct Fiber { ucontext_t context; jmp_buf at; bool begun = false; std::vector<char> stack; dim3 thread; unsigned flat; Block* block; bool done = false; const void* waits = nullptr;
                std::vector<Copy> open; std::deque<std::vector<Copy>> groups; };
 struct Bar { int count = 0, pending = 0; long tx = 0; unsigned phase = 0; };
 struct Bulk { char* to; const char* from; unsigned bytes; void* bar; };
-inline Fiber* now; inline ucontext_t main_context; inline dim3 grid_dim, block_dim; inline std::function<void()> body;
+inline Fiber* now; inline jmp_buf main_at; inline dim3 grid_dim, block_dim; inline std::function<void()> body;
 inline std::unordered_map<void*, Bar> bars; inline std::vector<Bulk> bulks; inline unsigned seed = 1, idle = 0;
+inline bool lags = false;  // whether blocks get behind each other, one for a while and then another: a race shows
 inline unsigned random() { seed = seed * 1664525u + 1013904223u; return seed >> 8; }
-inline void yield() { swapcontext(&now->context, &main_context); }
+// A fiber begins by its context and goes on by a jump, which asks nothing of the system: swapcontext took most of the time.
+inline void yield() { if (!_setjmp(now->at)) _longjmp(main_at, 1); }
+__attribute__((noinline)) inline void go_on() {
+    if (_setjmp(main_at)) return;
+    if (now->begun) _longjmp(now->at, 1);
+    now->begun = true;
+    setcontext(&now->context);
+}
 inline void trampoline() { body(); now->done = true; for (;;) yield(); }
 inline void meet(Meeting& m, int count) {
     unsigned long mine = m.gen; idle = 0;
@@ -92,9 +102,11 @@ inline void launch(dim3 grid, dim3 block, size_t dynamic, bool cooperative, std:
             }
         }
         size_t left = fibers.size(); idle = 0;
+        const Block* late = nullptr;
         while (left) {
             left = 0;
-            for (Fiber& f : fibers) if (!f.done) { now = &f; swapcontext(&main_context, &f.context); left += !f.done; }
+            if (lags && random() % 16 == 0) late = random() % 2 ? &live[random() % step] : nullptr;
+            for (Fiber& f : fibers) if (!f.done) { if (f.block != late) { now = &f; go_on(); } left += !f.done; }
             while (!bulks.empty() && random() % 3 == 0) do_bulk(random() % bulks.size());
             if (++idle > 100000) { fprintf(stderr, "emu: deadlock, %zu threads wait, %zu bulks\n", left, bulks.size());
                 for (Fiber& f : fibers) if (!f.done && f.flat % 32 == 0) fprintf(stderr, "block %u warp %u waits %s\n", f.block->at.x, f.flat / 32, f.waits == &f.block->all ? "all" : f.waits == &f.block->warps[f.flat / 32].meet ? "warp" : f.waits ? "named" : "spins");
@@ -140,6 +152,8 @@ static inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
+static inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
+static inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 template <typename T> static inline T __ldg(const T* p) { return *p; }
 template <typename T> static inline T __ldcg(const T* p) { return *p; }
 

@@ -9,13 +9,14 @@
 //   product.cuh        a matrix times the activations, by all processors
 //   residual.cuh       norms, and the residual stream
 //   attention.cuh      own and the encoder's keys under one softmax
-//   head.cuh           logits, the next id, its embedding
+//   head.cuh           logits, the likeliest id, an id's embedding
+//   draw.cuh           an id by chance
 //   decode.cu          all of it in its order
 //
 // They are compiled as one text, in this order, behind the lines of `Plan.defines` (plan.py): LAYERS D F V NQ NKV HD,
 // BATCH, HALF (bfloat16, or float32), GRID processors, WARPS of a block, BLOCKS of a stage, STAGES of a ring, SPLITS of
 // the keys, the most SLOTS of each matrix, bytes of ACT and numbers of PIECES in shared memory, whether scores and logits
-// are CAPPED and LAST_CAPPED, whether to SHOW what is between.
+// are CAPPED and LAST_CAPPED, whether to SHOW what is between, whether ids are SAMPLED.
 //
 // Everything is rounded where the definitions round (decoder.py, attention.py, mlp.py); softmax and its weights stay
 // wide. What is elementwise before a product every processor computes for itself. A layer that does not fit into the
@@ -94,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
         ++made;
         if (!a.with_head) continue;
         head(p);
-        if (!choose(p, chosen, running)) break;
+        if (!(SAMPLED ? draw(p, chosen, running) : choose(p, chosen, running))) break;
     }
     while (p.ahead) { wait(p); passed(p); }  // copies that were ordered in vain
     if (processor() == 0 && thread() == 0) a.met[2] = made;

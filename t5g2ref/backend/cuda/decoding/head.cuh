@@ -1,4 +1,4 @@
-// Logits, the likeliest id, and its embedding.
+// Logits, the likeliest id, and an id's embedding.
 
 struct Best { float value; int id; };
 __device__ __forceinline__ Best better(Best a, Best b) { return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a; }
@@ -15,6 +15,7 @@ __device__ __forceinline__ void head(Processor& p) {
                 x = rounded(x);
                 if (LAST_CAPPED) x = rounded(rounded(tanhf(rounded(x / p.a.final_cap))) * p.a.final_cap);
                 sound = sound && x < INF;
+                if (SAMPLED) sound = sound && x / p.a.temperature < INF;
                 best[which] = better(best[which], Best{x, id});
                 if (p.a.logits) p.a.logits[((i64)p.token * BATCH + n) * V + id] = narrow(x);
             });
@@ -45,31 +46,42 @@ __device__ __forceinline__ void head(Processor& p) {
     meet(p);
 }
 
-// The next ids, the same on every processor; false where no row runs on. `chosen` and `running` are int[BATCH] each.
-__device__ __forceinline__ bool choose(Processor& p, int* chosen, int* running) {
-    for (int n = p.warp; n < BATCH; n += WARPS) {
-        Best best = Best{-INF, V};
-        for (int i = p.lane; i < GRID; i += 32) {
-            const float* from = p.a.best + ((i64)n * GRID + i) * 2;
-            best = better(best, Best{fresh(from), fresh((const int*)from + 1)});
-        }
-        for (int step = 16; step; step >>= 1) {
-            Best other;
-            other.value = __shfl_xor_sync(0xffffffffu, best.value, step);
-            other.id = __shfl_xor_sync(0xffffffffu, best.id, step);
-            best = better(best, other);
-        }
-        if (p.lane == 0) {
-            chosen[n] = running[n] ? best.id : p.a.pad;
-            for (int i = 0; i < p.a.end_count; ++i)
-                if (running[n] && best.id == p.a.ends[i]) running[n] = 0;
-            if (processor() == 0) p.a.ids[(p.token + 1) * BATCH + n] = chosen[n];
-        }
+// The largest logit of a row, and the lowest id that has it: for a whole warp.
+__device__ __forceinline__ Best best_of(const Processor& p, int n) {
+    Best best = Best{-INF, V};
+    for (int i = p.lane; i < GRID; i += 32) {
+        const float* from = p.a.best + ((i64)n * GRID + i) * 2;
+        best = better(best, Best{fresh(from), fresh((const int*)from + 1)});
     }
-    together();
+    for (int step = 16; step; step >>= 1) {
+        Best other;
+        other.value = __shfl_xor_sync(0xffffffffu, best.value, step);
+        other.id = __shfl_xor_sync(0xffffffffu, best.id, step);
+        best = better(best, other);
+    }
+    return best;
+}
+// A row goes on with an id, or with pad where it has ended; the id may end it. For one thread.
+__device__ __forceinline__ void settle(const Processor& p, int n, int id, int* chosen, int* running) {
+    chosen[n] = running[n] ? id : p.a.pad;
+    for (int i = 0; i < p.a.end_count; ++i)
+        if (running[n] && p.a.ends[i] == id) running[n] = 0;
+    if (processor() == 0) p.a.ids[(p.token + 1) * BATCH + n] = chosen[n];
+}
+__device__ __forceinline__ bool any_runs(const int* running) {
     bool any = false;
     for (int n = 0; n < BATCH; ++n) any = any || running[n];
     return any;
+}
+
+// The next ids, the same on every processor; false where no row runs on. `chosen` and `running` are int[BATCH] each.
+__device__ __forceinline__ bool choose(Processor& p, int* chosen, int* running) {
+    for (int n = p.warp; n < BATCH; n += WARPS) {
+        const Best best = best_of(p, n);
+        if (p.lane == 0) settle(p, n, best.id, chosen, running);
+    }
+    together();
+    return any_runs(running);
 }
 
 __device__ __forceinline__ void embed(Processor& p, const int* ids) {

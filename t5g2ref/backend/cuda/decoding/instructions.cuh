@@ -19,6 +19,7 @@ static inline void bring(void* to, const void* from, unsigned bytes, void* bar) 
 static inline void made_ready() {}
 static inline void mma(float* d, const unsigned* a, const unsigned* b) { emu_mma_bf16(d, a, b, d); }
 static inline float fresh(const float* p) { return *p; }
+static inline double fresh(const double* p) { return *p; }
 static inline uint4 fresh(const uint4* p) { return *p; }
 static inline int fresh(const int* p) { return *p; }
 static inline float fresh(const unsigned short* p) { return __uint_as_float((unsigned)*p << 16); }
@@ -58,6 +59,11 @@ __device__ __forceinline__ void mma(float* d, const unsigned* a, const unsigned*
 __device__ __forceinline__ float fresh(const float* p) {
     float x;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p));
+    return x;
+}
+__device__ __forceinline__ double fresh(const double* p) {
+    double x;
+    asm volatile("ld.global.cg.f64 %0, [%1];" : "=d"(x) : "l"(p));
     return x;
 }
 __device__ __forceinline__ int fresh(const int* p) {

@@ -94,6 +94,14 @@ struct Arguments {
     i64 kind_stride, token_stride, row_stride;  // of the cosines
     int length, room, source, tokens, end_count, pad, eoi_id, with_head;
     float embed_scale, scale, cap, final_cap, eps;
+    // Where ids are drawn:
+    const double* uniform;         // [tokens][BATCH], in [0, 1)
+    double* tally;                 // [2][BATCH][GRID][BINS]: sums of a processor, see draw.cuh
+    double* log_probs;             // [tokens][BATCH]
+    int* drawn;                    // [BATCH]
+    double top_p;                  // 1: all
+    int top_k;                     // 0: all
+    float temperature, min_p;
 };
 
 // A warp's way through its shares, as its copies are ordered: layer by layer, then the head, then the next token.

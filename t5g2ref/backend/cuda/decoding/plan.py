@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 TEXTS = (
-    *("instructions.cuh", "layout.cuh", "product.cuh", "residual.cuh", "attention.cuh", "head.cuh"),
+    *("instructions.cuh", "layout.cuh", "product.cuh", "residual.cuh", "attention.cuh", "head.cuh", "draw.cuh"),
     "decode.cu",  # which says what they are
 )
 WARPS = 8  # of a processor
@@ -24,6 +24,7 @@ MOST_STAGES, LEAST_STAGES = 16, 3
 MOST_ROWS = 8  # batch rows: as many as a matrix unit has columns
 MOST_PROCESSORS = 255  # who shares a row of blocks is counted in a byte
 MOST_GROUP, WIDEST_HEAD = 8, 256  # what a warp's registers hold
+BINS, ROW_BYTES = 16, 40  # of draw.cuh
 MATRICES = ("qkv", "out", "gated", "down", "head")
 
 
@@ -43,6 +44,7 @@ class Plan:
         processors: of the card; each has one block of threads.
         memory: bytes of shared memory that a block may have.
         capped, last_capped: whether scores and logits have a softcap.
+        sampled: whether ids are drawn, else the likeliest are taken.
     """
 
     layers: int
@@ -58,6 +60,7 @@ class Plan:
     memory: int
     capped: bool = False
     last_capped: bool = False
+    sampled: bool = False
 
     def refusal(self) -> str:
         """Why the kernel does not serve this, or ""."""
@@ -145,7 +148,7 @@ class Plan:
 
     @cached_property
     def activations(self) -> int:
-        """Bytes of shared memory for what a product is multiplied with, or for attention's own."""
+        """Bytes of shared memory for what a product is multiplied with, or for what attention or drawing has there."""
         per_block = self.batch * 32
         held = []
         for m, matrix in enumerate(MATRICES):
@@ -153,7 +156,8 @@ class Plan:
             held.append(min(self.blocks(matrix)[1], longest) * per_block)
         group = self.heads // self.kv_heads
         scratch = 2 * (group + 1) * self.head_dim + WARPS * group * (self.head_dim + 2)
-        return _whole(max(*held, 4 * scratch, 4 * self.batch * self.width))
+        drawing = 2 * WARPS * BINS * 8 + self.batch * ROW_BYTES if self.sampled else 0
+        return _whole(max(*held, 4 * scratch, 4 * self.batch * self.width, drawing))
 
     @property
     def pieces(self) -> int:
@@ -207,6 +211,7 @@ class Plan:
             "CAPPED": int(self.capped),
             "LAST_CAPPED": int(self.last_capped),
             "SHOW": int(show),
+            "SAMPLED": int(self.sampled),
         }
         return "".join(f"#define {name} {value}\n" for name, value in values.items())
 

@@ -1,4 +1,4 @@
-"""Twins that answer with the kernel: one decoding step, and the likeliest ids one after the other.
+"""Twins that answer with the kernel: one decoding step, and ids one after the other, the likeliest or drawn.
 
 Both are left to the definitions where the kernel does not serve: another type, too many rows, a bias, another
 activation, weights on demand. Its order of the weights is made once for each decoder, and kept as long as that.
@@ -7,14 +7,14 @@ activation, weights on demand. Its order of the weights is made once for each de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from t5g2ref.backend.cuda.decoding.plan import Plan
 from t5g2ref.backend.cuda.decoding.session import Launch, Ropes, Session, Settings
 from t5g2ref.backend.cuda.decoding.weights import Head, Weights, prepare, prepare_head
-from t5g2ref.backend.whole import Chunk, Whole
+from t5g2ref.backend.whole import Chunk, Narrowing, Whole
 
 Array = Any
 Definition = Callable[..., Any]
@@ -39,7 +39,7 @@ class Stepper:
         """The operations by their names in `one_step`."""
         return {"whole_step": self.whole_step, "whole_steps": self.whole_steps}
 
-    def plan(self, nx: Any, w: Any, config: Any, batch: int) -> Plan | None:
+    def plan(self, nx: Any, w: Any, config: Any, batch: int, sampled: bool = False) -> Plan | None:
         """How the kernel is laid out for this decoder (`weights.Stack`, `TextConfig`); None where it is not."""
         card, profile = self.card(), nx.profile
         if card is None or nx.dtype not in TYPES or nx.emulated or not isinstance(w.layers, tuple):
@@ -48,7 +48,7 @@ class Stepper:
             return None
         if any(weight.dtype != nx.storage for weight in (w.norm.weight, w.layers[0].mlp.down_proj.weight)):
             return None
-        plan = plan_of(config, batch, nx.dtype == "bfloat16", card)
+        plan = replace(plan_of(config, batch, nx.dtype == "bfloat16", card), sampled=sampled)
         return None if plan.refusal() else plan
 
     def whole_step(
@@ -63,13 +63,24 @@ class Stepper:
         return Whole(made.hidden.swapaxes(0, 1), [made.views(plan, layer) for layer in range(plan.layers)])
 
     def whole_steps(
-        self, definition: Definition, nx: Any, w: Any, table: Any, config: Any, batch: int, scale: float, eoi_id: int
+        self,
+        definition: Definition,
+        nx: Any,
+        w: Any,
+        table: Any,
+        config: Any,
+        batch: int,
+        scale: float,
+        eoi_id: int,
+        sampling: Narrowing | None = None,
     ) -> Callable[[Any, int], Steps] | None:
-        plan = self.plan(nx, w, config, batch)
+        plan = self.plan(nx, w, config, batch, sampling is not None)
         if plan is None or table.weight.dtype != nx.storage:
             return None
         head, settings = self._head(nx, table, plan), settings_of(config, scale, eoi_id)
-        return lambda cache, room: Steps(nx, self.session(nx, plan, w, head, settings, cache, room=room))
+        return lambda cache, room: Steps(
+            nx, self.session(nx, plan, w, head, settings, cache, room=room, sampling=sampling)
+        )
 
     def session(
         self, nx: Any, plan: Plan, w: Any, head: Head | None, settings: Settings, cache: Any, **more: Any
@@ -99,13 +110,17 @@ class Steps:
     nx: Any
     session: Session
 
-    def next(self, ids: Array, running: Array, rope: Any, ends: Sequence[int], pad: int) -> Chunk:
+    def next(
+        self, ids: Array, running: Array, rope: Any, ends: Sequence[int], pad: int, uniform: Array | None = None
+    ) -> Chunk:
         ropes = ropes_of(self.nx, rope)
-        made = self.session.run(ropes.cosines.shape[1], ropes, ids=ids, running=running, ends=ends, pad=pad)
+        rows = {"ids": ids, "running": running, "uniform": uniform}
+        made = self.session.run(ropes.cosines.shape[1], ropes, **rows, ends=ends, pad=pad)
         _, wrong, count, _ = (int(value) for value in self.nx.backend.host(made.met))  # waits
         assert made.logits is not None
         new, logits = made.ids[1 : count + 1].T.astype(ids.dtype), made.logits[:count].swapaxes(0, 1)
-        return Chunk(new, logits, made.running != 0, wrong == 0)
+        log_probs = None if made.log_probs is None else made.log_probs[:count].T
+        return Chunk(new, logits, made.running != 0, wrong == 0, log_probs)
 
 
 def plan_of(config: Any, batch: int, half: bool, card: tuple[int, int]) -> Plan:
