@@ -18,6 +18,7 @@ from pathlib import Path
 from conformance.arrays import free_bytes, has_device
 from conformance.checkpoints import GIB
 from conformance.errors import UsageError
+from conformance.sweep.pool import deaf
 from conformance.sweep.room import LIBRARIES
 from conformance.target import Target
 from t5g2ref.backend import Backend
@@ -61,17 +62,19 @@ def side_by_side(backend: Backend) -> Iterator[str]:
         yield ""
         return
     with tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp") as folder:  # a socket's path has to be short
-        ours = {PIPES: folder, LOGS: folder}
-        if not _told(ours, ["-d"]):
-            yield SLOW
-            return
-        os.environ |= ours
+        ours, started = {PIPES: folder, LOGS: folder}, False
         try:
-            yield ""
+            with deaf():  # or Ctrl-C, which may come at any time, could leave it running
+                started = _told(ours, ["-d"])
+            if started:
+                os.environ |= ours
+            yield "" if started else SLOW
         finally:
-            for name in ours:
-                os.environ.pop(name, None)
-            _told(ours, [], "quit\n")
+            if started:
+                for name in ours:
+                    os.environ.pop(name, None)
+                with deaf():
+                    _told(ours, [], "quit\n")
 
 
 def _told(ours: dict[str, str], options: Sequence[str], words: str = "") -> bool:

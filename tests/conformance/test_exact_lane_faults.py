@@ -215,12 +215,13 @@ def test_a_nan_or_nothing_at_a_tap_is_no_pass(name: str, target: Target, monkeyp
 
     true = Moves.put
 
-    def broken(self: Any, tap: str, value: Any) -> None:
-        true(self, tap, np.where(np.arange(value.shape[-1]) == 1, np.float32(np.nan), value) if tap == name else value)
+    def broken(self: Any, tap: str, value: Any, **how: Any) -> None:
+        bad = np.where(np.arange(value.shape[-1]) == 1, np.float32(np.nan), value) if tap == name else value
+        true(self, tap, bad, **how)
 
-    def absent(self: Any, tap: str, value: Any) -> None:
+    def absent(self: Any, tap: str, value: Any, **how: Any) -> None:
         if tap != name:
-            true(self, tap, value)
+            true(self, tap, value, **how)
 
     for put, statuses in ((broken, {"nan", "exact"}), (absent, {"missing"})):
         monkeypatch.setattr(Moves, "put", put)
