@@ -107,8 +107,8 @@ def _synthetic(name: str, calm: bool, stream: bool | None, layers: str, progress
         weights = OnDemand(names, lambda tensor: to_backend(tensors.narrow(names[tensor]), backend))
     else:
         _require(backend, name, shapes(config))
-        make = tensors.narrow if has_device(backend) else tensors.__getitem__  # half the way is half the time
-        made = {tensor: _widened(value, backend) for tensor, value in _made(make, names, progress)}
+        make = tensors.narrow if has_device(backend) else tensors.__getitem__  # half the bytes go to a device
+        made = {tensor: _placed(value, backend) for tensor, value in _made(make, names, progress)}
         weights = {tensor: made[tensor] for tensor in names}
     return Target(shown, config, weights, backend=backend, notes=tuple(notes))
 
@@ -168,7 +168,7 @@ def _numbers(config: Config) -> dict[str, int]:
     return found
 
 
-def _widened(value: Any, backend: Backend) -> Any:
+def _placed(value: Any, backend: Backend) -> Any:
     """As the backend's array; what lies on a device in float32."""
     if not has_device(backend):
         return to_backend(value, backend)

@@ -35,7 +35,7 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
-from conformance.sweep.card import room, side_by_side
+from conformance.sweep.card import left_beside, side_by_side
 from conformance.sweep.client import reach
 from conformance.sweep.engine import Engine
 from conformance.sweep.forecast import Forecast, forecast
@@ -171,7 +171,7 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
     if engine.cluster or not has_device(request.backend):
         judged(question, asked, longest_first, engine, ended)
         return
-    space = room(asked.targets, min(engine.processes or 1, len(left)))
+    space = left_beside(asked.targets, min(engine.processes or 1, len(left)))
     with side_by_side(request.backend) as slow:
         so_far.beside.note(*filter(None, [slow]))
         judged(question, asked, longest_first, engine, ended, space)

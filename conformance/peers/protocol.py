@@ -111,7 +111,7 @@ class OptionalMembers:
 
     give_back: Callable[[], None] | None = None
     """Gives back what its library keeps of a device's freed memory. It is called after each case where several judges
-    share a device."""
+    may share a device: by `--jobs`, and on a cluster."""
 
     def accepts(self, target: Target) -> bool:
         """Whether it can be judged on this checkpoint."""

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 
 from conformance.arrays import free_bytes, has_device
-from conformance.checkpoints import GIB
+from conformance.checkpoints import GIB, bytes_of_layers, numbers_in_no_layer
 from conformance.errors import UsageError
 from conformance.sweep.pool import deaf
 from conformance.sweep.room import LIBRARIES
@@ -28,6 +28,7 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 USUAL = Path("/tmp/nvidia-mps/control")  # where a daemon that others have started listens
+SHORT = Path("/tmp")  # a folder for ours: a socket's path may have some 100 letters
 PATIENCE = 30.0  # seconds for the daemon to start, and to end
 
 OF_A_WEIGHT = 4 + 2 + 2  # bytes of ours in float32, rounded to a half type, and of a peer's own
@@ -35,21 +36,27 @@ SLOW = f"several judges share a card without MPS ({CONTROL}): they wait for each
 """A note of a run."""
 
 
-def room(targets: Sequence[Target], judges: int) -> int:
+def left_beside(targets: Sequence[Target], judges: int) -> int:
     """Bytes of the device that are left for comparisons beside so many judges, each with weights of its own.
 
     UsageError where not even these fit.
     """
-    free, each = free_bytes(targets[0].backend), max(map(bytes_of_judge, targets))
+    backend = targets[0].backend
+    free, each = free_bytes(backend), sum(map(bytes_of_weights, targets)) + LIBRARIES
     if judges * each > free:
-        fits, found = max(1, free // each), f"{free / GIB:.1f} GiB free for judges of {each / GIB:.1f} GiB"
-        raise UsageError(f"--jobs {judges}: {targets[0].backend.name} has {found}; give --jobs {fits}")
+        found = f"{backend.name} has {free / GIB:.1f} GiB free for judges of {each / GIB:.1f} GiB"
+        fits = free // each
+        remedy = f"give --jobs {fits}" if fits else "leave --jobs out, and judge in one process"
+        raise UsageError(f"--jobs {judges}: {found}; {remedy}")
     return free - judges * each
 
 
-def bytes_of_judge(target: Target) -> int:
-    """What a process takes of the device before its first comparison."""
-    return OF_A_WEIGHT * sum(map(prod, shapes(target.config).values())) + LIBRARIES
+def bytes_of_weights(target: Target) -> int:
+    """What a process takes of the device for a checkpoint: of streamed weights, those that are in no layer and a few
+    layers."""
+    if target.streamed:
+        return OF_A_WEIGHT * numbers_in_no_layer(target.config) + bytes_of_layers(target.config)
+    return OF_A_WEIGHT * sum(map(prod, shapes(target.config).values()))
 
 
 @contextmanager
@@ -58,38 +65,43 @@ def side_by_side(backend: Backend) -> Iterator[str]:
 
     One that runs already is used. Ours has a folder and an end of its own.
     """
-    if not has_device(backend) or PIPES in os.environ or USUAL.exists():
+    if not has_device(backend) or os.environ.get(PIPES) or USUAL.exists():
         yield ""
         return
-    with tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp") as folder:  # a socket's path has to be short
-        ours, started = {PIPES: folder, LOGS: folder}, False
+    if shutil.which(CONTROL) is None or not os.access(SHORT, os.W_OK):
+        yield SLOW
+        return
+    with tempfile.TemporaryDirectory(prefix="mps-", dir=SHORT, ignore_cleanup_errors=True) as folder:
+        ours, before = {PIPES: folder, LOGS: folder}, {name: os.environ.get(name) for name in (PIPES, LOGS)}
         try:
             with deaf():  # or Ctrl-C, which may come at any time, could leave it running
                 started = _told(ours, ["-d"])
-            if started:
-                os.environ |= ours
+            os.environ |= ours if started else {}
             yield "" if started else SLOW
         finally:
-            if started:
-                for name in ours:
-                    os.environ.pop(name, None)
-                with deaf():
-                    _told(ours, [], "quit\n")
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
+            with deaf():
+                _told(ours, [], "quit\n")  # also one that did not start in time
 
 
 def _told(ours: dict[str, str], options: Sequence[str], words: str = "") -> bool:
-    """Whether the daemon's control took it."""
-    program = shutil.which(CONTROL)
-    if program is None:
-        return False
+    """Whether the daemon's control took it.
+
+    The daemon sees every card: it would number those of CUDA_VISIBLE_DEVICES anew, and its clients would look for their
+    old numbers.
+    """
+    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            [program, *options],
+            [CONTROL, *options],
             check=False,
             input=words,
             text=True,
-            env=os.environ | ours,
+            env=seen | ours,
             timeout=PATIENCE,
+            start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -72,10 +72,11 @@ def _done(workers: Sequence[Worker], waiting: Waiting) -> Iterator[tuple[Any, An
                 error, result = None, waiting.lost(job, how)
             if error is not None:
                 raise error
-            waiting.ended(number)
+            waiting.released(number)
             for free in (worker, *(other for other in workers if other.number is None)):
                 free.take(waiting)
             yield job, result
+    assert not waiting, f"{len(waiting)} jobs were given to nobody"
 
 
 class Worker:
@@ -93,7 +94,7 @@ class Worker:
         self._index, self._given, self._daemon = index, (index, processes, folder, *state), daemon
         self.number: int | None = None
         self.job: Any = None
-        self._ended = False
+        self._closed = False
         self.start()
 
     def start(self) -> None:
@@ -120,18 +121,21 @@ class Worker:
 
     def take(self, waiting: Waiting) -> None:
         """Give it the next job if there is one, and room; where none will come, what comes last."""
+        if self.number is None and self.is_dead and not self._closed:  # it died while it waited for room
+            self.end()
+            self.start()
         found = waiting.next(self._index)
         if self.number == LAST:
             self.finished()
         self.number, self.job = None, None
         if found is not None:
             self.give(*found)
-        elif not waiting and not self._ended and self._given[-1] is not None:
+        elif not waiting and not self._closed and self._given[-1] is not None:
             self.give(LAST, None)
 
     def finished(self) -> None:
         """It has done what comes last."""
-        self.number, self._ended = None, True
+        self.number, self._closed = None, True
 
     def give(self, number: int, job: Any) -> None:
         self.number, self.job = number, job

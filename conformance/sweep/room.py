@@ -1,4 +1,4 @@
-"""How much memory a streamed comparison takes, by arithmetic alone: weights, and what lies beside them.
+"""How much memory a comparison takes, streamed or on a device, by arithmetic alone: weights, and what lies beside them.
 
 A text case is little beside the weights. A picture of 4096 patches is not: eleven runs meet at a tap of 18 million
 numbers, a peer's taps fill what a dump may hold in memory, and sums of every patch are kept until the case is judged.

@@ -33,8 +33,8 @@ class Task:
         last: what a process does when there are no more jobs; that gives a result for the job None.
         plain: a result as plain JSON, from the job and it: so it comes from another machine.
         checked: a result from the job and that JSON. Raises PlainError for what is no result of the job.
-        takes: of what all processes share, memory of a device it may be, how much a job takes.
-        room: how much of that there is; None where nothing is shared.
+        takes: how many bytes of a device that all processes share a job takes; asked once a job.
+        room: how many there are; None where no device is shared.
     """
 
     start: Callable[..., Any]
@@ -56,6 +56,7 @@ class Waiting:
         self._task, self._tries = task, dict[int, int]()
         self._heaps: dict[Hashable, deque[tuple[int, Any]]] = {}
         self._hands: dict[Hashable, Hashable] = {}  # process → the heap that it takes from
+        self._sizes = [0 if task.room is None else task.takes(job) for job in jobs]
         self._taken: dict[int, int] = {}  # number of a job in hand → how much it takes
         for number, job in enumerate(jobs):
             self._heaps.setdefault(task.alike(job), deque()).append((number, job))
@@ -68,7 +69,7 @@ class Waiting:
 
         None where there is none, or no room for one beside those that are in hand.
         """
-        heaps = {key: heap for key, heap in self._heaps.items() if any(self._fits(job) for _, job in heap)}
+        heaps = {key: heap for key, heap in self._heaps.items() if any(self._fits(number) for number, _ in heap)}
         if not heaps:
             return None
         if process not in self._hands or self._hands[process] not in heaps:
@@ -76,23 +77,23 @@ class Waiting:
             free = [key for key in heaps if key not in others]
             self._hands[process] = free[0] if free else max(heaps, key=lambda key: len(heaps[key]))
         heap = heaps[self._hands[process]]
-        found = next(one for one in heap if self._fits(one[1]))
+        found = next(one for one in heap if self._fits(one[0]))
         heap.remove(found)
-        self._taken[found[0]] = self._task.takes(found[1])
+        self._taken[found[0]] = self._sizes[found[0]]
         return found
 
-    def _fits(self, job: Any) -> bool:
-        """Whether there is room for it. Where nothing is in hand there always is: it may do with less."""
+    def _fits(self, number: int) -> bool:
+        """Whether there is room for a job. Where nothing is in hand there always is: it may do with less."""
         room = self._task.room
-        return room is None or not self._taken or sum(self._taken.values()) + self._task.takes(job) <= room
+        return room is None or not self._taken or sum(self._taken.values()) + self._sizes[number] <= room
 
-    def ended(self, number: int) -> None:
+    def released(self, number: int) -> None:
         """A job is in nobody's hand any more."""
         self._taken.pop(number, None)
 
     def back(self, number: int, job: Any) -> None:
         """A job that nobody has begun."""
-        self.ended(number)
+        self.released(number)
         self._heaps[self._task.alike(job)].appendleft((number, job))
 
     def again(self, number: int) -> bool:

@@ -125,7 +125,7 @@ def _work(worker: _Worker, comparison: Comparison) -> Answer:
 
 
 def _give_back(worker: _Worker) -> None:
-    """Freed memory of the device, where other judges are too."""
+    """Freed memory of the device, where other judges may be too."""
     release(worker.work.targets[0].backend)
     for peer, _ in worker.open.values():
         if (own := optional(peer, "give_back")) is not None:

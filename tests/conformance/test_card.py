@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,12 +15,14 @@ from dumping import case_of
 from dumping import tiny as bundled_tiny
 
 from conformance.cases.plan import plan_of, shape_of, sizes
+from conformance.checkpoints import resolve
 from conformance.errors import UsageError
 from conformance.sweep import card
 from conformance.sweep.pool import done
 from conformance.sweep.room import bytes_on_device
 from conformance.sweep.task import Task, Waiting
 from conformance.target import Target
+from t5g2ref import params
 from t5g2ref.backend import NUMPY
 
 
@@ -54,11 +57,11 @@ def test_no_job_is_taken_without_room_beside_those_in_hand() -> None:
     taken = [waiting.next(process) for process in (0, 1, 2)]
     assert [one and one[1] for one in taken] == ["a8", "c2", None]
     assert len(waiting) == 2
-    waiting.ended(0)
+    waiting.released(0)
     assert waiting.next(0) == (1, "b5")
-    waiting.ended(1)
+    waiting.released(1)
     assert waiting.next(0) is None
-    waiting.ended(2)
+    waiting.released(2)
     assert waiting.next(0) == (3, "d50"), "what never fits is done alone"
 
 
@@ -78,6 +81,7 @@ def _folder(folder: str) -> Path:
 def _beside(folder: Path, job: str) -> list[str]:
     """The jobs that were in hand while this one was."""
     mine = folder / job
+    assert not (folder.parent / f"closed {os.getpid()}").exists(), "it had done what comes last"
     mine.touch()
     seen = set[str]()
     for _ in range(20):
@@ -87,14 +91,17 @@ def _beside(folder: Path, job: str) -> list[str]:
     return sorted(seen)
 
 
-def _last(_: Path) -> str:
+def _last(folder: Path) -> str:
+    (folder.parent / f"closed {os.getpid()}").touch(exist_ok=False)
     return "closed"
 
 
 def test_processes_wait_for_room_and_each_ends_once(tmp_path: Path) -> None:
     """Broken by a process that is dismissed while jobs wait for room, and by one that closes twice."""
     jobs = ["a6", "b6", "c6", "d3", "e3"]
-    task = Task(_folder, (str(tmp_path),), _beside, last=_last, takes=_size, room=9)
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    task = Task(_folder, (str(folder),), _beside, last=_last, takes=_size, room=9)
     found = list(done(task, jobs, 3))
     assert sorted(job for job, _ in found if job is not None) == jobs
     assert [result for job, result in found if job is None] == ["closed"] * 3
@@ -105,12 +112,77 @@ def test_processes_wait_for_room_and_each_ends_once(tmp_path: Path) -> None:
     assert any(len(seen) > 1 for job, seen in found if job is not None), "nothing was side by side"
 
 
+def _ending_the_idle(folder: Path, job: str) -> str:
+    """The large job ends the process that waits for room; the other ends its own once."""
+    if job == "a9":
+        (other,) = [path for path in folder.iterdir() if path.name != str(os.getpid())]
+        os.kill(int(other.name), signal.SIGKILL)
+        time.sleep(0.3)
+        return job
+    mark = folder.parent / "once"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def _named(folder: str) -> Path:
+    (Path(folder) / str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < 2:  # both are there
+        time.sleep(0.01)
+    return Path(folder)
+
+
+def test_a_process_that_dies_while_it_waits_for_room_costs_no_job_a_try(tmp_path: Path) -> None:
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    task = Task(_named, (str(folder),), _ending_the_idle, lost=lambda job, how: how, takes=_size, room=9)
+    assert dict(done(task, ["a9", "b9"], 2)) == {"a9": "a9", "b9": "b9"}
+
+
+def test_what_a_job_takes_is_asked_once_and_only_where_something_is_shared() -> None:
+    """Broken by asking whenever somebody waits: for real cases that took the parent minutes."""
+    asked: list[str] = []
+
+    def takes(job: str) -> int:
+        asked.append(job)
+        return _size(job)
+
+    jobs = ["a8", "b5", "c9"]
+    waiting = Waiting(jobs, Task(_folder, (), _raising, takes=takes, room=10))
+    assert [waiting.next(process) is not None for process in (0, 1, 2, 1, 2)] == [True, False, False, False, False]
+    assert asked == jobs
+    Waiting(jobs, Task(_folder, (), _raising, takes=takes))
+    assert asked == jobs
+
+
+def test_a_job_that_is_lost_makes_room(tmp_path: Path) -> None:
+    jobs = ["a9", "b9"]
+    task = Task(_folder, (str(tmp_path),), _dying, lost=lambda job, how: "lost", takes=_size, room=9)
+    assert dict(done(task, jobs, 2)) == {"a9": "lost", "b9": "lost"}
+
+
+def _dying(folder: Path, job: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_of_streamed_weights_those_in_no_layer_count(tiny: Target) -> None:
+    whole = card.bytes_of_weights(tiny)
+    assert whole > 4 * params.count(tiny.config)
+    (streamed,) = resolve("tiny-even", synthetic=False, stream=True)
+    (even,) = resolve("tiny-even", synthetic=False)
+    assert card.bytes_of_weights(streamed) != card.bytes_of_weights(even)
+
+
 def test_more_judges_than_fit_are_refused_by_number(tiny: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    each = card.bytes_of_judge(tiny)
+    each = card.bytes_of_weights(tiny) + card.LIBRARIES
     monkeypatch.setattr(card, "free_bytes", lambda _: 3 * each + 17)
-    assert card.room([tiny], 3) == 17
+    assert card.left_beside([tiny], 3) == 17
     with pytest.raises(UsageError, match=r"--jobs 4: .*; give --jobs 3$"):
-        card.room([tiny], 4)
+        card.left_beside([tiny], 4)
+    monkeypatch.setattr(card, "free_bytes", lambda _: each - 1)
+    with pytest.raises(UsageError, match=r"--jobs 2: .*; leave --jobs out, and judge in one process$"):
+        card.left_beside([tiny], 2)
 
 
 def test_a_comparison_takes_its_peer_s_values_at_least(tiny: Target) -> None:
@@ -130,14 +202,19 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     told = tmp_path / "told"
     program = tmp_path / "bin" / card.CONTROL
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$1 ${card.PIPES}" >> {told}\n[ "$1" = -d ] || cat >> {told}\n')
+    program.write_text(
+        f'#!/bin/sh\necho "$1 ${card.PIPES}$CUDA_VISIBLE_DEVICES" >> {told}\n[ "$1" = -d ] || cat >> {told}\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.delenv(card.PIPES, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv(card.LOGS, "mine")
     monkeypatch.setattr(card, "USUAL", tmp_path / "nowhere")
     yield told
     assert card.PIPES not in os.environ
-    assert card.LOGS not in os.environ
+    assert os.environ[card.LOGS] == "mine"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def _interrupted(control: Path) -> str:
@@ -161,6 +238,30 @@ def test_a_daemon_that_runs_already_is_left_alone(control: Path, monkeypatch: py
     monkeypatch.setattr(card, "USUAL", control.parent)
     with card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
         assert slow == ""
+    assert not control.exists()
+
+
+def test_a_daemon_of_the_user_s_is_used(control: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv(card.PIPES, str(tmp_path))
+        with card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
+            assert (slow, os.environ[card.PIPES]) == ("", str(tmp_path))
+    assert not control.exists()
+
+
+def test_one_that_does_not_start_in_time_is_told_to_end(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = control.parent / "bin" / card.CONTROL
+    program.write_text(f'#!/bin/sh\n[ "$1" = -d ] && exec sleep 20\ncat >> {control}\n')
+    monkeypatch.setattr(card, "PATIENCE", 0.5)
+    with card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
+        assert slow == card.SLOW
+    assert control.read_text() == "quit\n"
+
+
+def test_without_a_folder_for_it_there_is_none(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "SHORT", control.parent / "nowhere")
+    with card.side_by_side(Card()) as slow:  # type: ignore[arg-type]
+        assert slow == card.SLOW
     assert not control.exists()
 
 
