@@ -61,7 +61,9 @@ def test_fault_is_found_at_its_tap(fault: Fault, target: Any, monkeypatch: pytes
 @pytest.mark.parametrize("name", [f"{ENC}.layers.1.mlp.act_fn", f"{DEC}.norm", "logits"])
 def test_missing_tap_is_a_failure(name: str, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     true = Dump.put
-    monkeypatch.setattr(Dump, "put", lambda self, tap, value: None if tap == name else true(self, tap, value))
+    monkeypatch.setattr(
+        Dump, "put", lambda self, tap, value, **how: None if tap == name else true(self, tap, value, **how)
+    )
     result = judged(TransformersPeer("sdpa"), target, "short")
     assert result.culprit is not None
     assert (result.culprit.tap, result.culprit.status) == (name, "missing")
@@ -80,7 +82,11 @@ def test_every_gate_can_fail(
     change: Callable[[Any], Any], status: str, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true, name = Dump.put, f"{DEC}.layers.2"
-    monkeypatch.setattr(Dump, "put", lambda self, tap, value: true(self, tap, change(value) if tap == name else value))
+
+    def put(self: Any, tap: str, value: Any, **how: Any) -> None:
+        true(self, tap, change(value) if tap == name else value, **how)
+
+    monkeypatch.setattr(Dump, "put", put)
     result = judged(TransformersPeer("eager"), target, "short")
     assert result.culprit is not None
     assert (result.culprit.tap, result.culprit.status) == (name, status)
