@@ -20,6 +20,8 @@ from t5g2ref.dtypes import HALF, DType
 from t5g2ref.params import Shape
 from t5g2ref.taps import Tap
 
+Taps = list[tuple[Tap, Shape]]
+
 LIBRARIES = GIB  # bytes of a process that imported them all, at most
 DOUBLE, NARROW = 8, 2  # bytes of a number in float64, and in a half type
 TABLE = "encoder.text_model.embed_tokens.weight"
@@ -38,29 +40,30 @@ def bytes_for(target: Target, case: Case | None, dtype: DType) -> int:
 def bytes_on_device(target: Target, case: Case | None, dtype: DType) -> int:
     """What a comparison takes of a device beside the weights: the peer's values; what meets at a tap, and as much again
     in sums."""
-    return 0 if case is None else _shown(target.config, case, dtype) + 2 * _meeting(target.config, case, dtype)
+    taps = [] if case is None else _taps(target.config, case)
+    return _shown(taps, dtype) + 2 * _meeting(taps, dtype)
 
 
 def bytes_beside(config: Config, case: Case, dtype: DType) -> int:
     """What a case's values take: those that meet at the largest tap, the peer's, and the sums that are kept."""
-    controls = len(legal(dtype))
-    sums = sum(_sums(config, tap, shape, controls) for tap, shape in _taps(config, case)) if dtype in HALF else 0
-    return _meeting(config, case, dtype) + min(MEMORY_BYTES, _shown(config, case, dtype)) + sums
+    controls, taps = len(legal(dtype)), _taps(config, case)
+    sums = sum(_sums(config, tap, shape, controls) for tap, shape in taps) if dtype in HALF else 0
+    return _meeting(taps, dtype) + min(MEMORY_BYTES, _shown(taps, dtype)) + sums
 
 
-def _taps(config: Config, case: Case) -> list[tuple[Tap, Shape]]:
+def _taps(config: Config, case: Case) -> Taps:
     return [(tap, shape_of(tap, sizes(config, case, call, tap))) for call, tap in plan_of(config, case)]
 
 
-def _meeting(config: Config, case: Case, dtype: DType) -> int:
+def _meeting(taps: Taps, dtype: DType) -> int:
     """Bytes of what all runs have at the largest tap."""
     controls, doubles = len(legal(dtype)), 2 + (len(MEMBERS) if dtype in HALF else 0)
-    return (DOUBLE * doubles + SINGLE * controls) * max((prod(shape) for _, shape in _taps(config, case)), default=0)
+    return (DOUBLE * doubles + SINGLE * controls) * max((prod(shape) for _, shape in taps), default=0)
 
 
-def _shown(config: Config, case: Case, dtype: DType) -> int:
+def _shown(taps: Taps, dtype: DType) -> int:
     """Bytes of all that a peer shows."""
-    return (NARROW if dtype in HALF else SINGLE) * sum(prod(shape) for _, shape in _taps(config, case))
+    return (NARROW if dtype in HALF else SINGLE) * sum(prod(shape) for _, shape in taps)
 
 
 def _sums(config: Config, tap: Tap, shape: tuple[int, ...], controls: int) -> int:
