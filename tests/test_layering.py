@@ -49,7 +49,7 @@ conformance/cases: each_kind picked picture prompt | case ingredients | long row
 conformance/cases: abilities catalogue plan
 conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
-conformance/measure: causes distance limits words | finding match sums logits regression | bound
+conformance/measure: causes distance limits sums_at_once words | finding match sums logits regression | bound
 conformance/measure: ratio | half accumulated | __init__
 conformance/oracle: at_picked beams taking_turns quantised angles | worst_case | side_by_side | run_case | expected
 conformance/oracle: __init__

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.measure import sums_at_once
 from conformance.measure.distance import rows_of
 from t5g2ref.backend import Backend
 
@@ -50,6 +51,8 @@ class Moments:
 
     def of(self, keep: Host) -> Moments:
         """Only the tokens where keep (tokens,) is True."""
+        if keep.all():
+            return self
         sums = [f.name for f in fields(self) if f.name not in SCALARS]
         kept: dict[str, Any] = {name: getattr(self, name)[..., keep] for name in sums}
         return replace(self, **kept)
@@ -76,18 +79,24 @@ def moments(
     """
     rows = [rows_of(a, axes) for a in (truth, peer, *controls, *patterns)]
     limits = None if bound is None else rows_of(bound, axes)
-    piece = PIECE if backend.xp is np else DEVICE_PIECE
-    step = max(1, piece // (max(1, rows[0].shape[1]) * len(rows)))
-    pieces = []
+    split = parts if patterns else 0
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is looked for afterwards
-        for t in range(0, len(rows[0]), step):
-            piece_of = [row[t : t + step] for row in rows]
-            limit = None if limits is None else limits[t : t + step]
-            split = parts if patterns else 0
-            pieces.append(_sums(backend.xp, piece_of, limit, 1 + len(controls), split, smallest))
-        flat = backend.host(pieces[0] if len(pieces) == 1 else backend.xp.concatenate(pieces, axis=1))
+        flat = backend.host(_flat(backend.xp, rows, limits, 1 + len(controls), split, smallest))
     found = _named(flat, 1 + len(controls), len(patterns), parts, rows[0].shape[1])
     return replace(found, bounded=bound is not None)
+
+
+def _flat(xp: Any, rows: list[Array], limits: Array | None, errors: int, parts: int, smallest: float) -> Array:
+    """(columns, tokens), in pieces or by the kernels for it."""
+    if sums_at_once.takes(xp, rows, limits, errors, parts):
+        return sums_at_once.sums(xp, rows, limits, errors, parts, smallest)
+    piece = PIECE if xp is np else DEVICE_PIECE
+    step = max(1, piece // (max(1, rows[0].shape[1]) * len(rows)))
+    pieces = []
+    for t in range(0, len(rows[0]), step):
+        limit = None if limits is None else limits[t : t + step]
+        pieces.append(_sums(xp, [row[t : t + step] for row in rows], limit, errors, parts, smallest))
+    return pieces[0] if len(pieces) == 1 else xp.concatenate(pieces, axis=1)
 
 
 def _sums(xp: Any, rows: list[Array], limit: Array | None, errors: int, parts: int, smallest: float) -> Array:

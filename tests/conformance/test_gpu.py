@@ -20,6 +20,7 @@ from conformance.arrays import to_backend
 from conformance.cases.case import Case
 from conformance.cases.catalogue import build
 from conformance.checkpoints import resolve
+from conformance.measure import sums, sums_at_once
 from conformance.peers.find import create
 from conformance.peers.protocol import Peer
 from conformance.peers.reference import ReferencePeer
@@ -89,6 +90,23 @@ def test_cupy_fast_conforms(case: Case, dtype: str, device: Backend, targets: di
 @pytest.mark.parametrize("name", ["short", "image"])
 def test_numpy_conforms_to_a_truth_on_the_device(name: str, targets: dict[str, Target]) -> None:
     conforms(create("t5g2ref:numpy:float32"), targets["cupy"], CASES[name])
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("parts", "width"), [(1, 20_000), (4, 256), (3, 7)])
+def test_a_tap_s_sums_are_the_definition_s(device: Backend, dtype: DType, parts: int, width: int) -> None:
+    rng = np.random.default_rng(width)
+    truth = rng.normal(size=(9, parts * width))
+    with device.scope():
+        nx, xp = Numerics(dtype, SDPA, device), device.xp
+        near = [nx.array(truth * (1 + rng.normal(size=truth.shape) * 0.01)) for _ in range(6)]
+        patterns = [xp.asarray(truth * (1 + rng.normal(size=truth.shape) * 0.02)) for _ in range(4)]
+        rows, bound = [xp.asarray(truth), *near, *patterns], xp.asarray(np.abs(truth) * 0.01)
+        asked = (xp, rows, bound, 6, parts, 2.0**-126)
+        assert sums_at_once.takes(*asked[:-1])
+        found, expected = (device.host(made(*asked)) for made in (sums_at_once.sums, sums._sums))
+    assert np.isfinite(expected).all()
+    assert (np.abs(found - expected) <= 1e-9 * np.abs(expected).max(axis=1, keepdims=True)).all()
 
 
 class Faulty(ReferencePeer):

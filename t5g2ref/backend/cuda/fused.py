@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import cupy
+import numpy as np
 
 from t5g2ref.backend.cuda.kernels import launch
 
@@ -20,6 +21,7 @@ Array = Any
 Definition = Callable[..., Array]
 FAR = 1 << 40  # a bound that no position reaches
 WIDEST_HEAD = 1024  # that `turned_norm` holds in shared memory
+MOST_STEPS = 4096  # of keys, that `flash_softmax` holds there
 
 
 def dense(x: Array) -> Array:
@@ -149,9 +151,12 @@ def masked_softmax(definition: Definition, nx: Any, scores: Array, allowed: Arra
 def scaled_softmax(
     definition: Definition, nx: Any, products: Array, scale: float, cap: float | None, allowed: Array | None
 ) -> Array:
-    if nx.profile.flash_keys:
-        return definition(nx, products, scale, cap, allowed)
-    return softmax(definition, nx, products, scale, cap or 0.0, allowed, (products, scale, cap, allowed))
+    args, step = (products, scale, cap, allowed), nx.profile.flash_keys
+    if not step:
+        return softmax(definition, nx, products, scale, cap or 0.0, allowed, args)
+    if products.dtype != np.float32 or products.shape[-1] > MOST_STEPS * step or nx.profile.running:
+        return definition(nx, *args)
+    return softmax(definition, nx, products, scale, cap or 0.0, allowed, args, step)
 
 
 def softmax(
@@ -162,8 +167,12 @@ def softmax(
     cap: float,
     allowed: Array | None,
     args: tuple[Any, ...],
+    step: int = 0,
 ) -> Array:
-    """Rows of scores (B, …, queries, keys) with allowed (B or 1, 1 …, queries, keys); other shapes are left."""
+    """Rows of scores (B, …, queries, keys) with allowed (B or 1, 1 …, queries, keys); other shapes are left.
+
+    With `step` keys of a flash kernel's step the weights stay wide.
+    """
     shape, masks, queries, mask = scores.shape, 1, 1, 0
     if allowed is not None:
         seen = allowed.shape
@@ -172,10 +181,12 @@ def softmax(
         if prod(seen[1:-2]) != 1 or seen[0] not in (1, shape[0]):
             return definition(nx, *args)
         masks, queries, mask = seen[0], seen[-2], dense(allowed)
-    rows, out = prod(shape[:-1]), cupy.ndarray(shape, nx.storage)
+    rows, out = prod(shape[:-1]), cupy.ndarray(shape, scores.dtype if step else nx.storage)
     per_batch = max(1, rows // max(1, shape[0]))
-    parameters = (dense(scores), mask, masks, queries, per_batch, shape[-1], scale, cap, out)
-    launch("masked_softmax", (scores.dtype, out.dtype), parameters, rows if shape[-1] else 0, 256)
+    steps = (step,) if step else ()
+    parameters = (dense(scores), mask, masks, queries, per_batch, shape[-1], *steps, scale, cap, out)
+    name = "flash_softmax" if step else "masked_softmax"
+    launch(name, (scores.dtype, nx.storage), parameters, rows if shape[-1] else 0, 256)
     return out
 
 

@@ -250,6 +250,62 @@ __global__ void masked_softmax(const S* x, const bool* allowed, i64 masks, i64 q
     }
 }
 
+// The weights of a flash kernel, wide, with arguments as above: keys go in steps of `step`, at most MOST_STEPS of them,
+// and an exponential is rounded to T relative to the largest score so far. The sum is that of unrounded ones.
+const int MOST_STEPS = 4096;
+template <typename S, typename T>
+__global__ void flash_softmax(const S* x, const bool* allowed, i64 masks, i64 queries, i64 per_batch, i64 keys,
+                              i64 step, double scale_, double cap_, S* out) {
+    __shared__ S tops[MOST_STEPS], sums[MOST_STEPS], whole;
+    const S infinity = __longlong_as_double(0x7ff0000000000000LL), scale = scale_, cap = cap_;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, steps = (keys + step - 1) / step;
+    const i64 row = blockIdx.x;
+    const S* scores = x + row * keys;
+    const bool* may = allowed ? allowed + ((masks > 1 ? row / per_batch : 0) * queries + row % queries) * keys : 0;
+    for (int n = warp; n < steps; n += warps) {  // the largest score of each step
+        S top = -infinity;
+        for (i64 k = n * step + lane; k < keys && k < (n + 1) * step; k += 32)
+            if (!may || may[k]) {
+                S s = score(scores[k], scale, cap);
+                top = s > top ? s : top;
+            }
+        for (int by = 16; by; by >>= 1) {
+            S other = __shfl_xor_sync(0xffffffffu, top, by);
+            top = other > top ? other : top;
+        }
+        if (lane == 0) tops[n] = top;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {  // so far
+        S top = -infinity;
+        for (int n = 0; n < steps; ++n) tops[n] = top = tops[n] > top ? tops[n] : top;
+    }
+    __syncthreads();
+    S last = tops[steps - 1];
+    last = last > -infinity && last < infinity ? last : S(0);
+    for (int n = warp; n < steps; n += warps) {
+        S seen = tops[n], sum = 0;
+        seen = seen > -infinity && seen < infinity ? seen : S(0);
+        for (i64 k = n * step + lane; k < keys && k < (n + 1) * step; k += 32)
+            if (!may || may[k]) sum += exponential(score(scores[k], scale, cap) - seen);
+        for (int by = 16; by; by >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, by);
+        if (lane == 0) sums[n] = sum * exponential(seen < last ? seen - last : S(0));
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        S total = 0;
+        for (int n = 0; n < steps; ++n) total += sums[n];
+        whole = total == S(0) ? S(1) : total;
+    }
+    __syncthreads();
+    for (i64 k = threadIdx.x; k < keys; k += blockDim.x) {
+        S seen = tops[k / step], power = 0;
+        seen = seen > -infinity && seen < infinity ? seen : S(0);
+        if (!may || may[k]) power = exponential(score(scores[k], scale, cap) - seen);
+        out[row * keys + k] = S(widen(rounded<T>(power))) * exponential(seen < last ? seen - last : S(0)) / whole;
+    }
+}
+
 // Which keys of up to two sources, side by side, the queries first … may see: bool (B, queries, a_keys + b_keys).
 // Key j of a source stands at position low + j; it is seen from `behind` behind to `ahead` in front of the query, where
 // valid (B, …; null for all) says that it is no padding.

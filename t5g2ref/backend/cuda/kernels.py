@@ -31,6 +31,7 @@ def names() -> list[str]:
     found = [f"{name}<{kind}>" for name in SINGLES for kind in FLOATS]
     found += [f"masked_softmax<{kind}, {kind}>" for kind in FLOATS]
     found += ["masked_softmax<float, f16>", "masked_softmax<float, bf16>", "running<float>", "running<double>"]
+    found += [f"flash_softmax<float, {kind}>" for kind in FLOATS[1:]]
     return [*found, *(f"join<{TYPES[size]}>" for size in (1, 2, 4, 8)), "visible"]
 
 
