@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from t5g2ref.backend import NUMPY, Backend
 from t5g2ref.config import Config
@@ -52,6 +52,29 @@ class Target:
             with nx.scope():
                 self._rounded[dtype] = mapped(self.weights, lambda _, value: _on_grid(nx, value))
         return self._rounded[dtype]
+
+    def with_rounded(self, rounded: Mapping[str, Mapping[str, Any]]) -> Target:
+        """This one, with what `rounded` returns made already."""
+        self._rounded.update(rounded)
+        return self
+
+    def move(self, put: Callable[[Any], Any], halves: Iterable[DType]) -> None:
+        """What `put` makes of each array takes its place, of those rounded to `halves` too. An array is let go before
+        the next is put, so that the weights are there once. They are not streamed."""
+        assert not self.streamed
+        self._rounded.clear()
+        weights = cast(dict[str, Any], self.weights)
+        for name in weights:
+            weights[name] = put(weights[name])
+        for dtype in halves:
+            nx = Numerics(dtype, backend=self.backend)
+            with nx.scope():
+                self._rounded[dtype] = {name: _put_on_grid(nx, value, put) for name, value in weights.items()}
+
+
+def _put_on_grid(nx: Numerics, value: Any, put: Callable[[Any], Any]) -> Any:
+    rounded = _on_grid(nx, value)
+    return value if rounded is value else put(rounded)
 
 
 def _on_grid(nx: Numerics, value: Any) -> Any:

@@ -24,8 +24,8 @@ PACKAGE, SUITE = ROOT / "t5g2ref", ROOT / "conformance"
 LAYERS = """
 t5g2ref: trace dtypes files streams notes
 t5g2ref/config: fields | read_ropes | read ropes | remarks write | geometry | presets | __init__
-t5g2ref/backend: crew whole | interface
-t5g2ref/backend/cuda: blas checks kernels loading | fused flash graphs
+t5g2ref/backend: arena crew whole | interface
+t5g2ref/backend/cuda: blas checks kernels loading sharing | fused flash graphs
 t5g2ref/backend/cuda/decoding: plan | weights | session | launch stepping | __init__
 t5g2ref/backend/cuda: fast device | __init__
 t5g2ref/backend: find | __init__
@@ -80,7 +80,7 @@ conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: task share client whole room | pool header record forecast | remote alike kept card | cluster
+conformance/sweep: task share client whole room lent | pool header record forecast | remote alike kept card | cluster
 conformance/sweep: engine
 conformance/sweep: workers keeping merging | so_far | __init__
 conformance/selftest: faulty_peer legal preparing_peer | speaking_peer black_box false_alarms | trial

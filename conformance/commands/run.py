@@ -42,11 +42,13 @@ from conformance.sweep.forecast import Forecast, forecast
 from conformance.sweep.header import header_of, marked
 from conformance.sweep.keeping import Keeping
 from conformance.sweep.kept import Ended, write
+from conformance.sweep.lent import lending
 from conformance.sweep.share import WHOLE, Share, cost, part
 from conformance.sweep.so_far import SoFar
 from conformance.sweep.workers import Answer, Question, judged
 from conformance.target import Target
 from conformance.terminal import console
+from t5g2ref.dtypes import DTYPES, HALF
 
 WORTH = 40  # comparisons, from which on processes pay
 
@@ -168,13 +170,18 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
 
     # So that nobody is left alone with the last; peers take turns at a case.
     longest_first = sorted(left, key=lambda one: (-cost(asked, one), one.target, one.case))
-    if engine.cluster or not has_device(request.backend):
+    if engine.cluster:
         judged(question, asked, longest_first, engine, ended)
         return
-    space = left_beside(asked.targets, min(engine.processes or 1, len(left)))
-    with side_by_side(request.backend) as slow:
-        so_far.beside.note(*filter(None, [slow]))
-        judged(question, asked, longest_first, engine, ended, space)
+    types = {question.types[one.peer] for one in left}
+    with lending(asked.targets, [dtype for dtype in DTYPES if dtype in HALF and dtype in types]) as loan:
+        so_far.beside.note(*filter(None, [loan.why]))
+        question, space = replace(question, lent=loan.lent), None
+        if has_device(request.backend):
+            space = left_beside(asked.targets, min(engine.processes or 1, len(left)), types if loan.lent else ())
+        with side_by_side(request.backend) as slow:
+            so_far.beside.note(*filter(None, [slow]))
+            judged(question, asked, longest_first, engine, ended, space)
 
 
 def _judged_here(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) -> None:

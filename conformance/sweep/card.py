@@ -10,18 +10,19 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 
 from conformance.arrays import free_bytes, has_device
-from conformance.checkpoints import GIB, bytes_of_layers, numbers_in_no_layer
+from conformance.checkpoints import GIB, SINGLE, bytes_of_layers, numbers_in_no_layer
 from conformance.errors import UsageError
 from conformance.sweep.pool import deaf
-from conformance.sweep.room import LIBRARIES
+from conformance.sweep.room import LIBRARIES, NARROW
 from conformance.target import Target
 from t5g2ref.backend import Backend
+from t5g2ref.dtypes import HALF
 from t5g2ref.params import shapes
 
 CONTROL = "nvidia-cuda-mps-control"
@@ -31,18 +32,19 @@ USUAL = Path("/tmp/nvidia-mps/control")  # where a daemon that others have start
 SHORT = Path("/tmp")  # a folder for ours: a socket's path may have some 100 letters
 PATIENCE = 30.0  # seconds for the daemon to start, and to end
 
-OF_A_WEIGHT = 4 + 2 + 2  # bytes of ours in float32, rounded to a half type, and of a peer's own
+OF_A_WEIGHT = SINGLE + NARROW + NARROW  # bytes of ours in float32, rounded to a half type, and of a peer's own
 SLOW = f"several judges share a card without MPS ({CONTROL}): they wait for each other at every tap"
 """A note of a run."""
 
 
-def left_beside(targets: Sequence[Target], judges: int) -> int:
-    """Bytes of the device that are left for comparisons beside so many judges, each with weights of its own.
+def left_beside(targets: Sequence[Target], judges: int, borrowing: Collection[str] = ()) -> int:
+    """Bytes of the device that are left for comparisons beside so many judges, and beside what this process holds.
 
+    `borrowing` are the types of the peers where the judges share this process's weights; none where each has its own.
     UsageError where not even these fit.
     """
     backend = targets[0].backend
-    free, each = free_bytes(backend), sum(map(bytes_of_weights, targets)) + LIBRARIES
+    free, each = free_bytes(backend), sum(bytes_of_weights(target, borrowing) for target in targets) + LIBRARIES
     if judges * each > free:
         found = f"{backend.name} has {free / GIB:.1f} GiB free for judges of {each / GIB:.1f} GiB"
         fits = free // each
@@ -51,12 +53,13 @@ def left_beside(targets: Sequence[Target], judges: int) -> int:
     return free - judges * each
 
 
-def bytes_of_weights(target: Target) -> int:
+def bytes_of_weights(target: Target, borrowing: Collection[str] = ()) -> int:
     """What a process takes of the device for a checkpoint: of streamed weights, those that are in no layer and a few
-    layers."""
+    layers; of borrowed ones, a peer's own."""
     if target.streamed:
         return OF_A_WEIGHT * numbers_in_no_layer(target.config) + bytes_of_layers(target.config)
-    return OF_A_WEIGHT * sum(map(prod, shapes(target.config).values()))
+    each = max((NARROW if dtype in HALF else SINGLE for dtype in borrowing), default=OF_A_WEIGHT)
+    return each * sum(map(prod, shapes(target.config).values()))
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from conformance.arrays import has_device, release
@@ -31,11 +33,12 @@ from conformance.report.terms import Terms, Work, work
 from conformance.sweep import record as records
 from conformance.sweep.alike import refuse_other_device, refuse_other_peers, refuse_other_weights
 from conformance.sweep.engine import Engine
+from conformance.sweep.lent import FAILURES, Lent, borrowed
 from conformance.sweep.record import Record
 from conformance.sweep.room import bytes_on_device
 from conformance.sweep.task import Task
 from conformance.target import Target
-from t5g2ref.backend import find
+from t5g2ref.backend import Backend, BackendError, find
 from t5g2ref.dtypes import DType
 
 
@@ -48,6 +51,7 @@ class Question:
         targets: names of the checkpoints that are judged on, of those that `terms.ckpt` stands for.
         timeout: seconds for each answer of a process.
         stream: whether the one who asks streams the weights; then all do.
+        lent: the checkpoints whose weights that one shares; none where each worker makes its own.
         marks: a checkpoint's name → the fingerprint that its weights have to have; none where nobody else reads them.
     """
 
@@ -58,6 +62,7 @@ class Question:
     timeout: float
     marks: Mapping[str, str] = field(default_factory=dict)
     stream: bool | None = None
+    lent: tuple[Lent, ...] = ()
 
     @property
     def shares(self) -> bool:
@@ -108,13 +113,27 @@ def _start(question: Question) -> _Worker:
     if question.marks:
         refuse_other_peers(terms)
         refuse_other_device(terms, backend)
-    how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": question.stream}
-    how["layers"] = terms.layers
-    made = resolve(terms.ckpt, **how, backend=backend)
-    targets = [target for target in made if target.name in question.targets]
+    targets, beside = _targets(question, backend)
     if question.marks:
         refuse_other_weights(targets, question.marks)
-    return _Worker(question, work(terms, targets), shared=Along() if question.shares else None)
+    return _Worker(question, work(terms, targets), beside, shared=Along() if question.shares else None)
+
+
+def _targets(question: Question, backend: Backend) -> tuple[list[Target], Beside]:
+    """The checkpoints: borrowed, or where that cannot be, made again; and what is to be said of it."""
+    terms, beside = question.terms, Beside()
+    if question.lent:
+        try:
+            return [borrowed(lent, backend) for lent in question.lent], beside
+        except FAILURES as error:
+            beside.note(f"a process made the weights again: {error}")
+    how: dict[str, Any] = {"synthetic": terms.synthetic, "calm": terms.calm, "stream": question.stream}
+    how["layers"] = terms.layers
+    try:
+        made = resolve(terms.ckpt, **how, backend=backend)
+    except BackendError as error:  # a device that was to hold them once
+        raise BackendError("; ".join([str(error), *beside.notes])) from error
+    return [target for target in made if target.name in question.targets], beside
 
 
 def _work(worker: _Worker, comparison: Comparison) -> Answer:
@@ -137,7 +156,16 @@ def _give_back(worker: _Worker) -> None:
 
 def _answer(worker: _Worker, judgements: Sequence[Judgement]) -> Answer:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Answer(judgements, worker.beside, f"{socket.gethostname()}:{os.getpid()}", peak)
+    own = peak - (_borrowed() if worker.question.lent else 0)
+    return Answer(judgements, worker.beside, f"{socket.gethostname()}:{os.getpid()}", own)
+
+
+def _borrowed() -> int:
+    """Bytes of the memory of another process that this one has looked at, which that one counts."""
+    with suppress(OSError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines["RssShmem"].split()[0]) * 1024
+    return 0
 
 
 def _last(worker: _Worker) -> Answer:

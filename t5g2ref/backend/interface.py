@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 
-from t5g2ref.backend import crew
+from t5g2ref.backend import arena, crew
 from t5g2ref.dtypes import WIDER
 
 Array = Any
@@ -49,6 +49,22 @@ class Source(Protocol):
 
     def refuse(self, dtype: str) -> NoReturn:
         """Raise the WeightsError of a tensor that was found not to be finite in `dtype`."""
+
+
+class Arena(Protocol):
+    """Memory that processes of this machine share: one writes it, and those that it starts read it.
+
+    Attributes:
+        bytes: all of it, as one array of uint8.
+    """
+
+    bytes: Array
+
+    def key(self) -> Any:
+        """What a process that is started opens it by; what was written is there then. BackendError where none can."""
+
+    def close(self) -> None:
+        """Nobody opens it any more. It is freed when no array is in it."""
 
 
 class Backend:
@@ -103,6 +119,20 @@ class Backend:
     def require(self, bytes_needed: int, what: str) -> None:
         """BackendError where this backend has no room for so many bytes of `what` ("the weights of …"). Host memory is
         the system's affair."""
+
+    def arena(self, size: int) -> Arena:
+        """Memory of so many bytes that other processes can open. BackendError where there is none."""
+        try:
+            return arena.HostArena(size)
+        except OSError as error:
+            raise BackendError(f"there is no memory that processes share: {error}") from error
+
+    def opened(self, key: Any) -> Array:
+        """The bytes of another process's arena, which are not to be written. BackendError where they cannot be had."""
+        try:
+            return arena.opened(key)
+        except OSError as error:
+            raise BackendError(f"another process's memory cannot be opened: {error}") from error
 
     def describe(self) -> dict[str, str]:
         """Libraries and device with their versions, for reports."""

@@ -28,7 +28,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def put(**facts: Any) -> Any:
         cupy = stand_in(**facts)
         fused: Any = SimpleNamespace(TWINS={"rms_norm": print})
-        anew = ("kernels", "flash", "fast", "device")  # imported under the stand-in, and forgotten afterwards
+        anew = (
+            "kernels",
+            "sharing",
+            "flash",
+            "fast",
+            "device",
+        )  # imported under the stand-in, and forgotten afterwards
         parts = {"blas": SimpleNamespace(), "fused": fused, **dict.fromkeys(anew)}
         for name, part in parts.items():  # the real ones take from CuPy what the stand-in has not
             monkeypatch.setitem(sys.modules, f"t5g2ref.backend.cuda.{name}", part)

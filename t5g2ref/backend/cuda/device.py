@@ -13,10 +13,10 @@ from typing import Any
 import cupy
 import numpy as np
 
-from t5g2ref.backend.cuda import blas, fused
+from t5g2ref.backend.cuda import blas, fused, sharing
 from t5g2ref.backend.cuda.checks import no_room, version
 from t5g2ref.backend.cuda.loading import Loader
-from t5g2ref.backend.interface import Array, Backend, BackendError, Source
+from t5g2ref.backend.interface import Arena, Array, Backend, BackendError, Source
 
 ERRORS = (cupy.cuda.cublas.CUBLASError, cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)
 LIBRARIES = 512 << 20  # bytes beside the arrays that CUDA's libraries take for themselves: cuBLAS, compiled kernels
@@ -96,6 +96,15 @@ class CudaBackend(Backend):
         with cupy.cuda.Device(self.index):
             free, total = cupy.cuda.runtime.memGetInfo()
             return free + self.pool.free_bytes(), total
+
+    def arena(self, size: int) -> Arena:
+        with self.scope():
+            self.pool.free_all_blocks()
+            return sharing.DeviceArena(size, self.index, self.stream)
+
+    def opened(self, key: Any) -> Array:
+        with self.scope():
+            return sharing.opened(key, self.index)
 
     def describe(self) -> dict[str, str]:
         runtime = cupy.cuda.runtime
