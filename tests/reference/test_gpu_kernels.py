@@ -262,7 +262,7 @@ def test_products(device: Any, rng: Any, dtype: DType) -> None:
 
 
 def test_running_sums_are_taken_in_order(device: Any, rng: Any) -> None:
-    for m, depth, n in ((1, 5, 1), (70, 37, 129), (3, 260, 64)):
+    for m, depth, n in ((1, 5, 1), (70, 37, 129), (3, 260, 64), (16, 48, 66), (17, 16, 1), (300, 1152, 200)):
         a, b = rng.normal(size=(2, m, depth)).astype("f4"), rng.normal(size=(2, n, depth)).astype("f4").swapaxes(1, 2)
         total = np.zeros((2, m, n), "f4")
         for k in range(depth):

@@ -26,7 +26,7 @@
 #define __shared__ static
 #define __restrict__
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 #define __constant__ static
 
@@ -159,6 +159,7 @@ template <typename T> static inline T __ldcg(const T* p) { return *p; }
 
 // cp.async: copied at the wait. `bytes` of 16 (the rest zeros).
 static inline void emu_cp_async_16(void* to, const void* from, unsigned bytes = 16) { emu::now->open.push_back({(char*)to, (const char*)from, bytes, 16 - bytes}); }
+static inline void emu_cp_async(void* to, const void* from, unsigned bytes, unsigned size) { emu::now->open.push_back({(char*)to, (const char*)from, bytes, size - bytes}); }
 static inline void emu_cp_async_commit() { emu::now->groups.push_back(std::move(emu::now->open)); emu::now->open.clear(); }
 static inline void emu_cp_async_wait(int left) {
     auto& g = emu::now->groups;

@@ -241,7 +241,9 @@ def running(a: Array, b: Array) -> Array:
     pair = (a.reshape(-1, m, depth), b.reshape(-1, depth, n))
     out = cupy.ndarray((*batch, m, n), a.dtype)
     left, right = ((x, *(s // x.itemsize for s in x.strides)) for x in pair)
-    launch("running", (a.dtype,), (*left, *right, m, n, depth, out), (-(-n // 64), -(-m // 64), pair[0].shape[0]), 256)
+    name, rows = ("running_few", 16) if m <= 16 else ("running", 64)  # of a block, which has 64 columns
+    grid = (-(-n // 64), -(-m // rows), pair[0].shape[0])
+    launch(name, (a.dtype,), (*left, *right, m, n, depth, out), grid, 256)
     return out
 
 

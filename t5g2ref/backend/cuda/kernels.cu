@@ -334,32 +334,84 @@ __global__ void join(const T* a, i64 a_rows, i64 a0, i64 a1, i64 a2, const T* b,
     out[at] = row < a_rows ? a[i * a0 + j * a1 + row * a2 + h] : b[i * b0 + j * b1 + (row - a_rows) * b2 + h];
 }
 
+// A copy to shared memory of one element, or of zeros where there is none; it is there when its group was waited for.
+#if defined(EMULATED)
+template <typename A> inline void fetch(A* to, const A* from, bool there) {
+    emu_cp_async(to, from, there ? sizeof(A) : 0, sizeof(A));
+}
+inline void fetched() { emu_cp_async_commit(); }
+template <int LEFT> inline void await() { emu_cp_async_wait(LEFT); }
+#elif __CUDA_ARCH__ >= 800
+template <typename A> __device__ inline void fetch(A* to, const A* from, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+                 "n"(sizeof(A)), "r"(there ? (int)sizeof(A) : 0) : "memory");
+}
+__device__ inline void fetched() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> __device__ inline void await() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+#else
+template <typename A> __device__ inline void fetch(A* to, const A* from, bool there) { *to = there ? *from : A(0); }
+__device__ inline void fetched() {}
+template <int LEFT> __device__ inline void await() {}
+#endif
+
 // C (M, N) = A (M, K) B (K, N), each element one running sum over k of rounded products. Strides in elements; the third
-// grid axis is the batch. 64 × 64 elements a block, 4 × 4 a thread, 16 steps of k in shared memory at a time.
+// grid axis is the batch. 16 R rows by 64 columns a block, R × 4 elements a thread, DEPTH steps of k at a time, of which
+// STAGES are in shared memory or on their way: each waits long for the device's memory, and a sum is one chain.
+const int DEPTH = 16;
+template <typename A, int R>
+__device__ inline void running_sums(const A* a, i64 a_row, i64 a_col, const A* b, i64 b_row, i64 b_col, i64 m, i64 n,
+                                    i64 depth, A* c) {
+    const int STAGES = 16 / sizeof(A), ROWS = 16 * R;
+    __shared__ __align__(16) A left[STAGES][DEPTH][ROWS + 4];
+    __shared__ __align__(16) A right[STAGES][DEPTH][64 + 4];
+    const i64 row0 = (i64)blockIdx.y * ROWS, col0 = (i64)blockIdx.x * 64;
+    const int tid = threadIdx.x, ty = tid / 16, tx = tid % 16;
+    auto load = [&](i64 k0, int stage) {
+        for (int i = tid; k0 < depth && i < ROWS * DEPTH; i += 256) {
+            const int k = i % DEPTH, r = i / DEPTH;
+            const bool there = row0 + r < m && k0 + k < depth;
+            fetch(&left[stage][k][r], there ? a + (row0 + r) * a_row + (k0 + k) * a_col : a, there);
+        }
+        for (int i = tid; k0 < depth && i < 64 * DEPTH; i += 256) {
+            const int k = b_row == 1 ? i % DEPTH : i / 64, r = b_row == 1 ? i / DEPTH : i % 64;
+            const bool there = col0 + r < n && k0 + k < depth;
+            fetch(&right[stage][k][r], there ? b + (k0 + k) * b_row + (col0 + r) * b_col : b, there);
+        }
+        fetched();
+    };
+    A sum[R][4] = {};
+    auto add = [&](int stage, int k) {
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < 4; ++j) sum[i][j] += left[stage][k][ty * R + i] * right[stage][k][tx * 4 + j];
+    };
+    for (int i = 0; i < STAGES - 1; ++i) load(i * DEPTH, i);
+    int stage = 0;
+    for (i64 k0 = 0; k0 < depth; k0 += DEPTH, stage = (stage + 1) % STAGES) {
+        await<STAGES - 2>();
+        __syncthreads();  // all have seen this stage, and are done with the one before
+        load(k0 + (STAGES - 1) * DEPTH, (stage + STAGES - 1) % STAGES);
+        if (depth - k0 >= DEPTH) {
+#pragma unroll
+            for (int k = 0; k < DEPTH; ++k) add(stage, k);
+        } else {
+            for (int k = 0; k < int(depth - k0); ++k) add(stage, k);
+        }
+    }
+    for (int i = 0; i < R; ++i)
+        for (int j = 0; j < 4; ++j) {
+            const i64 r = row0 + ty * R + i, col = col0 + tx * 4 + j;
+            if (r < m && col < n) c[r * n + col] = sum[i][j];
+        }
+}
 template <typename A>
 __global__ void running(const A* a, i64 a_batch, i64 a_row, i64 a_col, const A* b, i64 b_batch, i64 b_row, i64 b_col,
                         i64 m, i64 n, i64 depth, A* c) {
-    __shared__ A left[16][65], right[16][65];
-    a += blockIdx.z * a_batch; b += blockIdx.z * b_batch; c += blockIdx.z * m * n;
-    i64 row0 = blockIdx.y * 64, col0 = blockIdx.x * 64;
-    int tid = threadIdx.x, ty = tid / 16, tx = tid % 16;
-    A sum[4][4] = {};
-    for (i64 k0 = 0; k0 < depth; k0 += 16) {
-        for (int i = tid; i < 1024; i += 256) {
-            int k = i % 16, r = i / 16, rk = b_row == 1 ? k : i / 64, rc = b_row == 1 ? r : i % 64;
-            left[k][r] = row0 + r < m && k0 + k < depth ? a[(row0 + r) * a_row + (k0 + k) * a_col] : A(0);
-            right[rk][rc] = col0 + rc < n && k0 + rk < depth ? b[(k0 + rk) * b_row + (col0 + rc) * b_col] : A(0);
-        }
-        __syncthreads();
-        int steps = depth - k0 < 16 ? int(depth - k0) : 16;
-        for (int k = 0; k < steps; ++k)
-            for (int i = 0; i < 4; ++i)
-                for (int j = 0; j < 4; ++j) sum[i][j] += left[k][ty * 4 + i] * right[k][tx * 4 + j];
-        __syncthreads();
-    }
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j) {
-            i64 r = row0 + ty * 4 + i, col = col0 + tx * 4 + j;
-            if (r < m && col < n) c[r * n + col] = sum[i][j];
-        }
+    running_sums<A, 4>(a + blockIdx.z * a_batch, a_row, a_col, b + blockIdx.z * b_batch, b_row, b_col, m, n, depth,
+                       c + blockIdx.z * m * n);
+}
+template <typename A>  // for up to 16 rows
+__global__ void running_few(const A* a, i64 a_batch, i64 a_row, i64 a_col, const A* b, i64 b_batch, i64 b_row,
+                            i64 b_col, i64 m, i64 n, i64 depth, A* c) {
+    running_sums<A, 1>(a + blockIdx.z * a_batch, a_row, a_col, b + blockIdx.z * b_batch, b_row, b_col, m, n, depth,
+                       c + blockIdx.z * m * n);
 }

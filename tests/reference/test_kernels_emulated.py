@@ -1,4 +1,4 @@
-"""The kernel of a flash kernel's softmax without a card: on the CPU in emulation, against its definition."""
+"""Kernels of kernels.cu without a card, on the CPU in emulation: a flash kernel's softmax, and sums in order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from cupy_of_numpy import Memory, installed
 from emulated import as_c, library, needs_compiler
-from helpers import Array, close
+from helpers import Array, close, same_bits
 
+from t5g2ref.backend import NUMPY
 from t5g2ref.numerics import FLASH, Numerics
 from t5g2ref.ops import _masked, flash_softmax
 
@@ -23,13 +24,21 @@ DOUBLE = "static inline double __longlong_as_double(long long x) { double y; mem
 
 
 @cache
-def kernel(kind: str) -> Any:
+def kernel(name: str) -> Any:
+    """An instance of a kernel: a function of its grid, the threads of a block, and its arguments."""
     entry = (
         '\nextern "C" void run(const int* grid, int threads, void** values) '
-        f"{{ emu::launch_with(flash_softmax<float, {kind}>, grid, threads, 0, values); }}"
+        f"{{ emu::launch_with({name}, grid, threads, 0, values); }}"
     )
     code = files("t5g2ref.backend.cuda").joinpath("kernels.cu").read_text(encoding="utf-8")
-    return library(DOUBLE + code + entry).run
+    run = library(DOUBLE + code + entry).run
+
+    def launch(grid: tuple[int, ...], threads: int, args: tuple[Any, ...]) -> None:
+        values = [as_c(x) for x in args]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(x) for x in values))
+        run((ctypes.c_int * 3)(*grid), threads, pointers)
+
+    return launch
 
 
 @pytest.fixture
@@ -39,10 +48,8 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def launch(name: str, types: tuple[Any, Any], args: tuple[Any, ...], grid: int, threads: int) -> None:
         assert (name, np.dtype(types[0])) == ("flash_softmax", np.float32)
-        values = [as_c(x) for x in args]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(x) for x in values))
         kind = "float" if types[1] == np.float32 else "bf16"
-        kernel(kind)((ctypes.c_int * 3)(grid, 1, 1), threads, pointers)
+        kernel(f"flash_softmax<float, {kind}>")((grid, 1, 1), threads, args)
 
     monkeypatch.setattr(fused, "launch", launch)
     return fused.scaled_softmax
@@ -106,3 +113,27 @@ def test_what_it_does_not_cover_is_left_to_the_definition(why: str, twin: Any) -
     products = np.zeros((1, 1, 1, 5000), np.float64 if why == "float64" else np.float32)
     answer = twin(lambda *_: "asked", Native("float32", profile), products.view(Memory), 1.0, None, None)
     assert answer == "asked"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 5, 1), (16, 130, 66), (17, 64, 3), (70, 37, 129)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_running_sums_are_taken_in_order(
+    dtype: str, shape: tuple[int, int, int], transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, wherever copies to shared memory end: here as late as they may."""
+    rows, depth, columns = shape
+    _, fused, _, _ = installed(monkeypatch)
+    names = []
+
+    def launch(name: str, types: tuple[Any], args: tuple[Any, ...], grid: tuple[int, ...], threads: int) -> None:
+        names.append(name)
+        kernel(f"{name}<{'float' if types[0] == np.float32 else 'double'}>")(grid, threads, args)
+
+    monkeypatch.setattr(fused, "launch", launch)
+    rng = np.random.default_rng(depth)
+    a = rng.normal(size=(2, rows, depth)).astype(dtype)
+    b = rng.normal(size=(2, columns, depth) if transposed else (2, depth, columns)).astype(dtype)
+    b = b.swapaxes(1, 2) if transposed else b
+    same_bits(np.asarray(fused.running(a.view(Memory), b.view(Memory))), NUMPY.running(a, b))
+    assert names == ["running_few" if rows <= 16 else "running"]
