@@ -126,8 +126,10 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     required.add_option(target)
     shared.backend(target)
     shared.timeout(target)
-    weights = "one a core for bundled checkpoints; else, and on a GPU, one, since weights are not shared"
-    shared.jobs(target, f"{weights}; several on one GPU run side by side by NVIDIA's MPS")
+    usual = "one a core for bundled checkpoints; else, and on a GPU, one, since every comparison takes memory"
+    shared.jobs(
+        target, f"{usual}; all share one copy of the weights; several on one GPU run side by side by NVIDIA's MPS"
+    )
     shared.cluster(target)
     shared.shares(target)
     shared.stream(target)

@@ -1,8 +1,8 @@
 """Judges in several processes, one comparison after another, which are told as they end.
 
-A worker reads the checkpoint and makes the peer itself, by the name that it was asked for. It keeps a peer open as long
-as the next comparison is of the same one on the same checkpoint. Small peers of one type are open side by side, and
-take turns at each case.
+A worker borrows the checkpoint from the one who asks, or makes it where that cannot be, and makes the peer by the name
+that it was asked for. It keeps a peer open as long as the next comparison is of the same one on the same checkpoint.
+Small peers of one type are open side by side, and take turns at each case.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Answer:
 
     Args:
         beside: all that it knows beside the judgements.
-        process, peak: its machine and id, and the most memory that it had, in bytes.
+        process, peak: its machine and id, and the most memory that it had, in bytes, without what it borrowed.
         lost: whether this stands for an answer that never came.
     """
 

@@ -185,6 +185,20 @@ def test_more_judges_than_fit_are_refused_by_number(tiny: Target, monkeypatch: p
         card.left_beside([tiny], 2)
 
 
+def test_of_borrowed_weights_only_a_peer_s_own_count(tiny: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = params.count(tiny.config)
+    assert card.bytes_of_weights(tiny, {"float32", "bfloat16"}) == 4 * numbers
+    assert card.bytes_of_weights(tiny, {"bfloat16", "float16"}) == 2 * numbers
+    assert card.bytes_of_weights(tiny) == 8 * numbers
+    each = 2 * numbers + card.LIBRARIES
+    monkeypatch.setattr(card, "free_bytes", lambda _: 3 * each + 17)
+    assert card.left_beside([tiny], 3, {"bfloat16"}) == 17
+    with pytest.raises(UsageError, match=r"--jobs 4: .*; give --jobs 3$"):
+        card.left_beside([tiny], 4, {"bfloat16"})
+    with pytest.raises(UsageError, match=r"--jobs 3: .*; give --jobs 2$"):
+        card.left_beside([tiny], 3)
+
+
 def test_a_comparison_takes_its_peer_s_values_at_least(tiny: Target) -> None:
     case = case_of(tiny, "short")
     values = sum(prod(shape_of(tap, sizes(tiny.config, case, call, tap))) for call, tap in plan_of(tiny.config, case))

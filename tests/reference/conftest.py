@@ -42,7 +42,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         for name in anew:
             del sys.modules[f"t5g2ref.backend.cuda.{name}"]
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        importlib.import_module("t5g2ref.backend.cuda.flash")  # fast.py takes it from the package
+        for name in ("sharing", "flash"):  # which others take from the package
+            importlib.import_module(f"t5g2ref.backend.cuda.{name}")
         return cupy
 
     return put
