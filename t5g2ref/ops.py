@@ -63,6 +63,7 @@ def gated_gelu(nx: Numerics, gate: Array, up: Array, trace: Trace = OFF) -> Arra
     return nx.mul(trace("act_fn", gelu_tanh(nx, gate)), up)
 
 
+@twinned
 def across_ties(nx: Numerics, a: Array, b: Array) -> Array:
     """a (…, R, H) @ b (…, H, s), rounded once; near a tie to the other side of it.
 

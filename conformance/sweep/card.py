@@ -38,16 +38,20 @@ SLOW = f"several judges share a card without MPS ({CONTROL}): they wait for each
 
 
 def left_beside(targets: Sequence[Target], judges: int, borrowing: Collection[str] = ()) -> int:
-    """Bytes of the device that are left for comparisons beside so many judges, and beside what this process holds.
+    """Bytes of the device that are left beside so many judges, and beside what this process holds.
 
-    `borrowing` are the types of the peers where the judges share this process's weights; none where each has its own.
+    `borrowing` are the types of the peers where the judges share this process's weights: what is left is for their
+    comparisons and for the peers' own weights, of which there is one set or more. None where each judge has its own
+    weights: these and a peer's are not in what is left.
+
     UsageError where not even these fit.
     """
     backend = targets[0].backend
-    free, each = free_bytes(backend), sum(bytes_of_weights(target, borrowing) for target in targets) + LIBRARIES
-    if judges * each > free:
-        found = f"{backend.name} has {free / GIB:.1f} GiB free for judges of {each / GIB:.1f} GiB"
-        fits = free // each
+    free, weights = free_bytes(backend), sum(bytes_of_weights(target, borrowing) for target in targets)
+    each, beside = (LIBRARIES, weights) if borrowing else (LIBRARIES + weights, 0)
+    if judges * each + beside > free:
+        found = f"{backend.name} has {free / GIB:.1f} GiB free for judges of {(each + beside) / GIB:.1f} GiB"
+        fits = max(0, free - beside) // each
         remedy = f"give --jobs {fits}" if fits else "leave --jobs out, and judge in one process"
         raise UsageError(f"--jobs {judges}: {found}; {remedy}")
     return free - judges * each

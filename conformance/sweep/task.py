@@ -34,6 +34,7 @@ class Task:
         plain: a result as plain JSON, from the job and it: so it comes from another machine.
         checked: a result from the job and that JSON. Raises PlainError for what is no result of the job.
         takes: how many bytes of a device that all processes share a job takes; asked once a job.
+        holds: how many more its process keeps, until it has another job in hand; asked once a job.
         room: how many there are; None where no device is shared.
     """
 
@@ -46,6 +47,7 @@ class Task:
     plain: Callable[[Any, Any], Any] = _plain
     checked: Callable[[Any, Any], Any] = lambda _, raw: raw
     takes: Callable[[Any], int] = lambda _: 0
+    holds: Callable[[Any], int] = lambda _: 0
     room: int | None = None
 
 
@@ -57,7 +59,9 @@ class Waiting:
         self._heaps: dict[Hashable, deque[tuple[int, Any]]] = {}
         self._hands: dict[Hashable, Hashable] = {}  # process → the heap that it takes from
         self._sizes = [0 if task.room is None else task.takes(job) for job in jobs]
+        self._held = [0 if task.room is None else task.holds(job) for job in jobs]
         self._taken: dict[int, int] = {}  # number of a job in hand → how much it takes
+        self._kept: dict[Hashable, int] = {}  # process → what it keeps of its last job
         for number, job in enumerate(jobs):
             self._heaps.setdefault(task.alike(job), deque()).append((number, job))
 
@@ -69,7 +73,9 @@ class Waiting:
 
         None where there is none, or no room for one beside those that are in hand.
         """
-        heaps = {key: heap for key, heap in self._heaps.items() if any(self._fits(number) for number, _ in heap)}
+        heaps = {
+            key: heap for key, heap in self._heaps.items() if any(self._fits(number, process) for number, _ in heap)
+        }
         if not heaps:
             return None
         if process not in self._hands or self._hands[process] not in heaps:
@@ -77,15 +83,17 @@ class Waiting:
             free = [key for key in heaps if key not in others]
             self._hands[process] = free[0] if free else max(heaps, key=lambda key: len(heaps[key]))
         heap = heaps[self._hands[process]]
-        found = next(one for one in heap if self._fits(one[0]))
+        found = next(one for one in heap if self._fits(one[0], process))
         heap.remove(found)
-        self._taken[found[0]] = self._sizes[found[0]]
+        self._taken[found[0]], self._kept[process] = self._sizes[found[0]], self._held[found[0]]
         return found
 
-    def _fits(self, number: int) -> bool:
+    def _fits(self, number: int, process: Hashable) -> bool:
         """Whether there is room for a job. Where nothing is in hand there always is: it may do with less."""
-        room = self._task.room
-        return room is None or not self._taken or sum(self._taken.values()) + self._sizes[number] <= room
+        if (room := self._task.room) is None or not self._taken:
+            return True
+        kept = sum(bytes_ for who, bytes_ in self._kept.items() if who != process)
+        return sum(self._taken.values()) + kept + self._sizes[number] + self._held[number] <= room
 
     def released(self, number: int) -> None:
         """A job is in nobody's hand any more."""

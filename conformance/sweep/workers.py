@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from conformance.peers.protocol import Peer, give_time, optional
 from conformance.report.terms import Terms, Work, work
 from conformance.sweep import record as records
 from conformance.sweep.alike import refuse_other_device, refuse_other_peers, refuse_other_weights
+from conformance.sweep.card import bytes_of_weights
 from conformance.sweep.engine import Engine
 from conformance.sweep.lent import FAILURES, Lent, borrowed
 from conformance.sweep.record import Record
@@ -232,7 +233,8 @@ def judged(
     """Make the comparisons. `ended` is called as each ends: what it was told before an interruption is not lost.
     Each worker gives one answer more, for no comparison, when it has closed its last peer.
 
-    `room` is what a device that they share has for comparisons, in bytes; None for no such device.
+    `room` is what a device that they share has for comparisons, in bytes, and for peers' own weights where the others
+    are lent; None for no such device.
 
     One that ends its process is tried once more, and then has an error: its peer could not be judged there. What comes
     from another machine is held against the work, as a shard's file is.
@@ -263,10 +265,21 @@ def judged(
         plain=_plain,
         checked=checked,
         takes=lambda one: bytes_on_device(*asked.of(one), cast(DType, question.types[one.peer])),
+        holds=_holds(question, asked),
         room=room,
     )
     for one, answer in engine.done(task, wanted):
         ended(one, answer)
+
+
+def _holds(question: Question, asked: Work) -> Callable[[Comparison], int]:
+    """The bytes of a comparison's peer's own weights, where the others are lent."""
+
+    @cache
+    def of(name: str, dtype: str) -> int:
+        return sum(bytes_of_weights(target, {dtype}) for target in asked.targets if target.name == name)
+
+    return lambda one: of(one.target, question.types[one.peer]) if question.lent else 0
 
 
 def _plain(one: Comparison | None, answer: Answer) -> Any:

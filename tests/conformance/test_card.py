@@ -66,6 +66,31 @@ def test_no_job_is_taken_without_room_beside_those_in_hand() -> None:
     assert waiting.next(0) == (3, "d50"), "what never fits is done alone"
 
 
+def test_what_a_process_keeps_of_its_last_job_takes_room() -> None:
+    """As a peer's weights do, until it has another one open."""
+    holds = {"a": 4, "b": 1}
+    task = Task(_folder, (), _raising, alike=lambda job: job[0], takes=_size, holds=lambda job: holds[job[0]], room=12)
+    waiting = Waiting(["a1", "b2", "b3", "b8"], task)
+    assert waiting.next(0) == (0, "a1")
+    assert waiting.next(1) == (1, "b2")
+    waiting.released(0)
+    assert waiting.next(2) == (2, "b3"), "3 and 1, beside the 4 that the first keeps, and the second's 2 and 1"
+    waiting.released(1)
+    waiting.released(2)
+    assert waiting.next(1) == (3, "b8"), "nothing is in hand"
+    assert len(waiting) == 0
+
+
+def test_what_others_keep_leaves_less_room() -> None:
+    task = Task(_folder, (), _raising, takes=_size, holds=lambda _: 4, room=13)
+    waiting = Waiting(["a1", "b2", "c3"], task)
+    assert waiting.next(0) == (0, "a1")
+    assert waiting.next(1) == (1, "b2")
+    waiting.released(0)
+    assert waiting.next(2) is None, "2, 4 and 4 are taken, and it would have 3 and 4"
+    assert waiting.next(0) == (2, "c3"), "instead of what it kept"
+
+
 def test_a_job_that_is_given_back_takes_no_room() -> None:
     waiting = Waiting(["a8", "b8"], Task(_folder, (), _raising, takes=_size, room=10))
     first = waiting.next(0)
@@ -190,9 +215,9 @@ def test_of_borrowed_weights_only_a_peer_s_own_count(tiny: Target, monkeypatch: 
     assert card.bytes_of_weights(tiny, {"float32", "bfloat16"}) == 4 * numbers
     assert card.bytes_of_weights(tiny, {"bfloat16", "float16"}) == 2 * numbers
     assert card.bytes_of_weights(tiny) == 8 * numbers
-    each = 2 * numbers + card.LIBRARIES
-    monkeypatch.setattr(card, "free_bytes", lambda _: 3 * each + 17)
-    assert card.left_beside([tiny], 3, {"bfloat16"}) == 17
+    weights, each = 2 * numbers, card.LIBRARIES
+    monkeypatch.setattr(card, "free_bytes", lambda _: 3 * each + weights + 17)
+    assert card.left_beside([tiny], 3, {"bfloat16"}) == weights + 17, "peers' own weights are for who takes a job"
     with pytest.raises(UsageError, match=r"--jobs 4: .*; give --jobs 3$"):
         card.left_beside([tiny], 4, {"bfloat16"})
     with pytest.raises(UsageError, match=r"--jobs 3: .*; give --jobs 2$"):

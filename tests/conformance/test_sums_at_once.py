@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from emulated import as_c, library, needs_compiler
+from emulated import needs_compiler
+from emulated_device import DEVICE
 from helpers import HALF, close
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -20,57 +20,6 @@ from t5g2ref.backend import NUMPY
 pytestmark = needs_compiler
 TYPES: dict[str, Any] = {"float64": np.float64, "float32": np.float32, **HALF}
 SMALLEST = 2.0**-126
-KERNELS = ("token_sums", "token_totals")
-
-
-class Module:
-    """`cupy.RawModule` of a source with sums.cu's kernels, which run on the CPU."""
-
-    def __init__(self, code: str) -> None:
-        entries = "".join(
-            f'extern "C" void run_{name}(const int* grid, int threads, void** values) '
-            f"{{ emu::launch_with({name}, grid, threads, 0, values); }}\n"
-            for name in KERNELS
-        )
-        self._library = library(f"{code}\n{entries}")
-
-    def get_function(self, name: str) -> Any:
-        run = getattr(self._library, f"run_{name}")
-
-        def launch(grid: tuple[int, ...], block: tuple[int], args: tuple[Any, ...]) -> None:
-            values = [as_c(x) for x in args]
-            pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(x) for x in values))
-            run((ctypes.c_int * 3)(*(*grid, 1, 1)[:3]), block[0], pointers)
-
-        return launch
-
-
-class Device(SimpleNamespace):
-    """What `sums_at_once` asks of CuPy; new arrays hold NaN, as memory that nobody has written may."""
-
-    RawModule = Module
-    ascontiguousarray = staticmethod(np.ascontiguousarray)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    @staticmethod
-    def empty(shape: tuple[int, ...]) -> Any:
-        return np.full(shape, np.nan)
-
-
-class Here:
-    """A device's context."""
-
-    def __init__(self, index: int) -> None:
-        assert index == 0
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-DEVICE = Device(cuda=SimpleNamespace(Device=Here, runtime=SimpleNamespace(getDevice=lambda: 0)))
 
 
 @st.composite

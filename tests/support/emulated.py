@@ -63,6 +63,6 @@ def launch_flash(kernel: Any, parts: tuple[str, ...], grid: tuple[int, ...], arg
 
 def as_c(x: Any) -> Any:
     """An argument as a kernel of attention takes it: an address, 64 bits, or a double."""
-    if isinstance(x, float):
+    if isinstance(x, float):  # a float64 of NumPy too
         return ctypes.c_double(x)
     return ctypes.c_int64(int(x)) if isinstance(x, int | np.integer) else ctypes.c_void_p(x.ctypes.data)

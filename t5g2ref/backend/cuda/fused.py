@@ -144,6 +144,36 @@ def rotate(definition: Definition, nx: Any, x: Array, cos: Array, sin: Array) ->
     return out
 
 
+def across_ties(definition: Definition, nx: Any, a: Array, b: Array) -> Array:
+    if nx.storage.itemsize != 2:
+        return definition(nx, a, b)
+    products, squares = nx.product(a, b), nx.product(nx.wide(a) ** 2, nx.wide(b) ** 2)
+    out, size = cupy.ndarray(products.shape, nx.storage), products.size
+    args = (dense(products), dense(squares), 2.0**-23 * a.shape[-1] ** 0.5, size, out)
+    launch("across_ties", (out.dtype,), args, -(-size // 256), 256)
+    return out
+
+
+def attention_weights(
+    definition: Definition,
+    nx: Any,
+    q: Array,
+    k: Array,
+    scale: float,
+    cap: float | None,
+    allowed: Array | None,
+    grouped: tuple[int, ...],
+) -> Array:
+    """Unfused attention in a half type, from rounded products on in one kernel. Fused attention is its definition, of
+    which `scaled_softmax` is the kernel; a softmax that somebody exchanged is not left out."""
+    args, ours = (q, k, scale, cap, allowed, grouped), nx.backend.twins.get("masked_softmax") is masked_softmax
+    if not nx.profile.round_scores or cap is not None or nx.storage.itemsize != 2 or not ours:
+        return definition(nx, *args)
+    columns = k.swapaxes(-1, -2)
+    products = across_ties(definition, nx, q, columns) if nx.profile.across_ties else nx.matmul(q, columns)
+    return softmax(definition, nx, products.reshape(grouped), scale, 0.0, allowed, args)
+
+
 def masked_softmax(definition: Definition, nx: Any, scores: Array, allowed: Array | None) -> Array:
     return softmax(definition, nx, scores, 1.0, 0.0, allowed, (scores, allowed))
 
@@ -252,7 +282,7 @@ TWINS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         twin.__name__: twin
         for twin in (
             *(rms_norm, add_norm, turned_norm, layer_norm, gelu_tanh, gated_gelu, biased),
-            *(rotate, masked_softmax, scaled_softmax, visible),
+            *(rotate, across_ties, attention_weights, masked_softmax, scaled_softmax, visible),
         )
     }
 )

@@ -190,7 +190,18 @@ __global__ void rotate(const T* x, i64 heads, i64 length, i64 s0, i64 s1, i64 s2
     out[at] = turn(A(widen(head[h])), other, cosines[angle], sines[angle]);
 }
 
-// softmax(cap · tanh(x · scale / cap)) over the last axis, 0 where not allowed: one block a row. Row r belongs to query
+// A product (float32) near a tie, rounded to its other side: ops.across_ties. `squares` sums its terms' squares.
+template <typename T>
+__global__ void across_ties(const float* products, const float* squares, double loose_, i64 size, T* out) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    float x = products[i], loose = loose_, error = (fabsf(x) + sqrtf(squares[i])) * loose;
+    T near = rounded<T>(x), low = rounded<T>(x - error), high = rounded<T>(x + error);
+    out[i] = widen(low) == widen(near) ? high : low;
+}
+
+// softmax(cap · tanh(x · scale / cap)) over the last axis, 0 where not allowed: one block a row. A score of a half type
+// is rounded to it, as an unfused attention does: without a cap. Row r belongs to query
 // r % queries of batch row r / per_batch; `allowed` is (masks, queries, keys) with masks 1 or B, or null. A row with
 // nothing allowed gives zeros, a NaN gives NaN.
 const int HELD = 16;
@@ -199,6 +210,11 @@ __device__ inline A score(A x, A scale, A cap) {
     x = x * scale;
     return cap > A(0) ? cap * hyperbolic(x / cap) : x;
 }
+template <typename S> __device__ inline float scored(S x, float scale, float cap) {
+    return widen(rounded<S>(score(widen(x), scale, cap)));
+}
+__device__ inline float scored(float x, float scale, float cap) { return score(x, scale, cap); }
+__device__ inline double scored(double x, double scale, double cap) { return score(x, scale, cap); }
 template <typename S, typename T>
 __global__ void masked_softmax(const S* x, const bool* allowed, i64 masks, i64 queries, i64 per_batch, i64 keys,
                                double scale_, double cap_, T* out) {
@@ -214,13 +230,13 @@ __global__ void masked_softmax(const S* x, const bool* allowed, i64 masks, i64 q
 #pragma unroll
         for (int j = 0; j < HELD; ++j) {
             i64 k = threadIdx.x + j * blockDim.x;
-            held[j] = k < keys && (!may || may[k]) ? score(A(widen(scores[k])), scale, cap) : -infinity;
+            held[j] = k < keys && (!may || may[k]) ? scored(scores[k], scale, cap) : -infinity;
             top = held[j] > top ? held[j] : top;
         }
     } else {
         for (i64 k = threadIdx.x; k < keys; k += blockDim.x)
             if (!may || may[k]) {
-                A s = score(A(widen(scores[k])), scale, cap);
+                A s = scored(scores[k], scale, cap);
                 top = s > top ? s : top;
             }
     }
@@ -231,7 +247,7 @@ __global__ void masked_softmax(const S* x, const bool* allowed, i64 masks, i64 q
         for (int j = 0; j < HELD; ++j) total += held[j] = exponential(held[j] - top);
     } else {
         for (i64 k = threadIdx.x; k < keys; k += blockDim.x)
-            if (!may || may[k]) total += exponential(score(A(widen(scores[k])), scale, cap) - top);
+            if (!may || may[k]) total += exponential(scored(scores[k], scale, cap) - top);
     }
     total = block_sum(total, shared);
     if (total == A(0)) total = 1;
@@ -244,7 +260,7 @@ __global__ void masked_softmax(const S* x, const bool* allowed, i64 masks, i64 q
     } else {
         for (i64 k = threadIdx.x; k < keys; k += blockDim.x) {
             bool seen = !may || may[k];
-            A weight = seen ? exponential(score(A(widen(scores[k])), scale, cap) - top) : A(0);
+            A weight = seen ? exponential(scored(scores[k], scale, cap) - top) : A(0);
             out[row * keys + k] = rounded<T>(weight / total);
         }
     }

@@ -33,6 +33,7 @@ def names() -> list[str]:
     found += ["masked_softmax<float, f16>", "masked_softmax<float, bf16>"]
     found += [f"{name}<{kind}>" for name in ("running", "running_few") for kind in FLOATS[:2]]
     found += [f"flash_softmax<float, {kind}>" for kind in FLOATS[1:]]
+    found += [f"across_ties<{kind}>" for kind in FLOATS[2:]]
     return [*found, *(f"join<{TYPES[size]}>" for size in (1, 2, 4, 8)), "visible"]
 
 
