@@ -8,8 +8,9 @@ tap is held, whatever the size of the model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -55,11 +56,62 @@ def walk(
     _Walk(len(models), meet, where, scope, turns).run(models, program)
 
 
+class _Turns:
+    """Who computes: so many at a time, and at a tap first whoever took longest until now. One that begins last, while
+    the others have nothing left to do, leaves a core idle.
+
+    Args:
+        count, at_once: runs, and how many of them compute at a time.
+    """
+
+    def __init__(self, count: int, at_once: int) -> None:
+        self._free, self._changed = at_once, threading.Condition()
+        self._took, self._since = [0.0] * count, [0.0] * count
+        self._queue = list(range(count))  # of those that have not had their turn since the last tap
+
+    def begin(self) -> None:
+        """All are at a tap: who took longest is first."""
+        with self._changed:
+            self._queue = sorted(range(len(self._took)), key=lambda i: -self._took[i])
+
+    def take(self, i: int) -> None:
+        """Wait for the turn of run i."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free and (i not in self._queue or i in self._queue[: self._free]))
+            self._free -= 1
+            if i in self._queue:
+                self._queue.remove(i)
+            self._since[i] = time.perf_counter()
+            self._changed.notify_all()  # who is next in the queue may be so now
+
+    def disorder(self) -> None:
+        """A run has failed, and may not come for its turn: no other waits for it."""
+        with self._changed:
+            self._queue = []
+            self._changed.notify_all()
+
+    def give(self, i: int) -> None:
+        """Run i is at a tap, or ends."""
+        with self._changed:
+            self._free += 1
+            self._took[i] += time.perf_counter() - self._since[i]
+            self._changed.notify_all()
+
+    @contextmanager
+    def of(self, i: int) -> Iterator[None]:
+        """The turn of run i, as long as the block lasts."""
+        self.take(i)
+        try:
+            yield
+        finally:
+            self.give(i)
+
+
 class _Walk:
     def __init__(self, count: int, meet: Meet, where: Callable[[int, str], bool], scope: Scope, turns: bool) -> None:
         self._meet, self._where, self._scope = meet, where, scope
         # No more compute at a time than there are cores: each may hold a large matrix widened to float64.
-        self._turn = threading.Semaphore(1 if turns else min(count, cores()))
+        self._turns = _Turns(count, 1 if turns else min(count, cores()))
         self._places: list[tuple[int, str] | None] = [None] * count
         self._values: list[Any] = [None] * count
         self._errors: list[BaseException] = []
@@ -85,7 +137,7 @@ class _Walk:
 
     def _one(self, i: int, model: Any, program: Program) -> None:
         try:
-            with self._scope(), self._turn:
+            with self._scope(), self._turns.of(i):
                 program(model, lambda call: Trace(lambda name, value: self._sink(i, call, name, value)))
                 self._sink(i, -1, "end", None)
         except threading.BrokenBarrierError:
@@ -97,11 +149,11 @@ class _Walk:
         if call >= 0 and not self._where(call, name):
             return value
         self._places[i], self._values[i] = (call, name), value
-        self._turn.release()
+        self._turns.give(i)
         try:
             self._barrier.wait()
         finally:  # also where the walk is over: leaving `with` gives the turn back once more
-            self._turn.acquire()
+            self._turns.take(i)
         value, self._values[i] = self._values[i], None
         return value
 
@@ -118,9 +170,11 @@ class _Walk:
         except BaseException as error:
             self._errors.append(error)
             raise threading.BrokenBarrierError from error  # breaks the barrier; abort() here would wait for itself
+        self._turns.begin()
 
     def _fail(self, error: BaseException) -> None:
         self._errors.append(error)
+        self._turns.disorder()
         self._barrier.abort()
 
 

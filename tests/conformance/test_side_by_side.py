@@ -311,3 +311,35 @@ def test_no_more_compute_at_a_time_than_there_are_cores(monkeypatch: pytest.Monk
     lockstep.walk(range(8), program, lambda call, name, values: met.append(name) or values)
     assert most <= 2
     assert met == [f"tap{step}" for step in range(5)]
+
+
+def test_who_took_longest_is_first_after_a_tap() -> None:
+    turns = lockstep._Turns(3, 1)
+    order: list[int] = []
+
+    def run(i: int, seconds: float) -> None:
+        with turns.of(i):
+            order.append(i)
+            time.sleep(seconds)
+
+    def together(*seconds: float) -> None:
+        threads = [threading.Thread(target=run, args=pair) for pair in enumerate(seconds)]
+        for thread in reversed(threads):
+            thread.start()
+        for thread in threads:
+            thread.join(SECONDS)
+
+    within(lambda: together(0.01, 0.02, 0.2))
+    assert order == [0, 1, 2], "in the order of the runs until something is known"
+    turns.begin()
+    within(lambda: together(0.3, 0.0, 0.0))
+    assert order[3:] == [2, 1, 0]
+    turns.begin()
+    within(lambda: together(0.0, 0.0, 0.0))
+    assert order[6:] == [0, 2, 1]
+
+
+def test_nobody_waits_for_a_run_that_failed_before_its_turn() -> None:
+    turns = lockstep._Turns(2, 1)
+    turns.disorder()
+    within(lambda: turns.take(1))
