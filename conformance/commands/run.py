@@ -35,6 +35,7 @@ from conformance.report import text as report
 from conformance.report.conclusion import concluded
 from conformance.report.result import Result
 from conformance.report.terms import Work, work
+from conformance.sweep import heap
 from conformance.sweep.card import left_beside, side_by_side
 from conformance.sweep.client import reach
 from conformance.sweep.engine import Engine
@@ -151,6 +152,8 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
         return
     engine = _engine(request, len(asked.every))  # of a share too: a product's bits follow from its threads
     if engine.here(asked.every):
+        if not any(target.streamed or has_device(target.backend) for target in asked.targets):
+            heap.keep()
         _judged_here(request, asked, so_far, reporter)
         return
     targets = tuple(target.name for target in asked.targets)

@@ -30,6 +30,7 @@ from conformance.peers.find import BUILT_IN, alone, broken, create, other_type
 from conformance.peers.guard import PACKAGE, PeerError, call, warnings_kept
 from conformance.peers.protocol import Peer, give_time, optional
 from conformance.report.terms import Terms, Work, work
+from conformance.sweep import heap
 from conformance.sweep import record as records
 from conformance.sweep.alike import refuse_other_device, refuse_other_peers, refuse_other_weights
 from conformance.sweep.card import bytes_of_weights
@@ -115,6 +116,8 @@ def _start(question: Question) -> _Worker:
         refuse_other_peers(terms)
         refuse_other_device(terms, backend)
     targets, beside = _targets(question, backend)
+    if not any(target.streamed or has_device(target.backend) for target in targets):
+        heap.keep()
     if question.marks:
         refuse_other_weights(targets, question.marks)
     return _Worker(question, work(terms, targets), beside, shared=Along() if question.shares else None)
