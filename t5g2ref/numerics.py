@@ -30,7 +30,7 @@ T = TypeVar("T")
 FEWEST = 32  # queries of a block that another thread might take
 
 AT_ONCE = 1 << 26  # numbers of a weight that are widened at a time; the table of the released models has more
-TILE = 4096  # rows of a weight that a part is a multiple of
+TILE = 4096  # rows of a weight that a part is a multiple of; on a CPU as many, which stay in its cache
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Numerics:
 
     def _widened(self, rows: Array, weight: Array, bias: Array | None) -> Array:
         """`columns` of a weight that is kept narrower, in parts, so that no large one is ever wide as a whole."""
-        size = max(TILE, AT_ONCE // weight.shape[1] // TILE * TILE)
+        size = TILE if self.in_cache else max(TILE, AT_ONCE // weight.shape[1] // TILE * TILE)
         parts = [slice(first, first + size) for first in range(0, weight.shape[0], size)]
         ys = [self.columns(rows, weight[part], None if bias is None else bias[part]) for part in parts]
         return ys[0] if len(ys) == 1 else self.join(ys, 1)

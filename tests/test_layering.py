@@ -80,8 +80,8 @@ conformance/report: document conclusion
 conformance/report: document_write explained junit badge | text | files
 conformance/report/html: commands masks depth | comparisons | causes | markdown | view | page | __init__
 conformance/report: __init__
-conformance/sweep: task share client whole room lent heap | pool header record forecast | remote alike kept card | cluster
-conformance/sweep: engine
+conformance/sweep: task share client whole room lent heap | pool header record forecast | remote alike kept card
+conformance/sweep: cluster | engine
 conformance/sweep: workers keeping merging | so_far | __init__
 conformance/selftest: faulty_peer legal preparing_peer | speaking_peer black_box false_alarms | trial
 conformance/selftest: diagnoses matrix workers | __init__

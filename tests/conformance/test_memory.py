@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from dumping import case_of
 from dumping import tiny as bundled_tiny
-from helpers import normal, same_bits
+from helpers import close, normal, same_bits
 
 from conformance.cases.case import Case
 from conformance.cases.plan import plan_of, shape_of, sizes
@@ -88,7 +88,9 @@ def test_the_bound_of_a_layer_holds_few_arrays() -> None:
     u, single = nx.u, 2.0**-24
     y, size = rows @ weight.T, np.abs(rows) @ np.abs(weight).T
     expected = u * (1 + u) * np.abs(y) + u * np.abs(y + bias) + (16 + 4) * single * (size + np.abs(bias))
-    same_bits(found, expected)
+    # It is formed in float32: never less than it should be, and more by what that may lose.
+    assert (found >= expected).all()
+    close(found, expected, rtol=4 * u)
 
 
 def test_a_weight_is_drawn_in_parts_and_is_the_same(tiny: Target, monkeypatch: pytest.MonkeyPatch) -> None:
