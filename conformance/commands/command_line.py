@@ -128,7 +128,8 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.timeout(target)
     usual = "one a core for bundled checkpoints; else, and on a GPU, one, since every comparison takes memory"
     shared.jobs(
-        target, f"{usual}; all share one copy of the weights; several on one GPU run side by side by NVIDIA's MPS"
+        target,
+        f"{usual}; they share one copy of the weights, if not streamed; several on one GPU run side by side by NVIDIA's MPS",
     )
     shared.cluster(target)
     shared.shares(target)

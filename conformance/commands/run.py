@@ -56,12 +56,17 @@ WORTH = 40  # comparisons, from which on processes pay
 
 def run(options: argparse.Namespace) -> int:
     """Judge as the options say; returns the verdict's exit status."""
-    return judge_peers(of_run(options))
+    return judge_peers(of_run(options), own_process=True)
 
 
-def judge_peers(request: Request) -> int:
-    """Judge the peers on their checkpoints and cases, and report; returns the verdict's exit status."""
+def judge_peers(request: Request, *, own_process: bool = False) -> int:
+    """Judge the peers on their checkpoints and cases, and report; returns the verdict's exit status.
+
+    `own_process`: this process is there for nothing else, and may be set up for it.
+    """
     made = _began(request)
+    if own_process and not any(target.streamed or has_device(target.backend) for target in made.work.targets):
+        heap.keep()
     with made.so_far:
         _make(request, made)
         result = _result(request, made)
@@ -152,8 +157,6 @@ def _judged(request: Request, asked: Work, so_far: SoFar, reporter: Reporter) ->
         return
     engine = _engine(request, len(asked.every))  # of a share too: a product's bits follow from its threads
     if engine.here(asked.every):
-        if not any(target.streamed or has_device(target.backend) for target in asked.targets):
-            heap.keep()
         _judged_here(request, asked, so_far, reporter)
         return
     targets = tuple(target.name for target in asked.targets)

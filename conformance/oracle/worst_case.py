@@ -75,20 +75,27 @@ class Ceiling(Numerics):
         return self.xp.matmul(self.xp.abs(a), self.xp.abs(b))
 
     def columns(self, rows: Array, weight: Array, bias: Array | None) -> Array:
-        """In float32, which takes half the time and holds what a peer shows and its weights have. What its own sums may
-        lose of y and of the terms' sizes is in the bound: `loss` of the sizes."""
-        abs_, terms, single = self.xp.abs, rows.shape[-1], np.dtype(np.float32)
-        rows, w = rows.astype(single, copy=False), weight.astype(single, copy=False).T
-        y, size = self.backend.product(rows, w, single), self.backend.product(abs_(rows), abs_(w), single)
-        loss = (terms + LOOSE) * SINGLE
+        """On a CPU in float32, which takes half the time and holds what a peer shows and its weights have. What its own
+        sums may lose of y and of the terms' sizes is in the bound; where they overflow it is formed in float64."""
+        if self.in_cache:
+            loss = (rows.shape[-1] + LOOSE) * SINGLE
+            with np.errstate(over="ignore", invalid="ignore"):
+                bound = self._bound(rows, weight, bias, np.dtype(np.float32), (1 + 2 * loss) * (1 + 3 * self.u))
+            if np.isfinite(bound).all():
+                return bound.astype(np.float64) * (1 + 2 * LOOSE * SINGLE)
+        return self._bound(rows, weight, bias, np.dtype(np.float64), 1.0)
+
+    def _bound(self, rows: Array, weight: Array, bias: Array | None, kind: np.dtype[Any], slack: float) -> Array:
+        """`columns`, formed in this type; with so many times what sums in float32 may lose."""
+        abs_, rows, w = self.xp.abs, rows.astype(kind, copy=False), weight.astype(kind, copy=False).T
+        y, size = self.backend.product(rows, w, kind), self.backend.product(abs_(rows), abs_(w), kind)
         first = 0.0
         if bias is not None:
             first = self.u * (1 + self.u) * abs_(y)  # a GPU library may round the product before it adds the bias
-            y += bias.astype(single, copy=False)
-            size += abs_(bias.astype(single, copy=False))
-        size *= loss * (1 + 2 * loss) * (1 + 3 * self.u)  # in place: of a picture each of these is 68 MiB
-        bound = first + self.u * abs_(y) + size
-        return bound.astype(np.float64) * (1 + 2 * LOOSE * SINGLE)
+            y += bias.astype(kind, copy=False)
+            size += abs_(bias.astype(kind, copy=False))
+        size *= (rows.shape[-1] + LOOSE) * SINGLE * slack  # in place: of a picture each is 135 MiB in float64
+        return first + self.u * abs_(y) + size
 
 
 def ceiling(backend: Backend, dtype: DType) -> Ceiling:

@@ -66,6 +66,7 @@ def _done(workers: Sequence[Worker], waiting: Waiting) -> Iterator[tuple[Any, An
                     worker.finished()
                     continue
                 worker.start()
+                waiting.died(worker.index)
                 if waiting.again(number):
                     worker.give(number, job)
                     continue
@@ -91,7 +92,7 @@ class Worker:
     pipe: Connection
 
     def __init__(self, index: int, processes: int, folder: str, state: State, *, daemon: bool = False) -> None:
-        self._index, self._given, self._daemon = index, (index, processes, folder, *state), daemon
+        self.index, self._given, self._daemon = index, (index, processes, folder, *state), daemon
         self.number: int | None = None
         self.job: Any = None
         self._closed = False
@@ -124,7 +125,8 @@ class Worker:
         if self.number is None and self.is_dead and not self._closed:  # it died while it waited for room
             self.end()
             self.start()
-        found = waiting.next(self._index)
+            waiting.died(self.index)
+        found = waiting.next(self.index)
         if self.number == LAST:
             self.finished()
         self.number, self.job = None, None

@@ -99,6 +99,10 @@ class Waiting:
         """A job is in nobody's hand any more."""
         self._taken.pop(number, None)
 
+    def died(self, process: Hashable) -> None:
+        """A process ended: it keeps nothing."""
+        self._kept.pop(process, None)
+
     def back(self, number: int, job: Any) -> None:
         """A job that nobody has begun."""
         self.released(number)

@@ -91,6 +91,14 @@ def test_what_others_keep_leaves_less_room() -> None:
     assert waiting.next(0) == (2, "c3"), "instead of what it kept"
 
 
+def test_a_process_that_died_keeps_nothing() -> None:
+    waiting = Waiting(["a1", "b2", "c3"], Task(_folder, (), _raising, takes=_size, holds=lambda _: 4, room=13))
+    assert [waiting.next(process) for process in (0, 1, 2)] == [(0, "a1"), (1, "b2"), None]
+    waiting.released(0)
+    waiting.died(0)
+    assert waiting.next(2) == (2, "c3")
+
+
 def test_a_job_that_is_given_back_takes_no_room() -> None:
     waiting = Waiting(["a8", "b8"], Task(_folder, (), _raising, takes=_size, room=10))
     first = waiting.next(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import normal, rounded
+from helpers import close, normal, rounded
 
 from conformance.cases import catalogue as cases
 from conformance.checkpoints import resolve
@@ -151,3 +151,12 @@ def test_one_element_off_by_two_steps_of_the_type_is_proof(half: DType) -> None:
     wrong[2, 3] += 2 * step
     error = np.abs(wrong - (x.astype(np.float64) + y))
     assert np.argwhere(error > ceiling(NUMPY, half).add(x.astype(np.float64), y)).tolist() == [[2, 3]]
+
+
+def test_a_bound_beyond_float32_is_formed_in_float64() -> None:
+    """Finite rows of a broken peer may be: an infinite bound would let anything pass."""
+    rows, weight = np.full((2, 64), 3e37), np.full((5, 64), 2.0, np.float32)
+    nx = ceiling(NUMPY, "bfloat16")
+    found = nx.linear(rows, weight)
+    size = 64 * 3e37 * 2
+    close(found, np.full((2, 5), nx.u * size + (64 + 4) * 2.0**-24 * size), rtol=1e-12)
