@@ -127,10 +127,8 @@ def _run_options(target: argparse.ArgumentParser) -> None:
     shared.backend(target)
     shared.timeout(target)
     usual = "one a core for bundled checkpoints; else, and on a GPU, one, since every comparison takes memory"
-    shared.jobs(
-        target,
-        f"{usual}; they share one copy of the weights, if not streamed; several on one GPU run side by side by NVIDIA's MPS",
-    )
+    sharing = "they share one copy of the weights, if not streamed"
+    shared.jobs(target, f"{usual}; {sharing}; several on one GPU run side by side by NVIDIA's MPS")
     shared.cluster(target)
     shared.shares(target)
     shared.stream(target)
