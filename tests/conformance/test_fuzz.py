@@ -81,6 +81,25 @@ def test_it_ends_its_workers_when_it_is_asked_to_end(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("fuzz-*"))
 
 
+def test_what_is_still_written_does_not_keep_the_folder() -> None:
+    body = """
+import tempfile, threading
+place = tempfile.TemporaryDirectory(prefix="fuzz-")
+root, late = Path(place.name), iter(range(400))
+def write():
+    for number in late:  # a folder that fills while it is emptied
+        (root / "e" / str(number % 7)).mkdir(parents=True, exist_ok=True)
+        time.sleep(0.001)
+writer = threading.Thread(target=write)
+writer.start()
+campaign.remove(place)
+writer.join()
+place.cleanup()
+assert not root.exists()
+"""
+    ran(body)
+
+
 IN_A_WORKPLACE = """
 import os, sys, time
 sys.path[:0] = [{tools!r}, {root!r}]

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from random import Random
 from fuzzing.tries import FOUND, Kind, Limits, Outcome, attempt
 
 PORTION = 20  # tries that a worker takes at a time
+PATIENCE = 15.0  # seconds: more than a try may have
 ALONE = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -104,10 +106,26 @@ def run(
 @contextmanager
 def workplace_in(pool: ProcessPoolExecutor, names: list[str]) -> Iterator[Path]:
     """A workplace whose sound files a worker writes: so the process that leads needs none of the readers."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        root = Path(name).resolve()
+    place = tempfile.TemporaryDirectory(prefix="fuzz-")
+    try:
+        root = Path(place.name).resolve()
         pool.submit(_bases, names, root).result()
         yield root
+    finally:
+        remove(place)
+
+
+def remove(place: tempfile.TemporaryDirectory[str]) -> None:
+    """Delete it. Where a campaign is told to end, a try that is under way may still write there for its own seconds."""
+    last = time.monotonic() + PATIENCE
+    while True:
+        try:
+            place.cleanup()
+            return
+        except OSError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(0.1)
 
 
 def _bases(names: list[str], root: Path) -> None:
