@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,19 @@ _CONTAINER = (
 def has_device(backend: Backend) -> bool:
     """Whether the backend's arrays lie on a device."""
     return hasattr(backend.xp, "cuda")
+
+
+def has_kernels(xp: Any) -> bool:
+    """Whether the array library compiles kernels."""
+    return hasattr(xp, "RawModule")
+
+
+@cache
+def kernels(xp: Any, device: int, package: str, name: str, constants: str = "") -> Any:
+    """The kernels of a package's file, behind a line of constants, compiled once for a device."""
+    code = files(package).joinpath(name).read_text(encoding="utf-8")
+    with xp.cuda.Device(device):
+        return xp.RawModule(code=constants + code, options=("--std=c++17",))
 
 
 def on_device(value: Array) -> bool:

@@ -2,10 +2,11 @@
 // array operations did.
 //
 // Row 0 is the truth, row 1 the peer, then the controls and the patterns, each (tokens, features) in a type of its own.
-// An error is row − truth; scaled, it is in units of the bound. Everything is float64.
+// An error is row − truth; scaled, it is in units of the bound. Everything is float64. ROWS, ERRORS and THREADS stand in
+// sums_at_once.py, which puts them in front.
 
 typedef long long i64;
-const int TILE = 128, THREADS = 256, ROWS = 16, ERRORS = 8;
+const int TILE = THREADS / 2;
 
 // Element i of an array of double, float, bfloat16 or float16: types 0 to 3.
 __device__ inline double element(const void* at, int type, i64 i) {

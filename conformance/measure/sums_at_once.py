@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
+from conformance.arrays import has_kernels, kernels
 from t5g2ref.dtypes import HALF
 
 Array = Any
-ROWS, ERRORS = 16, 8  # of sums.cu: how many arrays it takes, and how many of them may have errors of their own
+ROWS, ERRORS = 16, 8  # how many arrays sums.cu has parameters for, and how many warps for errors of their own
 TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(HALF["bfloat16"]): 2, np.dtype(HALF["float16"]): 3}
 THREADS, PIECE = 256, 8192  # of a block, and the elements of a token that one takes
 MOST_UNITS = 65_535  # of a grid's second axis
+CONSTANTS = f"const int ROWS = {ROWS}, ERRORS = {ERRORS}, THREADS = {THREADS};\n"  # of sums.cu
 
 
 def takes(xp: Any, rows: Sequence[Array], limit: Array | None, errors: int, parts: int) -> bool:
@@ -24,7 +24,7 @@ def takes(xp: Any, rows: Sequence[Array], limit: Array | None, errors: int, part
     known = all(array.dtype in TYPES for array in arrays)
     units = max(1, parts) * _pieces(rows[0].shape[1] // max(1, parts))
     return (
-        hasattr(xp, "RawModule")
+        has_kernels(xp)
         and known
         and len(rows) <= ROWS
         and errors <= ERRORS
@@ -43,11 +43,12 @@ def sums(xp: Any, rows: Sequence[Array], limit: Array | None, errors: int, parts
     bound = 0 if limit is None else xp.ascontiguousarray(limit)
     types = sum(TYPES[row.dtype] << 2 * i for i, row in enumerate(rows))
     types |= 0 if limit is None else TYPES[limit.dtype] << 2 * ROWS
-    units, kernels = max(1, parts) * pieces, module(xp, int(xp.cuda.runtime.getDevice()))
+    units, device = max(1, parts) * pieces, int(xp.cuda.runtime.getDevice())
+    of = kernels(xp, device, __package__, "sums.cu", CONSTANTS)
     partial = xp.empty((units, 1 + 5 * errors + pairs, tokens))
     shape = (np.int32(len(rows)), np.int32(errors), np.int32(pairs), np.int64(tokens))
     length = -(-of_part // pieces)
-    kernels.get_function("token_sums")(
+    of.get_function("token_sums")(
         (tokens, units),
         (THREADS,),
         (
@@ -65,7 +66,7 @@ def sums(xp: Any, rows: Sequence[Array], limit: Array | None, errors: int, parts
         ),
     )
     out = xp.empty((1 + 5 * errors + others * others * parts, tokens))
-    kernels.get_function("token_totals")(
+    of.get_function("token_totals")(
         (-(-out.size // THREADS),),
         (THREADS,),
         (partial, *shape, np.int32(max(1, parts)), np.int32(pieces), np.int64(out.size), out),
@@ -75,10 +76,3 @@ def sums(xp: Any, rows: Sequence[Array], limit: Array | None, errors: int, parts
 
 def _pieces(features: int) -> int:
     return max(1, -(-features // PIECE))
-
-
-@cache
-def module(xp: Any, device: int) -> Any:
-    """The kernels, compiled for one device."""
-    with xp.cuda.Device(device):
-        return xp.RawModule(code=files("conformance.measure").joinpath("sums.cu").read_text(encoding="utf-8"))

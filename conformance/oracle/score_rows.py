@@ -6,20 +6,15 @@ returns None where no kernel is for the call: the formula is the definition.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from conformance.arrays import has_kernels, kernels
+
 Array = Any
 THREADS = 256
-
-
-def has_kernels(xp: Any) -> bool:
-    """Whether the array library is a device's."""
-    return hasattr(xp, "RawModule")
 
 
 def narrow_softmax(
@@ -75,14 +70,6 @@ def _made(xp: Any, name: str, arrays: tuple[Array, ...], rows: tuple[Any, ...], 
     out = xp.empty(products.shape, np.float64)
     dense = [xp.ascontiguousarray(array) for array in arrays]
     exact = [x if isinstance(x, np.integer) else np.float64(x) for x in numbers]
-    kernel = module(xp, int(xp.cuda.runtime.getDevice())).get_function(name)
+    kernel = kernels(xp, int(xp.cuda.runtime.getDevice()), __package__, "score_rows.cu").get_function(name)
     kernel((prod(products.shape[:-1]),), (THREADS,), (*dense, mask, *map(np.int64, counts), *exact, out))
     return out
-
-
-@cache
-def module(xp: Any, device: int) -> Any:
-    """The kernels, compiled for one device."""
-    code = files("conformance.oracle").joinpath("score_rows.cu").read_text(encoding="utf-8")
-    with xp.cuda.Device(device):
-        return xp.RawModule(code=code, options=("--std=c++17",))

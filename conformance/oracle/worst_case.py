@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.arrays import has_kernels
 from conformance.oracle import score_rows
 from conformance.oracle.angles import roundoffs
 from t5g2ref import activation, ops, rope
@@ -188,7 +189,7 @@ def _weights(
     xp, true, kt = nx.xp, _true(nx), k.swapaxes(-1, -2)
     by_score, by_size = (2 if cap is None else 5) * nx.u, (q.shape[-1] + 3 * LOOSE) * SINGLE
     of_sums = (3 * k.shape[2] + 4 * EXP + LOOSE) * SINGLE
-    if score_rows.has_kernels(xp):
+    if has_kernels(xp):
         products, sizes = (s.reshape(grouped) for s in (xp.matmul(q, kt), xp.matmul(xp.abs(q), xp.abs(kt))))
         off = (by_score, by_size, 2 * nx.u + of_sums, SMALLEST[nx.half])
         if (made := score_rows.weights_bound(xp, products, sizes, scale, cap, allowed, off)) is not None:

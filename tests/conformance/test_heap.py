@@ -6,12 +6,15 @@ import ctypes
 import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from conformance.commands import run
 from conformance.sweep import heap
+from t5g2ref.backend import NUMPY
 
 GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 FAULTS = """
@@ -58,3 +61,20 @@ def test_what_a_user_has_set_stays(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_another_c_library_is_left_alone(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     assert not heap.keep()
+
+
+@pytest.mark.parametrize(
+    ("own_process", "streamed", "kept"), [(True, False, 1), (False, False, 0), (True, True, 0)], ids=str
+)
+def test_a_program_that_calls_the_suite_is_left_alone(
+    own_process: bool, streamed: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    work = SimpleNamespace(targets=[SimpleNamespace(streamed=streamed, backend=NUMPY)])
+    made = SimpleNamespace(work=work, so_far=nullcontext(), interrupted=False)
+    for name, answer in (("_began", made), ("_make", None), ("_result", None), ("reported", 0)):
+        monkeypatch.setattr(run, name, lambda *_, answer=answer, **__: answer)
+    monkeypatch.setattr(heap, "keep", lambda: told.append(None))
+    request: Any = SimpleNamespace(share=None, outputs={}, detail=False)
+    assert run.judge_peers(request, own_process=own_process) == 0
+    assert len(told) == kept

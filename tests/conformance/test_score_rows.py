@@ -98,7 +98,7 @@ def test_the_bound_of_weights(
         return weights_bound(DEVICE, *how)
 
     weights_bound = score_rows.weights_bound
-    monkeypatch.setattr(score_rows, "has_kernels", lambda xp: True)
+    monkeypatch.setattr(worst_case, "has_kernels", lambda xp: True)
     monkeypatch.setattr(score_rows, "weights_bound", kernel)
     found = one.defined(worst_case._weights, nx, cap)
     assert len(asked) == 1

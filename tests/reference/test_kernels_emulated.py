@@ -137,3 +137,9 @@ def test_running_sums_are_taken_in_order(
     b = b.swapaxes(1, 2) if transposed else b
     same_bits(np.asarray(fused.running(a.view(Memory), b.view(Memory))), NUMPY.running(a, b))
     assert names == ["running_few" if rows <= 16 else "running"]
+
+
+def test_a_twin_asks_for_no_more_steps_than_its_kernel_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused, _, _ = installed(monkeypatch)
+    code = files("t5g2ref.backend.cuda").joinpath("kernels.cu").read_text(encoding="utf-8")
+    assert f"const int MOST_STEPS = {fused.MOST_STEPS};" in code
