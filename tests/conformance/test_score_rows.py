@@ -69,7 +69,7 @@ def test_a_narrow_softmax(keys: int, masked: str, cap: float | None, half: str) 
     assert found is not None
     # Both round what float64 has; a sum in another order, a hair from a tie, may move a row by an ulp.
     close(found, expected, rtol=2.0 ** (-7 if half == "bfloat16" else -10), atol=2.0**-24)
-    assert (found != expected).any(axis=-1).mean() <= 0.1
+    assert (found != expected).any(axis=-1).mean() <= 0.02
 
 
 @CALLS
